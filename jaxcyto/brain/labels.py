@@ -1,0 +1,81 @@
+"""One whole number for each vertex of a surface: area labels in the formats of the field."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from nibabel.freesurfer.io import read_annot
+from nibabel.freesurfer.mghformat import MGHImage
+
+from jaxcyto.brain.surface_files import load_bytes, load_gifti, xml_root
+from jaxcyto.errors import InputError
+
+
+def read_labels(path: str | os.PathLike, num_vertices: int) -> np.ndarray:
+    """Labels int32 [num_vertices] from GIFTI label or shape, FreeSurfer .annot or .mgz, or text.
+
+    The format is told from the content. An .annot gives the index into its own table of areas
+    (-1 where it names none); text holds one whole number a line.
+
+    Raises:
+        InputError: not such a file, a number that is not whole, or another number of vertices.
+    """
+    path = Path(path)
+    data = load_bytes(path)
+    if xml_root(data) == b"GIFTI":
+        arrays = [array.data for array in load_gifti(path, data).darrays]
+        arrays = [array for array in arrays if array is not None and array.ndim == 1]
+        if len(arrays) != 1:
+            raise InputError(f"{path}: {len(arrays)} maps in the GIFTI file; one map is needed")
+        values = arrays[0]
+    elif data[:4] == b"\0\0\0\1" and len(data) > 284:
+        values = _mgh(path, data)
+    elif re.fullmatch(rb"[\s\d.eE+-]*\d[\s\d.eE+-]*", data):
+        try:
+            values = np.array(data.split(), "S").astype(np.float64)
+        except ValueError as error:
+            raise InputError(f"{path}: not one whole number a line: {error}") from None
+    else:
+        values = _annot(path, data, num_vertices)
+    if len(values) != num_vertices:
+        raise InputError(
+            f"{path}: {len(values)} labels, but the surface has {num_vertices} vertices; "
+            "labels belong to one surface: take the file made for this one"
+        )
+    if not (np.isfinite(values) & (np.abs(values) < 2**31)).all() or (values % 1 != 0).any():
+        raise InputError(f"{path}: holds values that are not whole numbers; not area labels")
+    return values.astype(np.int32)
+
+
+def _mgh(path: Path, data: bytes) -> np.ndarray:
+    shape = np.frombuffer(data[4:20], ">i4").astype(np.int64)
+    if (shape < 1).any() or np.prod(shape.astype(float)) > len(data):
+        raise InputError(f"{path}: an MGH file whose header counts more than the file holds")
+    try:
+        return np.asarray(MGHImage.from_bytes(data).dataobj).ravel()
+    except Exception as error:
+        raise InputError(f"{path}: not a readable MGH file: {error}") from None
+
+
+def _annot(path: Path, data: bytes, num_vertices: int) -> np.ndarray:
+    """FreeSurfer's annotation: a big-endian count, then (vertex, colour code) pairs, then names."""
+    count = int.from_bytes(data[:4], signed=True)
+    if not 0 < count <= (len(data) - 4) // 8 or count > 1 << 27:
+        raise InputError(
+            f"{path}: not labels in a known format; known are GIFTI, FreeSurfer .annot and .mgz, "
+            "and text with one whole number a line"
+        )
+    if count != num_vertices:
+        return np.zeros(count)  # the caller says so
+    vertices = np.frombuffer(data, ">i4", 2 * count, 4)[::2]
+    if not np.array_equal(np.sort(vertices), np.arange(count)):
+        raise InputError(f"{path}: an .annot that does not name every vertex once")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "labels.annot"
+        file.write_bytes(data)
+        try:
+            return read_annot(str(file))[0]
+        except Exception as error:
+            raise InputError(f"{path}: not a readable .annot file: {error}") from None

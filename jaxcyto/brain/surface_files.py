@@ -1,0 +1,195 @@
+"""Surface files as bytes -> vertices and triangles; the format is told from the content.
+
+GIFTI and FreeSurfer binary through nibabel, MNI text .obj by `mni_obj.py`, the rest through meshio.
+Counts in a header are compared with the size of the file before anything is allocated by them.
+"""
+
+import base64
+import binascii
+import contextlib
+import gzip
+import io
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import meshio
+import numpy as np
+from nibabel.freesurfer.io import read_geometry
+from nibabel.gifti.gifti import GiftiImage
+
+from jaxcyto.brain.mni_obj import parse_mni_obj
+from jaxcyto.errors import InputError
+
+MAX_BYTES = 1 << 30  # a mesh of 10 million vertices as text stays below this
+# What the first bytes look like in the formats that meshio reads and that have a signature.
+MESHIO_SIGNATURES = (
+    (rb"# vtk DataFile", "vtk"),
+    (rb"ply\s", "ply"),
+    (rb"(#[^\n]*\n|\s)*OFF\s", "off"),
+    (rb"\s*solid\b", "stl"),
+    (rb"\$MeshFormat", "gmsh"),
+    (rb"(#[^\n]*\n|\s)*MeshVersionFormatted", "medit"),
+    (rb"(\*\*[^\n]*\n|\s)*\*(HEADING|NODE|PART)\b(?i)".replace(b"(?i)", b""), "abaqus"),
+    (rb"(#[^\n]*\n|\s)*mesh3d", "netgen"),
+    (rb"(%[^\n]*\n|\s)*NDIME\s*=", "su2"),
+    (rb"(#[^\n]*\n|\s)*(TITLE|VARIABLES)\s*=", "tecplot"),
+    (rb"(\$[^\n]*\n|\s)*(SOL|CEND|BEGIN BULK|GRID)\b", "nastran"),
+    (rb"\s*TIN\b", "wkt"),
+    (rb"(#[^\n]*\n|\s)*((mtllib|usemtl|o|g|s|vn|vt)\s[^\n]*\n|\s)*v\s", "obj"),
+)
+XML_ROOTS = {b"VTKFile": "vtu", b"Xdmf": "xdmf", b"dolfin": "dolfin-xml"}
+
+Parsed = tuple[np.ndarray, np.ndarray, list[str]]
+
+
+def load_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a file, gunzipped if it is gzipped.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or holds more than `limit` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+        if data[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                data = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not data:
+        raise InputError(f"{path}: the file is empty")
+    if len(data) > limit:
+        raise InputError(f"{path}: over {limit >> 20} MiB; not a file of this kind")
+    return data
+
+
+def parse_surface(path: Path, data: bytes) -> Parsed:
+    """Vertices [V, 3], faces [F, 3] (as stored, not yet checked) and remarks for the user."""
+    if data[:3] in (b"\xff\xff\xfe", b"\xff\xff\xff", b"\xff\xff\xfd"):
+        return *_freesurfer(path, data), []
+    root = xml_root(data)
+    if root == b"GIFTI":
+        return _gifti(path, data)
+    if re.match(rb"[Pp][\s\0-\x7f]", data) and not data.startswith(b"ply"):
+        return *parse_mni_obj(path, data), []
+    return *_through_meshio(path, data, _meshio_format(path, data, root)), []
+
+
+def xml_root(data: bytes) -> bytes | None:
+    """The name of the root element, None if this is not XML."""
+    head = data[:65536].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head.startswith(b"<"):
+        return None
+    # Declarations, comments and a document type may come before the root.
+    found = re.search(rb"<([A-Za-z_][\w.-]*)", re.sub(rb"<!--.*?-->", b"", head, flags=re.S))
+    return found[1] if found else None
+
+
+def load_gifti(path: Path, data: bytes) -> GiftiImage:
+    """Parses GIFTI with nibabel, once no array unpacks to more than `MAX_BYTES`."""
+    left = MAX_BYTES
+    for block in re.findall(rb"<Data>([^<]*)</Data>", data):
+        with contextlib.suppress(binascii.Error, zlib.error):
+            left -= len(zlib.decompressobj().decompress(base64.b64decode(block), left + 1))
+        if left < 0:
+            raise InputError(f"{path}: its arrays unpack to over {MAX_BYTES >> 20} MiB")
+    try:
+        return GiftiImage.from_bytes(data)
+    except Exception as error:  # nibabel raises what its XML and array parts happen to raise
+        raise InputError(f"{path}: not a readable GIFTI file: {error}") from None
+
+
+def _gifti(path: Path, data: bytes) -> Parsed:
+    image = load_gifti(path, data)
+    arrays = {}
+    for intent, name in ((1008, "vertices (POINTSET)"), (1009, "triangles (TRIANGLE)")):
+        found = [array for array in image.darrays if array.intent == intent]
+        if len(found) != 1:
+            raise InputError(f"{path}: a GIFTI surface has one array of {name}, not {len(found)}")
+        arrays[intent] = found[0]
+    notes = []
+    system = arrays[1008].coordsys
+    if system is not None and not np.array_equal(system.xform, np.eye(4)):
+        notes.append("its coordinate transform is not applied; coordinates are used as stored")
+    return arrays[1008].data, arrays[1009].data, notes
+
+
+def _freesurfer(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    if data[:3] == b"\xff\xff\xfe":  # triangles: two lines of text, then two counts
+        counts = data.split(b"\n", 2)[-1][:8]
+        vertices, faces = np.frombuffer(counts, ">i4") if len(counts) == 8 else (-1, -1)
+        size = 12 * (int(vertices) + int(faces))
+    else:  # quadrangles: 3-byte counts, int16 or float32 coordinates, 3-byte indices
+        vertices, faces = (int.from_bytes(data[i : i + 3]) for i in (3, 6))
+        size = (6 if data[2] == 0xFF else 12) * vertices + 12 * faces
+    if vertices < 0 or faces < 0 or size > len(data):
+        raise InputError(
+            f"{path}: a FreeSurfer surface of {vertices} vertices and {faces} faces by its "
+            f"header, which do not fit in {len(data)} bytes; the file is truncated or damaged"
+        )
+    with _as_file(path, data) as file:
+        try:
+            vertices, faces = read_geometry(file)[:2]
+            return np.asarray(vertices), np.asarray(faces)
+        except Exception as error:
+            raise InputError(f"{path}: not a readable FreeSurfer surface: {error}") from None
+
+
+def _meshio_format(path: Path, data: bytes, root: bytes | None) -> str:
+    """The format by content; for formats without a signature, by the file's name."""
+    if root is not None:
+        if root in XML_ROOTS:
+            return XML_ROOTS[root]
+        raise InputError(f"{path}: XML with root <{root.decode()}>, which is no surface format")
+    head = data[:65536]
+    for pattern, name in MESHIO_SIGNATURES:
+        if re.match(pattern, head, re.IGNORECASE if name in ("abaqus", "nastran") else 0):
+            return name
+    if len(data) >= 84 and 84 + 50 * int.from_bytes(data[80:84], "little") == len(data):
+        return "stl"
+    name = path.name.removesuffix(".gz")
+    names = meshio.extension_to_filetypes.get(Path(name).suffix.lower(), [])
+    signed = {name for _, name in MESHIO_SIGNATURES}
+    for name in names:
+        if name not in signed:
+            return name
+    raise InputError(
+        f"{path}: not a surface in a known format; known are GIFTI, FreeSurfer binary, MNI text "
+        ".obj and what meshio reads (PLY, STL, OFF, Wavefront .obj, VTK, VTU, Gmsh, ...)"
+    )
+
+
+def _through_meshio(path: Path, data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    counts = re.findall(rb"(?:POINTS|POLYGONS|CELLS|OFF|element \w+)\s+(\d+)", data[:65536])
+    if any(int(count) > len(data) for count in counts):
+        raise InputError(f"{path}: its header counts more than its {len(data)} bytes can hold")
+    with _as_file(path, data) as file:
+        try:
+            # With the format named, no guess by the file's name; meshio may still exit.
+            mesh = meshio.read(file, file_format=name)
+        except (Exception, SystemExit) as error:
+            raise InputError(f"{path}: meshio cannot read it as {name}: {error}") from None
+    if not len(mesh.points):
+        raise InputError(f"{path}: meshio finds no vertices in it (read as {name})")
+    kinds = {block.type for block in mesh.cells if len(block.data)}
+    if kinds - {"triangle", "line", "vertex"}:
+        raise InputError(
+            f"{path}: has cells of kind {', '.join(sorted(kinds))} (read as {name}); only "
+            "triangles make a surface here: triangulate it first"
+        )
+    return mesh.points, mesh.cells_dict.get("triangle", np.zeros((0, 3), np.int32))
+
+
+@contextlib.contextmanager
+def _as_file(path: Path, data: bytes) -> Iterator[str]:
+    """A name under which the gunzipped content lies on disk."""
+    if path.stat().st_size == len(data):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name.removesuffix(".gz")
+        file.write_bytes(data)
+        yield str(file)

@@ -1,0 +1,182 @@
+"""Configuration: plain dataclasses, and the only place where a default lives.
+
+A config file (`configs/*.py`) defines `get_config() -> Config`. Every field can be overridden on
+the command line: `--config.optim.learning_rate=0.02`, `--config.loss.terms[1].weight=0`.
+"Paper" below is Spitzer et al., MICCAI 2018 (arXiv 1806.05104). What it leaves open is marked
+as an assumption.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from jaxcyto import losses
+
+FEATURES = 32  # width of the dense layer (paper, section 2)
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The network. The defaults are the paper's size; `small()` is the other one."""
+
+    stem_kernel: int = 5  # px; derived from the paper's counts
+    stem_stride: int = 4  # px
+    widths: tuple[int, ...] = (16, 32, 64, 64, 128, 128)  # channels of each block
+    features: int = FEATURES
+    dtype: str = "float32"  # of the convolutions: float32 or bfloat16; parameters stay float32
+
+
+def small() -> ModelConfig:
+    """The network for quickstart, tests and CPU experiments: 128 px at 16 um/px."""
+    return ModelConfig(stem_kernel=3, stem_stride=1, widths=(16, 32, 64, 64, 128))
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which pairs, read how. Paths are relative to the working directory."""
+
+    brains: tuple[str, ...] = ()  # folders with a brain.toml
+    pairs: str = "pairs.npz"  # file in each brain's folder, written by `jaxcyto pair`
+    patch_px: int = 1019  # paper, section 2
+    um_per_px: float = 2.0  # paper, section 2
+    batch_pairs: int = 32  # pairs in a global batch (assumption; at least 8: see BN in docs)
+    threads: int = 8  # readers
+    prefetch: int = 4  # batches read ahead
+    all_distances: bool = False  # add `all_distances` [2B, 2B] mm to each batch
+    absolute_x: bool = False  # |x| as target: mirrored hemispheres look alike
+
+
+@dataclasses.dataclass
+class AugmentConfig:
+    """On-device augmentation (all of it an assumption). Zero strength switches a part off."""
+
+    flip: bool = True  # up-down and left-right, each with probability 1/2
+    rotate: bool = True  # by a random multiple of 90 degrees
+    brightness: float = 0.1  # standard deviations of the input, uniform in +- this
+    contrast: float = 0.1  # relative, uniform in 1 +- this
+    blur_px: float = 0.0  # standard deviation of a blur, uniform in 0 ... this, at most 0.7
+    noise: float = 0.0  # standard deviation of white noise, in those of the input
+
+
+@dataclasses.dataclass
+class Term:
+    """A loss `function(outputs, batch) -> [B]` and its weight in the total."""
+
+    function: Callable[..., Any]
+    weight: float = 1.0
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """total = sum of weight * mean(term) + weight_decay * ||kernels||^2 (paper, section 2).
+
+    The weights 1, alpha = 10 and lambda = 0.001 are the paper's. The outer form (here l1), the
+    scaled units and decaying kernels only are assumptions.
+    """
+
+    terms: tuple[Term, ...] = dataclasses.field(
+        default_factory=lambda: (
+            Term(losses.distance_loss, 1.0),
+            Term(losses.coordinate_loss, 10.0),
+        )
+    )
+    weight_decay: float = 0.001
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    """SGD with Nesterov momentum 0.9 as in the first author's later tutorial (assumption)."""
+
+    # any optax optimizer; it is called with the learning rate
+    optimizer: Callable[..., optax.GradientTransformation] = dataclasses.field(
+        default=functools.partial(optax.sgd, momentum=0.9, nesterov=True)
+    )
+    learning_rate: float = 0.01  # peak
+    warmup_steps: int = 0
+    decay: str = "cosine"  # to zero at the last step, or "constant"
+    clip_norm: float | None = None  # global norm of the gradient
+
+
+@dataclasses.dataclass
+class Scales:
+    """Units of the outputs and the inputs, fitted once on training data.
+
+    Predicted distance is in units of `distance_mm`, the mean training distance; coordinates
+    are mapped to [-1, 1] on each axis by the training range (an assumption, after a later public
+    script of the paper's circle); the input is standardised.
+    """
+
+    distance_mm: float = 1.0
+    coordinate_low_mm: tuple[float, float, float] = (-1.0, -1.0, -1.0)
+    coordinate_high_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    distance_median_mm: float = 1.0  # of training pairs: the best constant prediction
+    coordinate_median_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    input_mean: float = 0.0  # grey value
+    input_std: float = 1.0
+
+
+@dataclasses.dataclass
+class Config:
+    """A run. `prepare(config)`, if given, makes the data once, before anything is read."""
+
+    seed: int = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    scales: Scales | None = None  # None: fitted on the training pairs
+    epochs: float = 50.0  # paper, section 2 (of its 10 % run)
+    steps: int | None = None  # overrides epochs
+    log_every: int = 50  # steps
+    eval_every: int = 1000  # steps
+    eval_pairs: int = 512  # validation pairs looked at each time; the test uses all
+    batch_stats_steps: int = 100  # batches for re-estimated BN statistics (assumption)
+    checkpoint_every: int = 1000  # steps
+    keep: int = 2  # newest checkpoints kept, beside the best
+    prepare: Callable[..., None] | None = None
+
+
+def to_json(value: Any) -> Any:
+    """A config as plain JSON values; functions become "module:name" (with partial's arguments)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: to_json(getattr(value, field.name)) for field in fields}
+    if isinstance(value, functools.partial):
+        return {"function": to_json(value.func), **to_json(value.keywords)}
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def scales_from_json(table: dict[str, Any]) -> Scales:
+    """The `scales` of a config.json."""
+    return Scales(**{key: tuple(v) if isinstance(v, list) else v for key, v in table.items()})
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Fields in which two `to_json` values differ, as "field: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted(old.keys() | new.keys())
+            for line in differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        ]
+    same = json.dumps(old) == json.dumps(new)
+    return [] if same else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def total_steps(config: Config, train_pairs: int) -> int:
+    """Steps of the whole run: `steps`, else `epochs` over the training pairs."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil(config.epochs * train_pairs / config.data.batch_pairs))

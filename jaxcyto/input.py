@@ -1,0 +1,275 @@
+"""Pairs of patches from brains on disk: a random-access source and its grain pipelines.
+
+Images stay uint8 up to the device. The order of pairs is a function of (seed, step) alone: not of
+threads, processes or workers, so that a run resumes by its step number.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxcyto.brain import manifest
+from jaxcyto.brain.pairs import load_pairs
+from jaxcyto.brain.sampling import Patches, load_patches
+from jaxcyto.brain.sections import Section, open_section
+from jaxcyto.config import DataConfig, Scales
+from jaxcyto.errors import InputError
+
+Batch = dict[str, Any]
+SCALE_PATCHES = 256  # patches read to fit the input's mean and standard deviation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairTable:
+    """The pairs of all brains of a config, numbered one after the other.
+
+    `first` and `second` [P] count patches over all brains; patch j of brain k has the number
+    `patch_start[k] + j`.
+    """
+
+    brains: tuple[manifest.Brain, ...]
+    patches: tuple[Patches, ...]
+    patch_start: np.ndarray  # [brains + 1]
+    first: np.ndarray  # [P]
+    second: np.ndarray  # [P]
+    distance_mm: np.ndarray  # float32 [P]
+    split: np.ndarray  # uint8 [P], index into manifest.SPLITS
+    coordinates_mm: np.ndarray  # float32 [patches, 3], as targets
+    all_distances_mm: tuple[np.ndarray, ...] | None  # one [N, N] a brain
+
+    def of_split(self, split: str) -> np.ndarray:
+        """Numbers of the pairs in a split, in order."""
+        return np.flatnonzero(self.split == manifest.SPLITS.index(split))
+
+    def locate(self, patch: int) -> tuple[int, int]:
+        """(brain, patch within the brain) of a patch number."""
+        brain = int(np.searchsorted(self.patch_start, patch, side="right")) - 1
+        return brain, int(patch - self.patch_start[brain])
+
+    def distances_mm(self, patches: np.ndarray) -> np.ndarray:
+        """Distances [N, N] mm between patches [N]; inf between hemispheres and brains."""
+        if self.all_distances_mm is None:
+            raise ValueError("the table was opened without all_distances")
+        block = np.full((len(patches), len(patches)), np.inf, np.float32)
+        brain = np.searchsorted(self.patch_start, patches, side="right") - 1
+        for k, matrix in enumerate(self.all_distances_mm):
+            rows = np.flatnonzero(brain == k)
+            local = patches[rows] - self.patch_start[k]
+            block[np.ix_(rows, rows)] = matrix[np.ix_(local, local)]
+        return block
+
+
+def open_pairs(config: DataConfig) -> PairTable:
+    """Reads brains, patches and pairs named by a config.
+
+    Raises:
+        InputError: a file is missing or damaged, or patches were sampled for another size.
+    """
+    if not config.brains:
+        raise InputError("data.brains is empty; give one or more folders with a brain.toml")
+    brains, patches, first, second, distance, split, matrices = [], [], [], [], [], [], []
+    start = [0]
+    for folder in config.brains:
+        brain = manifest.read_brain(folder)
+        pairs_path = brain.root / config.pairs
+        pairs = load_pairs(pairs_path)
+        sampled = load_patches(brain.root / pairs.patches_file)
+        for key, wanted in (("patch_px", config.patch_px), ("um_per_px", config.um_per_px)):
+            found = sampled.settings[key]
+            if not np.isclose(found, wanted):
+                raise InputError(
+                    f"{brain.root / pairs.patches_file}: sampled with {key} = {found:g}, but "
+                    f"data.{key} = {wanted:g}; sample again or change the config"
+                )
+        if sampled.section.size and sampled.section.max() >= len(brain.sections):
+            raise InputError(
+                f"{brain.root / pairs.patches_file}: names section row {sampled.section.max()}, "
+                f"but {brain.section_table} has {len(brain.sections)}; sample again"
+            )
+        if config.all_distances:
+            matrices.append(_open_matrix(brain.root / pairs.distances_file, len(sampled.section)))
+        brains.append(brain)
+        patches.append(sampled)
+        first.append(pairs.first.astype(np.int64) + start[-1])
+        second.append(pairs.second.astype(np.int64) + start[-1])
+        distance.append(pairs.distance_mm)
+        split.append(sampled.split[pairs.first])
+        start.append(start[-1] + len(sampled.section))
+    coordinates = np.concatenate([p.position_mm for p in patches]).astype(np.float32)
+    if config.absolute_x:
+        coordinates[:, 0] = np.abs(coordinates[:, 0])
+    return PairTable(
+        brains=tuple(brains),
+        patches=tuple(patches),
+        patch_start=np.array(start),
+        first=np.concatenate(first),
+        second=np.concatenate(second),
+        distance_mm=np.concatenate(distance).astype(np.float32),
+        split=np.concatenate(split),
+        coordinates_mm=coordinates,
+        all_distances_mm=tuple(matrices) if config.all_distances else None,
+    )
+
+
+def _open_matrix(path: Path, patches: int) -> np.ndarray:
+    remedy = "write it with `jaxcyto pair BRAIN --all-distances`, or set data.all_distances=False"
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no distances between all patches ({error}); {remedy}") from None
+    if matrix.shape != (patches, patches):
+        raise InputError(f"{path}: shape {matrix.shape}, but there are {patches} patches; {remedy}")
+    return matrix
+
+
+class PairSource:
+    """Random access: the number of a pair -> its patches and targets (`design`: pretext batch).
+
+    Sections are opened on first use and stay open; reading is thread-safe.
+    """
+
+    def __init__(self, table: PairTable, config: DataConfig):
+        self._table = table
+        self._patch_px = config.patch_px
+        self._um_per_px = config.um_per_px
+        self._sections: dict[tuple[int, int], Section] = {}
+
+    def __len__(self) -> int:
+        return len(self._table.first)
+
+    def __getitem__(self, index) -> Batch:
+        table = self._table
+        pair = table.first[index], table.second[index]
+        return {
+            "patches": np.stack([self.read_patch(patch) for patch in pair])[..., None],
+            "distance": table.distance_mm[index],
+            "coordinates": table.coordinates_mm[list(pair)],
+            "index": np.int32(index),
+            "valid": np.bool_(True),
+        }
+
+    def read_patch(self, patch: int) -> np.ndarray:
+        """The image of a patch number, uint8 [patch_px, patch_px]."""
+        k, j = self._table.locate(patch)
+        patches = self._table.patches[k]
+        row = int(patches.section[j])
+        try:
+            return self._section(k, row).read_centred(
+                self._um_per_px, *patches.center_px[j], self._patch_px, self._patch_px
+            )
+        except (InputError, OSError) as error:
+            name = self._table.brains[k].sections[row].name
+            raise InputError(f"section {name}, patch {j}: {error}") from error
+
+    def _section(self, brain: int, row: int) -> Section:
+        key = brain, row
+        if key not in self._sections:
+            entry = self._table.brains[brain].sections[row]
+            self._sections[key] = open_section(
+                entry.image, entry.pixel_um, self._table.brains[brain].background
+            )
+        return self._sections[key]
+
+
+def train_batches(
+    source: PairSource,
+    table: PairTable,
+    config: DataConfig,
+    seed: int,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.MapDataset:
+    """Endless shuffled batches, reshuffled each epoch; element k is the batch of step k.
+
+    Each process gets `batch_pairs / processes` pairs; the global batch is the same for any
+    number of processes.
+    """
+    size = config.batch_pairs
+    if size % processes:
+        raise InputError(f"data.batch_pairs = {size} must be divisible by {processes} processes")
+    pairs = table.of_split("train")
+    if len(pairs) < size:
+        raise InputError(
+            f"{len(pairs)} training pairs are fewer than data.batch_pairs = {size}; "
+            "make more pairs or smaller batches"
+        )
+    numbers = grain.MapDataset.source(pairs).seed(seed).shuffle().repeat()
+    items = numbers.map(source.__getitem__)[process::processes]
+    batches = items.batch(size // processes, drop_remainder=True)
+    if config.all_distances:
+        ordered = numbers.batch(size, drop_remainder=True)
+
+        def add_distances(k: int, batch: Batch) -> Batch:
+            # columns in the order in which devices gather: process by process
+            index = np.concatenate([ordered[k][p::processes] for p in range(processes)])
+            patches = np.stack([table.first[index], table.second[index]], axis=1).reshape(-1)
+            rows = len(patches) // processes
+            block = table.distances_mm(patches)[process * rows : (process + 1) * rows]
+            return batch | {"all_distances": block}
+
+        batches = batches.map_with_index(add_distances)
+    return batches
+
+
+def eval_batches(
+    source: PairSource, table: PairTable, config: DataConfig, pairs: np.ndarray
+) -> grain.MapDataset:
+    """The given pairs in order, once; the last batch is padded with `valid` False."""
+    size = config.batch_pairs
+    steps = -(-len(pairs) // size)
+
+    def load(k: int) -> Batch:
+        index = pairs[k * size : (k + 1) * size]
+        items = [source[i] for i in index]
+        padding = [items[0] | {"valid": np.bool_(False)}] * (size - len(items))
+        batch = {key: np.stack([item[key] for item in items + padding]) for key in items[0]}
+        if config.all_distances:
+            numbers = batch["index"]
+            patches = np.stack([table.first[numbers], table.second[numbers]], axis=1).reshape(-1)
+            batch["all_distances"] = table.distances_mm(patches)
+        return batch
+
+    return grain.MapDataset.range(steps).map(load)
+
+
+def iterate(
+    batches: grain.MapDataset,
+    config: DataConfig,
+    place: Callable[[grain.IterDataset], grain.IterDataset],
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Reads ahead in threads from batch `start` on; `place` puts batches on the devices."""
+    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
+    iterator = iter(place(batches[start:].to_iter_dataset(options)))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def fit_scales(source: PairSource, table: PairTable) -> Scales:
+    """Scales of outputs and inputs from the training pairs alone (`config.Scales`)."""
+    pairs = table.of_split("train")
+    if not len(pairs):
+        raise InputError("no training pairs; see the split column of the section tables")
+    patches = np.unique([table.first[pairs], table.second[pairs]])
+    coordinates = table.coordinates_mm[patches].astype(np.float64)
+    chosen = patches[np.linspace(0, len(patches) - 1, min(SCALE_PATCHES, len(patches))).astype(int)]
+    grey = np.stack([source.read_patch(patch) for patch in chosen]).astype(np.float32)
+    distance = table.distance_mm[pairs].astype(np.float64)
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    high = np.where(high - low < 1e-3, low + 1.0, high)  # one section only: the axis is constant
+    return Scales(
+        distance_mm=float(distance.mean()),
+        coordinate_low_mm=tuple(low.tolist()),
+        coordinate_high_mm=tuple(high.tolist()),
+        distance_median_mm=float(np.median(distance)),
+        coordinate_median_mm=tuple(np.median(coordinates, axis=0).tolist()),
+        input_mean=float(grey.mean()),
+        input_std=float(max(grey.std(), 1.0)),
+    )

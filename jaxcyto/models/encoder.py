@@ -1,0 +1,119 @@
+"""The contracting path that Siamese network and U-Net share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+# Assumptions, the sources are silent: the order convolution, batch norm, ReLU; a running average
+# of 0.9 old + 0.1 new; an epsilon of 1e-5; He initialisation of the kernels.
+BN_MOMENTUM = 0.9
+BN_EPSILON = 1e-5
+KERNEL_INIT = nn.initializers.he_normal()
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """2x2 max pooling in ceil mode: an odd edge is padded with -inf, so no pixel is dropped.
+
+    Ceil mode is what takes the paper's 1019 px to exactly 1x1; on even sides it changes nothing.
+    Not to be written as reshape and max: jitted, its gradient is wrong (XLA rounds the two sides
+    of x == max(x) differently).
+
+    Args:
+        x: [B, H, W, C].
+
+    Returns:
+        [B, ceil(H / 2), ceil(W / 2), C].
+    """
+    padding = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
+    return nn.max_pool(x, (2, 2), strides=(2, 2), padding=padding)  # pyright: ignore[reportArgumentType]
+
+
+class Block(nn.Module):
+    """Two valid convolutions without bias, each followed by batch norm and ReLU.
+
+    Attributes:
+        width: output channels.
+        kernel: side of the first convolution (the second is 3x3).
+        stride: stride of the first convolution.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: device axis over which batch statistics are averaged, None for one device.
+    """
+
+    width: int
+    kernel: int = 3
+    stride: int = 1
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for number, (kernel, stride) in enumerate([(self.kernel, self.stride), (3, 1)], start=1):
+            x = nn.Conv(
+                self.width,
+                (kernel, kernel),
+                strides=(stride, stride),
+                padding="VALID",
+                use_bias=False,
+                kernel_init=KERNEL_INIT,
+                dtype=self.dtype,
+                name=f"conv{number}",
+            )(x)
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=BN_MOMENTUM,
+                epsilon=BN_EPSILON,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+                name=f"bn{number}",
+            )(x)
+            x = nn.relu(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Blocks with 2x2 pooling between them; the names `block1`, ... are those of checkpoints.
+
+    Attributes:
+        stem_kernel: side of the very first convolution.
+        stem_stride: its stride.
+        widths: channels of the blocks.
+        dtype: compute dtype; parameters and statistics are float32.
+        axis_name: device axis over which batch statistics are averaged, None for one device.
+    """
+
+    stem_kernel: int = 5
+    stem_stride: int = 4
+    widths: Sequence[int] = (16, 32, 64, 64, 128, 128)
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
+        """Runs all blocks.
+
+        Args:
+            x: [B, H, W, C] normalised image.
+            train: whether batch norm uses (and updates) the statistics of this batch.
+
+        Returns:
+            The output [B, h, w, width] of every block, before its pooling: the last one is the
+            branch's result, the others are skips.
+        """
+        outputs: list[jax.Array] = []
+        for number, width in enumerate(self.widths, start=1):
+            first = number == 1
+            x = Block(
+                width,
+                kernel=self.stem_kernel if first else 3,
+                stride=self.stem_stride if first else 1,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+                name=f"block{number}",
+            )(x if first else max_pool(x), train)
+            outputs.append(x)
+        return tuple(outputs)

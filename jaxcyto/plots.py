@@ -1,0 +1,177 @@
+"""Pictures of a run: each function draws one figure and returns nothing; files are PNG."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxcyto.brain.surfaces import hemisphere_surface
+from jaxcyto.input import PairSource, PairTable
+from jaxcyto.training.log import read_metrics
+
+# Okabe and Ito's colours, told apart with any colour vision
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+SPLIT_COLORS = {"train": BLUE, "val": ORANGE, "test": RED, "exclude": GREY}
+
+
+def pretext_figures(
+    workdir: Path, table: PairTable, source: PairSource, predictions: Any
+) -> list[str]:
+    """All figures of a pre-training run, into `workdir/figures`; returns their file names."""
+    folder = workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    figures = {
+        "curves.png": loss_curves(read_metrics(workdir / "metrics.jsonl")),
+        "points.png": points_on_surface(table),
+        "pairs.png": sample_pairs(table, source),
+    }
+    if predictions is not None:
+        figures["distance.png"] = predicted_distance(
+            table.distance_mm[predictions.index], predictions.distance
+        )
+        patches = np.stack([table.first[predictions.index], table.second[predictions.index]], 1)
+        figures["coordinates.png"] = predicted_coordinates(
+            table.coordinates_mm[patches].reshape(-1, 3), predictions.coordinates.reshape(-1, 3)
+        )
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=120)
+        plt.close(figure)
+    return sorted(figures)
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` values, fewer at the start."""
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(0, end - window)
+    return (total[end] - total[start]) / (end - start)
+
+
+def loss_curves(lines: list[dict[str, Any]]) -> Figure:
+    """Loss terms, distance error and coordinate error by step, with the validation."""
+
+    def series(key: str) -> tuple[np.ndarray, np.ndarray]:
+        found = [(line["step"], line[key]) for line in lines if key in line]
+        return np.array([x for x, _ in found]), np.array([y for _, y in found])
+
+    terms = sorted({key for line in lines for key in line if key.startswith("train/loss/")})
+    colors = zip(terms, (BLUE, ORANGE, GREEN, RED), strict=False)
+    losses = [(key, key.split("/")[-1], color) for key, color in colors]
+    panels = [
+        ("loss", [("train/loss", "total", GREY), *losses]),
+        ("distance error, mm", [
+            ("train/distance_mae_mm", "training batch", GREY),
+            ("val/distance_mae_mm", "validation", BLUE),
+            ("val_train_mode/distance_mae_mm", "validation, batch statistics", ORANGE)]),
+        ("coordinate error, mm", [
+            ("train/coordinate_mae_mm", "training batch", GREY),
+            ("val/coordinate_mae_mm", "validation", BLUE),
+            ("val_train_mode/coordinate_mae_mm", "validation, batch statistics", ORANGE)]),
+    ]  # fmt: skip
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for axis, (title, curves) in zip(axes, panels, strict=True):
+        for key, label, color in curves:
+            steps, values = series(key)
+            if not len(steps):
+                continue
+            if key.startswith("train/"):
+                axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+                axis.plot(steps, smooth(values, 10), color=color, label=label)
+            else:
+                axis.plot(steps, values, "o-", color=color, label=label, markersize=4)
+        axis.set(xlabel="step", title=title)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def predicted_distance(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figure:
+    """Predicted against true distance, with the median and quartiles of the prediction."""
+    figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
+    top = float(max(np.quantile(predicted_mm, 0.995), true_mm.max()))
+    axis.plot([0, top], [0, top], color=GREY, linewidth=1)
+    axis.scatter(true_mm, predicted_mm, s=5, alpha=0.35, color=BLUE, edgecolors="none")
+    edges = np.quantile(true_mm, np.linspace(0, 1, 13))
+    bins = np.clip(np.searchsorted(edges, true_mm, side="right") - 1, 0, 11)
+    middle, quartiles = [], []
+    for k in range(12):
+        if (bins == k).sum() >= 5:
+            middle.append(np.median(true_mm[bins == k]))
+            quartiles.append(np.quantile(predicted_mm[bins == k], [0.25, 0.5, 0.75]))
+    if middle:
+        low, median, high = np.array(quartiles).T
+        axis.fill_between(middle, low, high, color=ORANGE, alpha=0.3, label="quartiles")
+        axis.plot(middle, median, color=ORANGE, label="median")
+        axis.legend(loc="upper left")
+    error = np.abs(true_mm - predicted_mm).mean()
+    axis.set(
+        xlim=(0, top), ylim=(0, top), aspect="equal",
+        xlabel="distance along the surface, mm", ylabel="predicted, mm",
+        title=f"{len(true_mm)} test pairs, mean error {error:.2f} mm",
+    )  # fmt: skip
+    return figure
+
+
+def predicted_coordinates(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figure:
+    """Predicted against true position, one panel an axis."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    for k, axis in enumerate(axes):
+        low, high = true_mm[:, k].min(), true_mm[:, k].max()
+        axis.plot([low, high], [low, high], color=GREY, linewidth=1)
+        axis.scatter(
+            true_mm[:, k], predicted_mm[:, k], s=5, alpha=0.3, color=BLUE, edgecolors="none"
+        )
+        error = np.abs(true_mm[:, k] - predicted_mm[:, k]).mean()
+        axis.set(
+            xlabel=f"{'xyz'[k]}, mm", ylabel="predicted, mm", title=f"mean error {error:.2f} mm"
+        )
+    return figure
+
+
+def points_on_surface(table: PairTable) -> Figure:
+    """Sampled points of all brains on their surface, seen from three sides, coloured by split."""
+    from jaxcyto.brain.manifest import SPLITS
+
+    count = len(table.brains)
+    figure, axes = plt.subplots(count, 3, figsize=(12, 4.2 * count), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for k, brain in enumerate(table.brains):
+        patches = table.patches[k]
+        vertices = np.concatenate([hemisphere_surface(h).vertices for h in brain.hemispheres])
+        step = max(1, len(vertices) // 20_000)
+        for axis, (a, b) in zip(axes[k], ((0, 2), (1, 2), (0, 1)), strict=True):
+            axis.scatter(*vertices[::step, [a, b]].T, s=0.3, color="#dddddd")
+            for number, split in enumerate(SPLITS):
+                chosen = patches.position_mm[patches.split == number]
+                if len(chosen):
+                    axis.scatter(*chosen[:, [a, b]].T, s=2, color=SPLIT_COLORS[split], label=split)
+            axis.set(xlabel=f"{'xyz'[a]}, mm", ylabel=f"{'xyz'[b]}, mm", aspect="equal")
+        axes[k, 0].set_title(f"{brain.name}: {len(patches.section)} patches")
+        axes[k, 2].legend(markerscale=4, fontsize=8)
+    return figure
+
+
+def sample_pairs(table: PairTable, source: PairSource, count: int = 12) -> Figure:
+    """A page of training pairs, from near to far, each with its distance."""
+    pairs = table.of_split("train")
+    pairs = pairs[np.argsort(table.distance_mm[pairs], kind="stable")]
+    pairs = pairs[np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]
+    columns = 4
+    rows = -(-len(pairs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(12, 1.75 * rows + 0.2), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, pair in zip(axes.flat, pairs, strict=False):
+        left, right = (source.read_patch(p) for p in (table.first[pair], table.second[pair]))
+        gap = np.full((left.shape[0], max(1, left.shape[0] // 16)), 255, np.uint8)
+        axis.imshow(np.hstack([left, gap, right]), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(f"{table.distance_mm[pair]:.1f} mm", fontsize=10)
+    return figure

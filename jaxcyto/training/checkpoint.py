@@ -1,0 +1,79 @@
+"""Checkpoints by orbax: asynchronous, atomic; the newest and the best are kept."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from jaxcyto.errors import InputError
+from jaxcyto.training.state import State
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run. Use as a context manager: leaving waits for writes."""
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        """Opens or makes `folder`; keeps the newest `keep` and the best by `error` (lowest)."""
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.resolve(),  # orbax loses checkpoints of relative paths without an error
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: -metrics["error"],
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        self._folder = folder
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._checkpointer.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: State, error: float | None = None) -> None:
+        """Starts writing; the state is copied to the host before this returns.
+
+        Args:
+            step: the state's step.
+            state: replicated over the local devices.
+            error: of the validation, for keeping the best; None before the first validation.
+        """
+        if self.latest() == step:
+            return
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {"state": jax.device_get(state)},
+            metrics=None if error is None else {"error": error},
+        )
+
+    def restore(self, step: int, like: State) -> State:
+        """The state of a step, as numpy arrays.
+
+        Raises:
+            InputError: the checkpoint does not have the leaves and shapes of `like`.
+        """
+        wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: like))
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, {"state": wanted})
+        except Exception as error:  # orbax raises many kinds for a tree that does not fit
+            raise InputError(
+                f"{self._folder}: the checkpoint of step {step} does not fit this config's network "
+                f"and optimizer, or is damaged ({type(error).__name__}: {error}); use another "
+                "--workdir, or the config of this run"
+            ) from error
+        return loaded["state"]

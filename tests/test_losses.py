@@ -1,0 +1,251 @@
+"""Losses against closed forms, NumPy and optax."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcyto import losses
+from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
+
+B = 5
+
+
+@pytest.fixture
+def outputs() -> dict:
+    rng = np.random.default_rng(1)
+    return {
+        "features": jnp.asarray(rng.normal(size=(B, 2, 32)), jnp.float32),
+        "coordinates": jnp.asarray(rng.normal(size=(B, 2, 3)), jnp.float32),
+    }
+
+
+@pytest.fixture
+def batch() -> dict:
+    rng = np.random.default_rng(2)
+    return {
+        "distance": jnp.asarray(rng.uniform(0, 90, B), jnp.float32),
+        "coordinates": jnp.asarray(rng.uniform(-70, 70, (B, 2, 3)), jnp.float32),
+        "distance_target": jnp.asarray(rng.uniform(0, 2, B), jnp.float32),
+        "coordinate_target": jnp.asarray(rng.uniform(-1, 1, (B, 2, 3)), jnp.float32),
+    }
+
+
+OUTER = {
+    "l1": np.abs,
+    "l2": np.square,
+    "huber": lambda e: np.where(np.abs(e) < 1, e**2 / 2, np.abs(e) - 0.5),
+}
+
+
+def test_distance_by_hand():
+    """(3, 4) apart: 25, against 20 that is 5, 25 or, beyond delta, 5 - 1/2."""
+    outputs = {"features": jnp.asarray([[[1.0, 1.0], [4.0, 5.0]]])}
+    batch = {"distance": jnp.asarray([20.0])}
+    assert losses.predicted_distance(outputs["features"]) == 25
+    for form, expected in [("l1", 5), ("l2", 25), ("huber", 4.5)]:
+        assert distance_loss(outputs, batch, form=form) == expected
+    assert distance_loss(outputs, batch, form="huber", huber_delta=2.0) == 2 * 5 - 2
+
+
+@pytest.mark.parametrize("form", OUTER)
+def test_numpy_oracle(form, outputs, batch):
+    first, second = np.float64(outputs["features"]).transpose(1, 0, 2)
+    error = ((first - second) ** 2).sum(1) - np.float64(batch["distance_target"])
+    result = jax.jit(functools.partial(distance_loss, form=form))(outputs, batch)
+    np.testing.assert_allclose(result, OUTER[form](error), rtol=1e-5)
+    assert result.dtype == jnp.float32
+
+    error = np.float64(outputs["coordinates"]) - np.float64(batch["coordinate_target"])
+    result = jax.jit(functools.partial(coordinate_loss, form=form))(outputs, batch)
+    np.testing.assert_allclose(result, OUTER[form](error).reshape(B, 6).mean(1), rtol=1e-5)
+    assert result.dtype == jnp.float32 and result.shape == (B,)
+
+
+def test_optax_peer(outputs, batch):
+    predicted, target = outputs["coordinates"], batch["coordinate_target"]
+    for form, peer in [("l2", optax.losses.squared_error), ("huber", optax.losses.huber_loss)]:
+        expected = peer(predicted, target).mean(axis=(1, 2))
+        np.testing.assert_allclose(coordinate_loss(outputs, batch, form=form), expected, rtol=1e-6)
+
+
+def test_raw_fields_serve_where_no_targets_are(outputs, batch):
+    raw = {name: batch[name] for name in ("distance", "coordinates")}
+    as_target = {"distance_target": raw["distance"], "coordinate_target": raw["coordinates"]}
+    for loss in (distance_loss, coordinate_loss):
+        np.testing.assert_array_equal(loss(outputs, raw), loss(outputs, as_target))
+        assert not np.allclose(loss(outputs, raw), loss(outputs, batch))
+
+
+def test_symmetric_and_independent_of_other_examples(outputs, batch):
+    swapped = {**outputs, "features": outputs["features"][:, ::-1]}
+    np.testing.assert_array_equal(distance_loss(swapped, batch), distance_loss(outputs, batch))
+    order = jnp.asarray([3, 0, 4, 1, 2])
+    for loss in (distance_loss, coordinate_loss):
+        permuted = loss(*jax.tree.map(lambda x: x[order], (outputs, batch)))
+        np.testing.assert_array_equal(permuted, loss(outputs, batch)[order])
+
+
+@pytest.mark.parametrize("form", OUTER)
+def test_gradient_is_finite_at_zero_distance(form):
+    features = jnp.ones((2, 2, 32))
+    for target in (0.0, 1.0):
+        batch = {"distance": jnp.full(2, target)}
+
+        def mean(features, batch=batch):
+            return distance_loss({"features": features}, batch, form=form).mean()
+
+        assert np.all(np.isfinite(jax.jit(jax.grad(mean))(features)))
+
+
+def test_low_precision_outputs_are_compared_in_float32():
+    """Nearly equal bfloat16 features: their difference is exact in float32, and kept."""
+    features = jnp.asarray([[[256.0, 1.0], [258.0, 1.0078125]]], jnp.bfloat16)
+    predicted = losses.predicted_distance(features)
+    assert predicted.dtype == jnp.float32 and predicted == 4 + 0.0078125**2
+
+
+@pytest.mark.parametrize(
+    ("loss", "change", "words"),
+    [
+        (distance_loss, {"distance": (B, 1)}, r"distance'\] has shape \(5, 1\).*\(5,\)"),
+        (distance_loss, {"distance": (1,)}, r"\(1,\).*\(5,\)"),
+        (distance_loss, {"distance": ()}, r"\(\).*\(5,\)"),
+        (coordinate_loss, {"coordinates": (B, 1, 3)}, r"\(5, 1, 3\).*\(5, 2, 3\)"),
+        (coordinate_loss, {"coordinates": (B, 3)}, r"\(5, 3\).*\(5, 2, 3\)"),
+    ],
+)
+def test_shape_mismatch_is_an_error_while_tracing(loss, change, words, outputs, batch):
+    wrong = {name: jnp.ones(shape) for name, shape in change.items()}
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(loss, outputs, wrong)
+
+
+def test_outputs_of_wrong_shape():
+    batch = {"distance": jnp.ones(4), "coordinates": jnp.ones((4, 2, 3))}
+    with pytest.raises(ValueError, match=r"\(8, 32\).*\[B, 2, F\]"):
+        distance_loss({"features": jnp.ones((8, 32))}, batch)
+    with pytest.raises(ValueError, match=r"\(4, 2, 2\).*\[B, 2, 3\]"):
+        coordinate_loss({"coordinates": jnp.ones((4, 2, 2))}, batch)
+
+
+def test_unknown_form(outputs, batch):
+    with pytest.raises(ValueError, match="'l3' is none of l1, l2, huber"):
+        distance_loss(outputs, batch, form="l3")
+
+
+def test_total_is_the_weighted_sum_of_means(outputs, batch):
+    terms = ((distance_loss, 1.0), (functools.partial(coordinate_loss, form="l2"), 10.0))
+    total = jax.jit(functools.partial(total_loss, terms))(outputs, batch)
+    expected = np.mean(distance_loss(outputs, batch))
+    expected += 10 * np.mean(coordinate_loss(outputs, batch, form="l2"))
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert total.shape == () and total.dtype == jnp.float32
+    assert total_loss((), outputs, batch) == 0
+
+
+def test_padding_does_not_enter_the_total(outputs, batch):
+    """A padded batch, even one padded with NaN, has the value and gradient of its valid part."""
+    terms = ((distance_loss, 1.0), (coordinate_loss, 10.0))
+    keep = jnp.asarray([True, False, True, True, False])
+    poisoned = jax.tree.map(
+        lambda x: jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan), batch
+    )
+    short = jax.tree.map(lambda x: x[keep], (outputs, batch))
+    value = functools.partial(total_loss, terms)
+    total, grads = jax.value_and_grad(value)(outputs, {**poisoned, "valid": keep})
+    expected, expected_grads = jax.value_and_grad(value)(*short)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[keep], b, rtol=1e-6), grads, expected_grads
+    )
+    assert total_loss(terms, outputs, {**batch, "valid": jnp.zeros(B, bool)}) == 0
+    with pytest.raises(ValueError, match=r"valid'\] has shape \(4,\)"):
+        total_loss(terms, outputs, {**batch, "valid": jnp.ones(4, bool)})
+
+
+def test_term_means_are_named_by_their_functions(outputs, batch):
+    huber = functools.partial(distance_loss, form="huber")
+    means = losses.term_means(((distance_loss, 1.0), (huber, 3.0)), outputs, batch)
+    assert set(means) == {"distance_loss", "distance_loss_2"}
+    np.testing.assert_allclose(means["distance_loss_2"], huber(outputs, batch).mean(), rtol=1e-6)
+
+
+def test_term_that_reduces_is_refused(outputs, batch):
+    def mean_loss(outputs, batch):
+        return distance_loss(outputs, batch).mean()
+
+    with pytest.raises(ValueError, match=r"mean_loss returned shape \(\).*\(5,\)"):
+        total_loss(((mean_loss, 1.0),), outputs, batch)
+
+
+def test_weight_decay_takes_kernels_only():
+    params = {
+        "block1": {
+            "conv1": {"kernel": jnp.full((3, 3, 1, 2), 2.0)},
+            "bn1": {"scale": jnp.full(2, 100.0), "bias": jnp.full(2, 100.0)},
+        },
+        "features": {"kernel": jnp.full((4, 5), -1.0), "bias": jnp.full(5, 100.0)},
+    }
+    assert losses.weight_decay(params) == 18 * 4 + 20
+    gradient = jax.grad(losses.weight_decay)(params)
+    assert np.all(gradient["features"]["kernel"] == -2) and np.all(
+        gradient["features"]["bias"] == 0
+    )
+
+
+# ---- the example of docs/losses.md ---------------------------------------------------------------
+
+
+@pytest.fixture
+def my_losses(tmp_path, monkeypatch):
+    """The Python files of docs/losses.md, imported as a user would."""
+    text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
+    sources = [s for s in re.findall(r"```python\n(.*?)```", text, re.S) if "# my_losses.py" in s]
+    assert len(sources) == 2
+    (tmp_path / "documented_losses.py").write_text("\n".join(sources))
+    monkeypatch.syspath_prepend(tmp_path)
+    import documented_losses  # pyright: ignore[reportMissingImports]
+
+    return documented_losses
+
+
+def test_batchwise_is_seen_through_partial(my_losses):
+    loss = my_losses.all_pairs_distance_loss
+    assert losses.is_batchwise(loss)
+    assert losses.is_batchwise(functools.partial(functools.partial(loss)))
+    assert losses.is_batchwise(losses.batchwise(functools.partial(distance_loss, form="l2")))
+    assert not losses.is_batchwise(functools.partial(distance_loss, form="l2"))
+    assert not losses.is_batchwise(my_losses.close_pairs_loss)
+
+
+def test_documented_all_pairs_loss(my_losses, outputs):
+    """Against a plain loop over patches, with inf between hemispheres, value and gradient."""
+    rng = np.random.default_rng(3)
+    distances = rng.uniform(0, 2, (2 * B, 2 * B)).astype(np.float32)
+    hemisphere = np.repeat([0, 0, 1, 1, 1], 2)
+    distances[hemisphere[:, None] != hemisphere] = np.inf
+    batch = {"all_distances_target": jnp.asarray(distances)}
+
+    features = np.float64(outputs["features"]).reshape(2 * B, -1)
+    expected = []
+    for i in range(2 * B):
+        others = [j for j in range(2 * B) if j != i and hemisphere[i] == hemisphere[j]]
+        predicted = ((features[others] - features[i]) ** 2).sum(1)
+        expected.append(np.abs(predicted - distances[i, others]).mean())
+    terms = ((my_losses.all_pairs_distance_loss, 2.0),)
+    total, grads = jax.jit(jax.value_and_grad(functools.partial(total_loss, terms)))(outputs, batch)
+    np.testing.assert_allclose(total, 2 * np.mean(expected), rtol=1e-5)
+    assert np.all(np.isfinite(grads["features"])) and np.any(grads["features"] != 0)
+
+
+def test_documented_own_term(my_losses, outputs, batch):
+    near = functools.partial(my_losses.close_pairs_loss, reach=1.0)
+    expected = np.where(batch["distance_target"] < 1.0, distance_loss(outputs, batch), 0).mean()
+    np.testing.assert_allclose(total_loss(((near, 0.5),), outputs, batch), expected / 2, rtol=1e-6)
+    assert 0 < np.sum(batch["distance_target"] < 1.0) < B

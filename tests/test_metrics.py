@@ -1,0 +1,137 @@
+"""Metrics against NumPy, and (sum, count) states against the whole set at once."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcyto import metrics
+
+
+def pairs(size: int, seed: int = 0) -> tuple[dict, dict]:
+    rng = np.random.default_rng(seed)
+    make = lambda: {  # noqa: E731
+        "distance": rng.uniform(0, 90, size).astype(np.float32),
+        "coordinates": rng.uniform(-70, 70, (size, 2, 3)).astype(np.float32),
+    }
+    return make(), make()
+
+
+def test_by_hand():
+    """One pair: 3 mm wrong in distance; its patches off by (3, 4, 0) and (0, 0, -1)."""
+    predicted = {
+        "distance": jnp.asarray([7.0]),
+        "coordinates": jnp.asarray([[[3.0, 4.0, 0.0], [0.0, 0.0, -1.0]]]),
+    }
+    batch = {"distance": jnp.asarray([10.0]), "coordinates": jnp.zeros((1, 2, 3))}
+    result = metrics.compute(metrics.pretext_metrics(predicted, batch))
+    assert result == {
+        "distance_mae_mm": 3.0,
+        "coordinate_mae_mm": 3.0,  # mean of 5 and 1
+        "coordinate_mae_mm_per_axis": [1.5, 2.0, 0.5],
+    }
+    assert json.loads(json.dumps(result)) == result
+
+
+def numpy_metrics(predicted: dict, batch: dict) -> dict:
+    offset = np.float64(predicted["coordinates"]) - batch["coordinates"]
+    return {
+        "distance_mae_mm": np.abs(np.float64(predicted["distance"]) - batch["distance"]).mean(),
+        "coordinate_mae_mm": np.sqrt((offset**2).sum(-1)).mean(),
+        "coordinate_mae_mm_per_axis": np.abs(offset).reshape(-1, 3).mean(0),
+    }
+
+
+def assert_close(result: dict, expected: dict) -> None:
+    assert set(result) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(result[name], value, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=6).filter(any), st.integers(0, 99))
+def test_padded_batches_equal_the_whole(sizes, seed):
+    """However the pairs fall on batches of 8, padded with NaN, the result is that of all pairs."""
+    predicted, batch = pairs(sum(sizes), seed)
+    step = jax.jit(metrics.pretext_metrics)
+    states, start = [], 0
+    for size in sizes:
+        part = jax.tree.map(lambda x, s=slice(start, start + size): x[s], (predicted, batch))
+        padded = jax.tree.map(
+            lambda x: np.concatenate([x, np.full((8 - len(x), *x.shape[1:]), np.nan, x.dtype)]),
+            part,
+        )
+        states.append(step(padded[0], {**padded[1], "valid": np.arange(8) < size}))
+        start += size
+    merged = metrics.merge(*states)
+    assert_close(metrics.compute(merged), numpy_metrics(predicted, batch))
+    assert merged["distance_mae_mm"][1] == sum(sizes)
+    assert merged["coordinate_mae_mm"][1] == 2 * sum(sizes)
+
+
+def test_psum_over_devices_equals_one_device():
+    predicted, batch = pairs(16)
+    batch["valid"] = np.arange(16) < 11
+    shards = jax.tree.map(lambda x: x.reshape(4, 4, *x.shape[1:]), (predicted, batch))
+    state = jax.pmap(
+        lambda p, b: jax.lax.psum(metrics.pretext_metrics(p, b), "batch"),
+        axis_name="batch",
+        out_axes=None,
+        devices=jax.devices()[:4],
+    )(*shards)
+    assert_close(metrics.compute(state), metrics.compute(metrics.pretext_metrics(predicted, batch)))
+
+
+def test_constant_predictor_is_scored_alike():
+    _, batch = pairs(50)
+    constant = {
+        "distance": np.broadcast_to(np.median(batch["distance"]), 50),
+        "coordinates": np.broadcast_to(np.median(batch["coordinates"], (0, 1)), (50, 2, 3)),
+    }
+    result = metrics.compute(metrics.pretext_metrics(constant, batch))
+    assert_close(result, numpy_metrics(constant, batch))
+
+
+def test_predictions_return_to_mm():
+    low, high = np.array([-70.0, -100.0, -40.0]), np.array([10.0, 70.0, 80.0])
+    outputs = {
+        "features": jnp.asarray([[[0.0, 0.0], [0.0, 0.5]]]),
+        "coordinates": jnp.asarray([[[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0]]]),
+    }
+    predicted = jax.jit(metrics.predictions_mm)(
+        outputs, distance_scale_mm=40.0, low_mm=low, high_mm=high
+    )
+    np.testing.assert_allclose(predicted["distance"], [10.0])
+    expected = [[[-70.0, 70.0, 20.0], [-30.0, -100.0, 80.0]]]
+    np.testing.assert_allclose(predicted["coordinates"], expected, rtol=1e-6)
+
+
+def test_states_of_loss_terms():
+    values = {"a": jnp.asarray([1.0, 2.0, jnp.nan]), "b": jnp.asarray([4.0, 0.0, 5.0])}
+    valid = jnp.asarray([True, True, False])
+    assert metrics.compute(metrics.mean_metrics(values, valid)) == {"a": 1.5, "b": 2.0}
+    assert metrics.compute(metrics.mean_metrics({"b": values["b"]})) == {"b": 3.0}
+
+
+def test_nothing_counted_is_nan_and_names_may_be_missing():
+    state = {"a": (np.float32(0), np.float32(0)), "b": (np.zeros(3), np.float32(0))}
+    result = metrics.compute(state)
+    assert math.isnan(result["a"]) and all(map(math.isnan, result["b"]))
+    merged = metrics.merge({"a": (1.0, 1.0)}, {"a": (3.0, 1.0), "c": (1.0, 2.0)})
+    assert metrics.compute(merged) == {"a": 2.0, "c": 0.5}
+
+
+@pytest.mark.parametrize("name", ["distance", "coordinates"])
+def test_shape_mismatch(name):
+    predicted, batch = pairs(4)
+    predicted[name] = predicted[name][:1]
+    with pytest.raises(ValueError, match=rf"predicted {name} has shape \(1"):
+        metrics.pretext_metrics(predicted, batch)
+    predicted, batch = pairs(4)
+    with pytest.raises(ValueError, match=r"valid'\] has shape \(3,\)"):
+        metrics.pretext_metrics(predicted, {**batch, "valid": np.ones(3, bool)})

@@ -1,0 +1,71 @@
+"""Trains a network: python train.py --config configs/quickstart.py --workdir runs/quickstart
+
+Any field of the config can be given here: --config.optim.learning_rate=0.02. The same command
+continues a run that was stopped.
+
+Exit status: 0 done; 1 the loss was not finite, or an unforeseen error; 2 bad input;
+143 (SIGTERM) or 130 (Ctrl-C) stopped after a checkpoint was written.
+"""
+
+import difflib
+import re
+import sys
+import warnings
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if missing.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> int:
+    """Runs the config; every expected failure ends in one message and an exit status."""
+    from jaxcyto.errors import InputError
+    from jaxcyto.training import loop
+
+    if len(argv) > 1:
+        print(f"unexpected argument {argv[1]!r}; flags start with --", file=sys.stderr)
+        return 2
+    try:
+        loop.train(CONFIG.value, WORKDIR.value)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except loop.Interrupted as stopped:
+        logging.info("%s", stopped)
+        return 128 + stopped.signum
+    return 0
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with one line instead of a traceback for a misspelt config field."""
+    if match := re.search(r"--config[= ](\S+?\.py)\b", " ".join(argv)):
+        sys.path.append(str(Path(match[1]).resolve().parent))  # a config may import its neighbours
+    try:
+        return flags.FLAGS(argv)
+    except (KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
+        message = str(error).strip("'\"")
+    except flags.Error as error:
+        message = str(error)
+    if match := re.search(r"Field (\w+) not found on dataclass .*?\.(\w+)'", message):
+        from jaxcyto import config
+
+        fields = list(getattr(getattr(config, match[2]), "__dataclass_fields__", {}))
+        near = difflib.get_close_matches(match[1], fields, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        message = f"no field {match[1]!r} in {match[2]}; {hint}fields: {', '.join(fields)}"
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    app.run(main, flags_parser=parse_flags)
