@@ -24,8 +24,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> int:
     """Runs the config; every expected failure ends in one message and an exit status."""
     from jaxcyto.errors import InputError
-    from jaxcyto.training import loop
+    from jaxcyto.training import log, loop
 
+    log.log_to_stderr()
     if len(argv) > 1:
         print(f"unexpected argument {argv[1]!r}; flags start with --", file=sys.stderr)
         return 2
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except loop.Interrupted as stopped:
-        logging.info("%s", stopped)
+        log.logger.info("%s", stopped)
         return 128 + stopped.signum
     return 0
 
@@ -66,6 +67,5 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)  # of grain and orbax
     app.run(main, flags_parser=parse_flags)

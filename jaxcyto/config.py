@@ -45,8 +45,7 @@ class DataConfig:
     patch_px: int = 1019  # paper, section 2
     um_per_px: float = 2.0  # paper, section 2
     batch_pairs: int = 32  # pairs in a global batch (assumption; at least 8: see BN in docs)
-    threads: int = 8  # readers
-    prefetch: int = 4  # batches read ahead
+    threads: int = 4  # readers, each of a batch; as many batches are read ahead
     all_distances: bool = False  # add `all_distances` [2B, 2B] mm to each batch
     absolute_x: bool = False  # |x| as target: mirrored hemispheres look alike
 

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from jaxcyto.brain import manifest
-from jaxcyto.brain.pairs import load_pairs
+from jaxcyto.brain.pairs import DISTANCES_FILE, load_pairs
 from jaxcyto.brain.sampling import Patches, load_patches
 from jaxcyto.brain.sections import Section, open_section
 from jaxcyto.config import DataConfig, Scales
@@ -77,7 +77,7 @@ def open_pairs(config: DataConfig) -> PairTable:
         brain = manifest.read_brain(folder)
         pairs_path = brain.root / config.pairs
         pairs = load_pairs(pairs_path)
-        sampled = load_patches(brain.root / pairs.patches_file)
+        sampled = load_patches(brain.root / pairs.patches_file, brain)
         for key, wanted in (("patch_px", config.patch_px), ("um_per_px", config.um_per_px)):
             found = sampled.settings[key]
             if not np.isclose(found, wanted):
@@ -85,20 +85,15 @@ def open_pairs(config: DataConfig) -> PairTable:
                     f"{brain.root / pairs.patches_file}: sampled with {key} = {found:g}, but "
                     f"data.{key} = {wanted:g}; sample again or change the config"
                 )
-        if sampled.section.size and sampled.section.max() >= len(brain.sections):
-            raise InputError(
-                f"{brain.root / pairs.patches_file}: names section row {sampled.section.max()}, "
-                f"but {brain.section_table} has {len(brain.sections)}; sample again"
-            )
         if config.all_distances:
-            matrices.append(_open_matrix(brain.root / pairs.distances_file, len(sampled.section)))
+            matrices.append(_open_matrix(brain.root / DISTANCES_FILE, len(sampled)))
         brains.append(brain)
         patches.append(sampled)
         first.append(pairs.first.astype(np.int64) + start[-1])
         second.append(pairs.second.astype(np.int64) + start[-1])
         distance.append(pairs.distance_mm)
         split.append(sampled.split[pairs.first])
-        start.append(start[-1] + len(sampled.section))
+        start.append(start[-1] + len(sampled))
     coordinates = np.concatenate([p.position_mm for p in patches]).astype(np.float32)
     if config.absolute_x:
         coordinates[:, 0] = np.abs(coordinates[:, 0])
@@ -157,10 +152,11 @@ class PairSource:
         k, j = self._table.locate(patch)
         patches = self._table.patches[k]
         row = int(patches.section[j])
+        side = self._patch_px
         try:
-            return self._section(k, row).read_centred(
-                self._um_per_px, *patches.center_px[j], self._patch_px, self._patch_px
-            )
+            section = self._section(k, row)
+            left, top = corner_px(patches.center_px[j], section, self._um_per_px, side)
+            return section.read_at(self._um_per_px, top, left, side, side)
         except (InputError, OSError) as error:
             name = self._table.brains[k].sections[row].name
             raise InputError(f"section {name}, patch {j}: {error}") from error
@@ -173,6 +169,23 @@ class PairSource:
                 entry.image, entry.pixel_um, self._table.brains[brain].background
             )
         return self._sections[key]
+
+
+def corner_px(
+    center_px: np.ndarray, section: Section, um_per_px: float, side: int
+) -> tuple[int, int]:
+    """(left, top) of a patch on the grid of `um_per_px` (see `Section.read_at`).
+
+    Args:
+        center_px: (column, row) at full resolution; met to half a pixel of the patch's grid.
+        section: gives the ratio of the two resolutions.
+        um_per_px: of the patch.
+        side: of the patch, px.
+    """
+    assert section.pixel_um is not None
+    ratio = um_per_px / section.pixel_um
+    left, top = np.rint((center_px + 0.5) / ratio - side / 2).astype(int).tolist()
+    return left, top
 
 
 def train_batches(
@@ -244,7 +257,7 @@ def iterate(
     start: int = 0,
 ) -> Iterator[Batch]:
     """Reads ahead in threads from batch `start` on; `place` puts batches on the devices."""
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
+    options = grain.ReadOptions(config.threads, prefetch_buffer_size=config.threads)
     iterator = iter(place(batches[start:].to_iter_dataset(options)))
     try:
         yield from iterator

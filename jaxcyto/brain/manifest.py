@@ -310,8 +310,8 @@ def _sections(root: Path, path: Path, faults: list[str]) -> tuple[SectionRow, ..
         split = row.get("split", "")
         if split and split not in SPLITS:
             faults.append(f"{path}: {line}split = {split!r}; empty or one of {', '.join(SPLITS)}")
-        if files["image"] is not None:
-            image = files.pop("image")
+        image = files.pop("image")
+        if image is not None:
             sections.append(
                 SectionRow(
                     index, row["section"], image, pixel_um, affine=affine, split=split, **files

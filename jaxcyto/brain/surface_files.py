@@ -11,6 +11,7 @@ import gzip
 import io
 import re
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ MESHIO_SIGNATURES = (
     (rb"\s*solid\b", "stl"),
     (rb"\$MeshFormat", "gmsh"),
     (rb"(#[^\n]*\n|\s)*MeshVersionFormatted", "medit"),
-    (rb"(\*\*[^\n]*\n|\s)*\*(HEADING|NODE|PART)\b(?i)".replace(b"(?i)", b""), "abaqus"),
+    (rb"(?i)(\*\*[^\n]*\n|\s)*\*(HEADING|NODE|PART)\b", "abaqus"),
     (rb"(#[^\n]*\n|\s)*mesh3d", "netgen"),
     (rb"(%[^\n]*\n|\s)*NDIME\s*=", "su2"),
     (rb"(#[^\n]*\n|\s)*(TITLE|VARIABLES)\s*=", "tecplot"),
@@ -73,7 +74,7 @@ def parse_surface(path: Path, data: bytes) -> Parsed:
     root = xml_root(data)
     if root == b"GIFTI":
         return _gifti(path, data)
-    if re.match(rb"[Pp][\s\0-\x7f]", data) and not data.startswith(b"ply"):
+    if re.match(rb"P\s+[-+.\d]", data) or (data[:1] == b"p" and b"\0" in data[:64]):
         return *parse_mni_obj(path, data), []
     return *_through_meshio(path, data, _meshio_format(path, data, root)), []
 
@@ -146,7 +147,7 @@ def _meshio_format(path: Path, data: bytes, root: bytes | None) -> str:
         raise InputError(f"{path}: XML with root <{root.decode()}>, which is no surface format")
     head = data[:65536]
     for pattern, name in MESHIO_SIGNATURES:
-        if re.match(pattern, head, re.IGNORECASE if name in ("abaqus", "nastran") else 0):
+        if re.match(pattern, head):
             return name
     if len(data) >= 84 and 84 + 50 * int.from_bytes(data[80:84], "little") == len(data):
         return "stl"
@@ -166,12 +167,25 @@ def _through_meshio(path: Path, data: bytes, name: str) -> tuple[np.ndarray, np.
     counts = re.findall(rb"(?:POINTS|POLYGONS|CELLS|OFF|element \w+)\s+(\d+)", data[:65536])
     if any(int(count) > len(data) for count in counts):
         raise InputError(f"{path}: its header counts more than its {len(data)} bytes can hold")
+    said = io.StringIO()  # meshio prints its reasons, then exits
     with _as_file(path, data) as file:
         try:
-            # With the format named, no guess by the file's name; meshio may still exit.
-            mesh = meshio.read(file, file_format=name)
-        except (Exception, SystemExit) as error:
-            raise InputError(f"{path}: meshio cannot read it as {name}: {error}") from None
+            with (
+                contextlib.redirect_stdout(said),
+                contextlib.redirect_stderr(said),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")  # of its own doing: overflows, old NumPy calls
+                mesh = meshio.read(file, file_format=name)
+        except SystemExit:
+            reason = said.getvalue().partition("Error:")[0].strip() or "it gives no reason"
+            raise InputError(
+                f"{path}: meshio cannot read it as {name}: {reason}; convert it to GIFTI"
+            ) from None
+        except Exception as error:
+            raise InputError(
+                f"{path}: meshio cannot read it as {name}: {error or type(error).__name__}"
+            ) from None
     if not len(mesh.points):
         raise InputError(f"{path}: meshio finds no vertices in it (read as {name})")
     kinds = {block.type for block in mesh.cells if len(block.data)}
@@ -186,7 +200,9 @@ def _through_meshio(path: Path, data: bytes, name: str) -> tuple[np.ndarray, np.
 @contextlib.contextmanager
 def _as_file(path: Path, data: bytes) -> Iterator[str]:
     """A name under which the gunzipped content lies on disk."""
-    if path.stat().st_size == len(data):
+    with open(path, "rb") as start:
+        gzipped = start.read(2) == b"\x1f\x8b"
+    if not gzipped:
         yield str(path)
         return
     with tempfile.TemporaryDirectory() as folder:

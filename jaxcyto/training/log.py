@@ -1,11 +1,22 @@
 """What a run tells while it runs: JSON lines, TensorBoard if installed, one progress line."""
 
 import json
+import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+logger = logging.getLogger("jaxcyto")
+
+
+def log_to_stderr() -> None:
+    """Sends the project's messages to stderr, with the time of day; other libraries' stay out."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 class MetricsWriter:
@@ -74,7 +85,7 @@ class Progress:
             "data_wait_share": min(1.0, self.waited / seconds),
         }
         left = (self._total - step) / rate if rate else float("inf")
-        logging.info(
+        logger.info(
             "step %d/%d  loss %.4f  distance error %.2f mm  %.0f patches/s  wait %.0f%%  left %s",
             step,
             self._total,

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from jaxcyto import metrics, plots
 from jaxcyto.config import Config, differences, scales_from_json, to_json, total_steps
@@ -25,7 +24,7 @@ from jaxcyto.input import PairSource, PairTable, fit_scales, iterate, open_pairs
 from jaxcyto.models import SiameseNet
 from jaxcyto.training import parallel
 from jaxcyto.training.checkpoint import Checkpoints
-from jaxcyto.training.log import MetricsWriter, Progress
+from jaxcyto.training.log import MetricsWriter, Progress, logger
 from jaxcyto.training.optim import make_optimizer
 from jaxcyto.training.state import State, init_state, parameter_count
 from jaxcyto.training.step import Task, train_step
@@ -58,7 +57,7 @@ class Stop:
     def _handle(self, signum: int, _: Any) -> None:
         self.signum = signum
         signal.signal(signum, signal.SIG_DFL)
-        logging.info("%s: saving a checkpoint, then leaving", signal.Signals(signum).name)
+        logger.info("%s: saving a checkpoint, then leaving", signal.Signals(signum).name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,7 +109,7 @@ def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
         start = checkpoints.latest() or 0
         if start:
             state = checkpoints.restore(start, state)
-            logging.info("resuming at step %d of %d from %s", start, steps, workdir)
+            logger.info("resuming at step %d of %d from %s", start, steps, workdir)
         writer = MetricsWriter(workdir, start)
         try:
             state = _steps(run, parallel.replicate(state), start, writer, checkpoints, stop)
@@ -218,7 +217,7 @@ def _validate(run: Run, state: State, step: int, writer: MetricsWriter) -> float
     values = {f"val/{key}": value for key, value in flat(errors["eval"]).items()}
     values |= {f"val_train_mode/{k}": v for k, v in flat(errors["train_mode"]).items()}
     writer.write(step, values)
-    logging.info(
+    logger.info(
         "validation at step %d: distance error %.2f mm (batch statistics: %.2f), "
         "coordinate error %.2f mm",
         step,
@@ -245,10 +244,10 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
         results["test_train_mode"] = errors["train_mode"]
         print(results_table(results["test"]), flush=True)
     else:
-        logging.warning("no test pairs: results.json has no test errors")
+        logger.warning("no test pairs: results.json has no test errors")
     _write_json(run.workdir / "results.json", results)
     figures = plots.pretext_figures(run.workdir, table, run.source, predictions)
-    logging.info("results.json and figures (%s) are in %s", ", ".join(figures), run.workdir)
+    logger.info("results.json and figures (%s) are in %s", ", ".join(figures), run.workdir)
     return results
 
 
@@ -273,7 +272,7 @@ def _write_config(config: Config, workdir: Path, source: PairSource, table: Pair
         scales = fit_scales(source, table)
     new = to_json(dataclasses.replace(config, scales=scales))
     for line in differences(old, new) if old is not None else []:
-        logging.warning("config differs from the run's so far: %s", line)
+        logger.warning("config differs from the run's so far: %s", line)
     _write_json(path, new)
     return scales
 
@@ -281,19 +280,19 @@ def _write_config(config: Config, workdir: Path, source: PairSource, table: Pair
 def _banner(run: Run, state: State) -> None:
     table, config = run.table, run.config
     counts = {split: len(table.of_split(split)) for split in ("train", "val", "test")}
-    logging.info(
+    logger.info(
         "%d process(es), %d %s device(s), %d pairs a device and step",
         jax.process_count(),
         jax.device_count(),
         jax.local_devices()[0].platform,
         config.data.batch_pairs // jax.device_count(),
     )
-    logging.info(
+    logger.info(
         "pairs: %s; brains: %s",
         ", ".join(f"{count} {split}" for split, count in counts.items()),
         ", ".join(brain.name for brain in table.brains),
     )
     epochs = run.steps * config.data.batch_pairs / max(1, counts["train"])
-    logging.info(
+    logger.info(
         "%d parameters; %d steps (%.3g epochs)", parameter_count(state.params), run.steps, epochs
     )

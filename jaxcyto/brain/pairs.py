@@ -1,0 +1,277 @@
+"""Pairs of patches with their distance along the cortex: the targets of the pretext task."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxcyto.brain.geodesics import Geodesics, build
+from jaxcyto.brain.manifest import SPLITS, Brain
+from jaxcyto.brain.mesh import clean_faces, component_labels
+from jaxcyto.brain.patches import PATCHES_FILE, Patches
+from jaxcyto.brain.progress import Progress
+from jaxcyto.brain.surfaces import Surface, hemisphere_surface
+from jaxcyto.errors import InputError
+
+FORMAT = "jaxcyto pairs 1"
+PAIRS_FILE = "pairs.npz"
+DISTANCES_FILE = "patch_distances.npy"
+MAX_ALL = 50_000  # patches whose full matrix is written: 10 GB
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of patches, P of them.
+
+    Attributes:
+        first, second: patches, int32 [P].
+        distance_mm: along the surface, float32 [P].
+        patches_file: name of the file of patches, in the same folder.
+        patches_sha256: its hash.
+        settings: method, seed and so on; plain values.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    distance_mm: np.ndarray
+    patches_file: str
+    patches_sha256: str
+    settings: dict
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one npz, atomically and without pickle."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(
+                file,
+                format=FORMAT,
+                first=self.first,
+                second=self.second,
+                distance_mm=self.distance_mm,
+                patches_file=self.patches_file,
+                patches_sha256=self.patches_sha256,
+                settings=json.dumps(self.settings, sort_keys=True),
+            )
+        os.replace(temporary, path)
+
+
+def load_pairs(path: str | os.PathLike) -> Pairs:
+    """Reads pairs.npz and checks that its patches are those beside it.
+
+    Raises:
+        InputError: if it is missing, damaged or foreign, or its patches have changed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `jaxcyto pair` first")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["format"]) != FORMAT:
+                raise ValueError(f"format {file['format']}")
+            pairs = Pairs(
+                first=file["first"],
+                second=file["second"],
+                distance_mm=file["distance_mm"],
+                patches_file=str(file["patches_file"]),
+                patches_sha256=str(file["patches_sha256"]),
+                settings=json.loads(str(file["settings"])),
+            )
+        shape = pairs.first.shape
+        for name, dtype in (("first", np.int32), ("second", np.int32), ("distance_mm", np.float32)):
+            array = getattr(pairs, name)
+            if array.dtype != dtype or array.shape != shape or array.ndim != 1:
+                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+        if not np.isfinite(pairs.distance_mm).all():
+            raise ValueError("distances that are not finite")
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not a readable file of pairs ({error}); run `jaxcyto pair` again"
+        ) from None
+    if Path(pairs.patches_file).name != pairs.patches_file:
+        raise InputError(f"{path}: patches_file = {pairs.patches_file!r} leaves the folder")
+    patches = path.parent / pairs.patches_file
+    if not patches.is_file() or file_sha256(patches) != pairs.patches_sha256:
+        raise InputError(
+            f"{path}: made from another {pairs.patches_file} than the one beside it; "
+            "run `jaxcyto pair` again"
+        )
+    return pairs
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_pairs(
+    brain: Brain,
+    patches: Patches,
+    *,
+    num_pairs: int | None = None,
+    method: str = "exact",
+    seed: int = 0,
+    workers: int | None = None,
+    all_distances: bool = False,
+    patches_file: str = PATCHES_FILE,
+    progress: Progress | None = None,
+) -> Pairs:
+    """Draws pairs of patches and solves their distances.
+
+    Both patches of a pair lie on one connected surface of one hemisphere and in one split. Every
+    patch occurs in at least one pair (an only patch of its group in none, with a warning).
+
+    Args:
+        brain: the brain folder; the patches' file must lie in it.
+        patches: its patches, as saved there.
+        num_pairs: number of pairs; default: as many as patches.
+        method: "exact" or "heat", see `geodesics.build`.
+        seed: the same seed gives the same pairs, whatever the number of workers.
+        workers: processes; default: the processors.
+        all_distances: also write patch_distances.npy, float32 [N, N] mm between all patches,
+            infinite between hemispheres. It costs one solution per patch, not per two patches.
+        patches_file: name of the patches' file in the brain's folder.
+        progress: called with (sources done, sources), anew for each hemisphere.
+
+    Returns:
+        The pairs, not yet saved.
+
+    Raises:
+        InputError: if there are too few pairs or patches, or a surface does not suit the method.
+    """
+    workers = workers or os.cpu_count() or 1
+    path = brain.root / patches_file
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; save the patches there first")
+    if num_pairs is not None and num_pairs < 1:
+        raise InputError(f"num_pairs = {num_pairs}; at least 1")
+    if all_distances and len(patches) > MAX_ALL:
+        raise InputError(
+            f"all_distances: a matrix of {len(patches)} patches is too large; at most {MAX_ALL}"
+        )
+    surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
+    group = _groups(surfaces, patches)
+    first, second = draw_pairs(group, num_pairs or len(patches), seed)
+
+    distance = np.empty(len(first))
+    matrix = np.full((len(patches),) * 2, np.inf, np.float32) if all_distances else None
+    biases = {}
+    for index, surface in enumerate(surfaces):
+        members = np.flatnonzero(patches.hemisphere == index)
+        own = patches.hemisphere[first] == index
+        if not len(members):
+            continue
+        oracle: Geodesics = build(surface, method, seed=seed, workers=workers)
+        biases[brain.hemispheres[index].name] = oracle.bias
+        face, bary = patches.face, patches.bary
+        if matrix is not None:
+            block = oracle.matrix(face[members], bary[members], workers, progress)
+            matrix[np.ix_(members, members)] = block
+            distance[own] = matrix[first[own], second[own]]
+        else:
+            a, b = first[own], second[own]
+            distance[own] = oracle.distances(face[a], bary[a], face[b], bary[b], workers, progress)
+    assert np.isfinite(distance).all()
+    if matrix is not None:
+        temporary = brain.root / f".{DISTANCES_FILE}.{os.getpid()}.tmp"
+        with open(temporary, "wb") as file:
+            np.save(file, matrix)
+        os.replace(temporary, brain.root / DISTANCES_FILE)
+    settings = {"method": method, "seed": seed, "bias": biases, "all_distances": all_distances}
+    return Pairs(
+        first.astype(np.int32),
+        second.astype(np.int32),
+        distance.astype(np.float32),
+        patches_file,
+        file_sha256(path),
+        settings,
+    )
+
+
+def _groups(surfaces: list[Surface], patches: Patches) -> np.ndarray:
+    """A number [N] for each combination of hemisphere, component of its surface and split."""
+    component = np.zeros(len(patches), int)
+    for index, surface in enumerate(surfaces):
+        members = patches.hemisphere == index
+        if members.any():
+            if patches.face[members].max() >= len(surface.faces):
+                raise InputError(
+                    "the patches name triangles that their surface does not have; "
+                    "run `jaxcyto sample` again"
+                )
+            labels = component_labels(len(surface.vertices), clean_faces(surface.faces))
+            component[members] = labels[surface.faces[patches.face[members], 0]]
+    key = np.stack([patches.hemisphere, component, patches.split], -1)
+    return np.unique(key, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def draw_pairs(group: np.ndarray, num_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `num_pairs` pairs within groups, each patch in at least one.
+
+    Each round puts every group in a random order and pairs neighbours in the resulting cycle, so
+    that N pairs among N patches use each patch twice. Within the last round pairs are chosen
+    so that no patch is left out before others have two.
+
+    Args:
+        group: group [N] of each patch.
+        num_pairs: number of pairs P.
+        seed: of the draw.
+
+    Returns:
+        first, second: int64 [P], sorted by nothing; the order is random.
+
+    Raises:
+        InputError: if P pairs cannot hold every patch, or no group has two patches.
+    """
+    sizes = np.bincount(group)
+    alone = int((sizes == 1).sum())
+    if alone:
+        warnings.warn(
+            f"{alone} patches are the only ones of their hemisphere, component and split; "
+            "they stay without a pair",
+            stacklevel=3,
+        )
+    usable = np.flatnonzero(sizes >= 2)
+    if not len(usable):
+        raise InputError("no two patches share a hemisphere and a split; sample more patches")
+    least = int(((sizes[usable] + 1) // 2).sum())
+    if num_pairs < least:
+        raise InputError(
+            f"num_pairs = {num_pairs}; {least} are needed for every patch to be in a pair "
+            f"({len(group)} patches)"
+        )
+    members = [np.flatnonzero(group == number) for number in usable]
+    rng = np.random.default_rng(seed)
+    firsts, seconds, have = [], [], 0
+    while have < num_pairs:
+        even, odd = [], []
+        for member in members:
+            order = rng.permutation(member)
+            cycle = np.stack([order, np.roll(order, -1)], -1)
+            if len(order) == 2:
+                cycle = cycle[:1]  # the cycle of two is one pair
+            # The even edges alone hold every patch; they are used first.
+            even.append(cycle[0::2])
+            odd.append(cycle[1::2])
+        round_pairs = np.concatenate(
+            [rng.permutation(np.concatenate(even)), rng.permutation(np.concatenate(odd))]
+        )[: num_pairs - have]
+        have += len(round_pairs)
+        round_pairs = rng.permuted(rng.permutation(round_pairs), axis=1)
+        firsts.append(round_pairs[:, 0])
+        seconds.append(round_pairs[:, 1])
+    return np.concatenate(firsts), np.concatenate(seconds)
+
+
+def split_of(pairs: Pairs, patches: Patches, split: str) -> np.ndarray:
+    """Numbers of the pairs of one split, e.g. "train"."""
+    return np.flatnonzero(patches.split[pairs.first] == SPLITS.index(split))

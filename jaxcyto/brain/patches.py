@@ -1,0 +1,131 @@
+"""The file of patches that `jaxcyto sample` writes and everything later reads."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxcyto.brain.manifest import SPLITS, Brain
+from jaxcyto.errors import InputError
+
+FORMAT = "jaxcyto patches 1"
+PATCHES_FILE = "patches.npz"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Patches:
+    """Patches of one brain, N of them, ordered by section and along its hemispheres.
+
+    Attributes:
+        section: rows of the section table, int32 [N].
+        center_px: (column, row) at full resolution, float64 [N, 2].
+        position_mm: positions of the centres, float32 [N, 3].
+        hemisphere: index into the brain's hemispheres, int8 [N].
+        face: triangle of the carrying surface, int32 [N].
+        bary: barycentric coordinates in it, float32 [N, 3].
+        split: index into `manifest.SPLITS`, uint8 [N].
+        settings: patch_px, um_per_px, depth, seed and so on; plain values.
+    """
+
+    section: np.ndarray
+    center_px: np.ndarray
+    position_mm: np.ndarray
+    hemisphere: np.ndarray
+    face: np.ndarray
+    bary: np.ndarray
+    split: np.ndarray
+    settings: dict
+
+    def __len__(self) -> int:
+        return len(self.section)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one npz, atomically and without pickle."""
+        path = Path(path)
+        arrays = {name: getattr(self, name) for name in DTYPES}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(
+                file, format=FORMAT, settings=json.dumps(self.settings, sort_keys=True), **arrays
+            )
+        os.replace(temporary, path)
+
+
+DTYPES = {
+    "section": (np.int32, ()),
+    "center_px": (np.float64, (2,)),
+    "position_mm": (np.float32, (3,)),
+    "hemisphere": (np.int8, ()),
+    "face": (np.int32, ()),
+    "bary": (np.float32, (3,)),
+    "split": (np.uint8, ()),
+}
+
+
+def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches:
+    """Reads patches.npz.
+
+    Args:
+        path: the file.
+        brain: where given, the patches are checked to be of this brain as it is now.
+
+    Raises:
+        InputError: if the file is missing, damaged or foreign, or the brain's sections,
+            hemispheres or splits have changed since.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `jaxcyto sample` first")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["format"]) != FORMAT:
+                raise ValueError(f"format {file['format']}")
+            arrays = {name: file[name] for name in DTYPES}
+            settings = json.loads(str(file["settings"]))
+        number = len(arrays["section"])
+        for name, (dtype, shape) in DTYPES.items():
+            if arrays[name].dtype != dtype or arrays[name].shape != (number, *shape):
+                raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not a readable file of patches ({error}); run `jaxcyto sample` again"
+        ) from None
+    patches = Patches(**arrays, settings=settings)
+    if brain is not None:
+        _check_current(path, patches, brain)
+    return patches
+
+
+def _check_current(path: Path, patches: Patches, brain: Brain) -> None:
+    again = "; run `jaxcyto sample` again"
+    if patches.settings.get("sections_sha256") != sections_sha256(brain):
+        raise InputError(
+            f"{path}: drawn from other sections or hemispheres than {brain.root}{again}"
+        )
+    if len(patches) and patches.section.max() >= len(brain.sections):
+        raise InputError(f"{path}: names a section that is not there{again}")
+    if not patches.settings.get("split_axis"):
+        column = np.array([SPLITS.index(row.split) if row.split else -1 for row in brain.sections])
+        changed = np.flatnonzero(column[patches.section] != patches.split)
+        if len(changed):
+            name = brain.sections[patches.section[changed[0]]].name
+            raise InputError(f"{path}: the split of section {name} has changed since{again}")
+
+
+def sections_sha256(brain: Brain) -> str:
+    """A key of what patches refer to by number: sections (with registration), hemispheres."""
+    key = [
+        [
+            row.name,
+            row.image.name,
+            row.pixel_um,
+            None if row.affine is None else row.affine.tolist(),
+        ]
+        for row in brain.sections
+    ]
+    names = [[hemisphere.name, hemisphere.surface] for hemisphere in brain.hemispheres]
+    return hashlib.sha256(json.dumps([key, names]).encode()).hexdigest()

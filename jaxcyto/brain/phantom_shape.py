@@ -1,0 +1,227 @@
+"""The phantom's geometry: two folded hemispheres, their areas, and a laminar profile per vertex."""
+
+import dataclasses
+
+import numpy as np
+
+NUM_LAYERS = 6
+HALF_AXES = (0.37, 1.0, 0.62)  # of one hemisphere (x, y, z), in units of half the long axis
+GAP_MM = 1.5  # between the hemispheres at the midline
+THICKNESS_MM = 1.8  # between pial and white, before smooth variation by +-10 %
+FOLD_WAVELENGTH_MM = 7.6  # crown to crown, or longer
+FOLD_AMPLITUDE_MM = 2.6
+
+# A generic isocortex, layers I to VI (assumption; orders of magnitude of human isocortex).
+# Coverage is the share of the section's area that cells cover: number density times cell area.
+LAYER_SHARE = np.array([0.11, 0.10, 0.27, 0.13, 0.18, 0.21])
+LAYER_COVERAGE = np.array([0.03, 0.26, 0.17, 0.32, 0.10, 0.20])
+LAYER_DIAMETER_UM = np.array([6.0, 8.5, 10.5, 7.5, 12.0, 9.5])
+MEAN_COVERAGE = 0.17  # of every profile over its depth: mean darkness tells nothing of the area
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Profiles:
+    """Laminar profile at each vertex, all float32.
+
+    bounds [V, 5]: depth (0 pial ... 1 white) of the borders I/II ... V/VI;
+    coverage [V, 6]: share of area covered by cells; diameter_um [V, 6]: mean cell diameter.
+    """
+
+    bounds: np.ndarray
+    coverage: np.ndarray
+    diameter_um: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cortex:
+    """All hemispheres in one mesh: `starts` holds the first vertex of each, and the total.
+
+    pial, white float64 [V, 3] mm, vertex-matched; faces int64 [F, 3]; area int32 [V]: class of the
+    vertex (index into the brain's classes); skew float32 [V]: see `volume_skew`.
+    """
+
+    pial: np.ndarray
+    white: np.ndarray
+    faces: np.ndarray
+    area: np.ndarray
+    profiles: Profiles
+    skew: np.ndarray
+    starts: tuple[int, ...]
+
+
+def icosphere(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vertices [10 * 4**n + 2, 3] and outward faces of an icosahedron split n times."""
+    g = (1 + 5**0.5) / 2
+    v = [[-1, g, 0], [1, g, 0], [-1, -g, 0], [1, -g, 0], [0, -1, g], [0, 1, g]]
+    v += [[0, -1, -g], [0, 1, -g], [g, 0, -1], [g, 0, 1], [-g, 0, -1], [-g, 0, 1]]
+    f = [[0, 11, 5], [0, 5, 1], [0, 1, 7], [0, 7, 10], [0, 10, 11], [1, 5, 9], [5, 11, 4]]
+    f += [[11, 10, 2], [10, 7, 6], [7, 1, 8], [3, 9, 4], [3, 4, 2], [3, 2, 6], [3, 6, 8]]
+    f += [[3, 8, 9], [4, 9, 5], [2, 4, 11], [6, 2, 10], [8, 6, 7], [9, 8, 1]]
+    vertices, faces = np.array(v, float), np.array(f)
+    for _ in range(subdivisions):
+        edges = np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+        edges, inverse = np.unique(edges, axis=0, return_inverse=True)
+        middle = inverse.reshape(-1, 3) + len(vertices)
+        vertices = np.concatenate([vertices, vertices[edges].mean(1)])
+        a, b, c, ab, bc, ca = *faces.T, *middle.T
+        faces = np.stack([a, ab, ca, b, bc, ab, c, ca, bc, ab, bc, ca], 1).reshape(-1, 3)
+    return vertices / np.linalg.norm(vertices, axis=1, keepdims=True), faces
+
+
+def smooth_field(
+    points_mm: np.ndarray, wavelength_mm: float, rng: np.random.Generator, waves: int = 48
+) -> np.ndarray:
+    """A random field of unit variance at points [N, 3]: plane waves of one length, all directions."""
+    direction = rng.standard_normal((waves, 3))
+    direction *= 2 * np.pi / wavelength_mm / np.linalg.norm(direction, axis=1, keepdims=True)
+    phase = rng.uniform(0, 2 * np.pi, waves)
+    return np.cos(points_mm @ direction.T + phase).sum(1) * (2 / waves) ** 0.5
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals [V, 3], area-weighted over the faces of each vertex."""
+    a, b, c = vertices[faces].swapaxes(0, 1)
+    normal = np.cross(b - a, c - a)
+    total = np.zeros_like(vertices)
+    for corner in range(3):
+        np.add.at(total, faces[:, corner], normal)
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+
+
+def neighbour_mean(values: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Mean over the neighbours of each vertex of values [V, ...]."""
+    total, count = np.zeros_like(values), np.zeros(len(values))
+    for first, second in ((0, 1), (1, 2), (2, 0)):
+        np.add.at(total, faces[:, first], values[faces[:, second]])
+        np.add.at(total, faces[:, second], values[faces[:, first]])
+        np.add.at(count, faces[:, first], 1)
+        np.add.at(count, faces[:, second], 1)
+    return total / np.maximum(count, 1).reshape(-1, *[1] * (values.ndim - 1))
+
+
+def hemisphere(
+    long_axis_mm: float, subdivisions: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The right hemisphere: (unfolded, pial, white) vertices [V, 3] mm and faces [F, 3].
+
+    The unfolded surface is an ellipsoid; folding moves it along its normals by a band-limited
+    field, and pial and white lie half the thickness to either side of the folded surface.
+    """
+    sphere, faces = icosphere(subdivisions)
+    half = np.array(HALF_AXES) * long_axis_mm / 2
+    smooth = sphere * half
+    normals = vertex_normals(smooth, faces)
+    wave = smooth_field(smooth, FOLD_WAVELENGTH_MM, rng)
+    mid = smooth + normals * (FOLD_AMPLITUDE_MM * np.tanh(1.1 * wave))[:, None]
+    thickness = THICKNESS_MM * (1 + 0.05 * smooth_field(smooth, 30.0, rng))
+    pial, white = (_offset(mid, faces, sign * thickness / 2) for sign in (1, -1))
+    shift = np.array([GAP_MM / 2 - pial[:, 0].min(), 0, 0])
+    return smooth, pial + shift, white + shift, faces
+
+
+def _offset(vertices: np.ndarray, faces: np.ndarray, distance_mm: np.ndarray) -> np.ndarray:
+    """Vertices moved along smoothed normals in small steps, which keeps folds from crossing."""
+    steps = 8
+    for _ in range(steps):
+        normals = vertex_normals(vertices, faces)
+        for _ in range(2):
+            normals = (normals + neighbour_mean(normals, faces)) / 2
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        vertices = vertices + normals * (distance_mm / steps)[:, None]
+        relaxed = neighbour_mean(vertices, faces) - vertices
+        relaxed -= (relaxed * normals).sum(1, keepdims=True) * normals
+        vertices = vertices + 0.2 * relaxed
+    return vertices
+
+
+def regions(unfolded: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Splits a surface into `count` compact regions of like size; int32 [V].
+
+    k-means of the unfolded surface; its borders are then bent by a smooth displacement.
+    """
+    centres = unfolded[rng.choice(len(unfolded), count, replace=False)]
+    for _ in range(30):
+        nearest = np.linalg.norm(unfolded[:, None] - centres, axis=2).argmin(1)
+        for k in range(count):
+            if (nearest == k).any():
+                centres[k] = unfolded[nearest == k].mean(0)
+    scale = np.ptp(unfolded[:, 1]) / 40
+    bent = unfolded + scale * np.stack(
+        [smooth_field(unfolded, 12 * scale, rng) for _ in range(3)], axis=1
+    )
+    return np.linalg.norm(bent[:, None] - centres, axis=2).argmin(1).astype(np.int32)
+
+
+def volume_skew(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """q [V] of the equivolumetric depth `r + q r (r - 1)` at linear depth r (0 pial, 1 white).
+
+    With the area of the sheet growing linearly from A_p to A_w, the share of volume above r is
+    that polynomial with q = (A_w - A_p) / (A_w + A_p) (Waehnert et al., NeuroImage 2014).
+    """
+
+    def vertex_area(vertices):
+        a, b, c = vertices[faces].swapaxes(0, 1)
+        area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+        return sum(np.bincount(faces[:, k], area, len(vertices)) for k in range(3))
+
+    area_pial, area_white = vertex_area(pial), vertex_area(white)
+    q = (area_white - area_pial) / np.maximum(area_white + area_pial, 1e-12)
+    q = (q + neighbour_mean(q, faces)) / 2  # single vertices are noisy
+    return np.clip(q, -0.8, 0.8).astype(np.float32)
+
+
+def normalised_profiles(share, coverage, diameter_um) -> Profiles:
+    """Profiles from layer shares, coverages and diameters [V, 6], of equal mean coverage."""
+    share = share / share.sum(1, keepdims=True)
+    coverage = coverage * (MEAN_COVERAGE / (share * coverage).sum(1, keepdims=True))
+    return Profiles(
+        bounds=np.cumsum(share, axis=1)[:, :-1].astype(np.float32),
+        coverage=coverage.astype(np.float32),
+        diameter_um=np.asarray(diameter_um, np.float32),
+    )
+
+
+def area_profiles(
+    unfolded: np.ndarray, region: np.ndarray, count: int, null: bool, rng: np.random.Generator
+) -> Profiles:
+    """Profiles [V] of regions [V]: each its own arrangement of layers II to VI, varying smoothly.
+
+    The layers of a region are the generic ones of `LAYER_*` in another order (share and coverage
+    move together), so that regions have nearly the same histogram of darkness and differ in its
+    arrangement over depth; diameters are drawn on their own. With `null`, the generic profile.
+    """
+    size = len(unfolded)
+    if null:
+        generic = (LAYER_SHARE, LAYER_COVERAGE, LAYER_DIAMETER_UM)
+        return normalised_profiles(*(np.tile(layer, (size, 1)) for layer in generic))
+    orders = _distinct_orders(count, rng)
+    share = np.exp(rng.uniform(-0.25, 0.25, (count, NUM_LAYERS))) * LAYER_SHARE[orders]
+    coverage = np.exp(rng.uniform(-0.1, 0.1, (count, NUM_LAYERS))) * LAYER_COVERAGE[orders]
+    diameter = np.exp(rng.uniform(-0.2, 0.2, (count, NUM_LAYERS))) * LAYER_DIAMETER_UM
+    wavelength = 1.1 * np.ptp(unfolded[:, 1])  # fields rise or fall once over a few areas
+
+    def vary(amount):
+        return np.exp(
+            amount
+            * np.stack([smooth_field(unfolded, wavelength, rng) for _ in range(NUM_LAYERS)], 1)
+        )
+
+    return normalised_profiles(
+        share[region] * vary(0.25), coverage[region] * vary(0.12), diameter[region] * vary(0.1)
+    )
+
+
+def _distinct_orders(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Orders of the layers [count, 6], layer I first, chosen greedily to look unlike each other."""
+    candidates = np.stack([np.r_[0, 1 + rng.permutation(NUM_LAYERS - 1)] for _ in range(200)])
+    depth = np.linspace(0, 1, 64)
+    curves = []
+    for order in candidates:
+        bounds = np.cumsum(LAYER_SHARE[order])
+        curves.append(LAYER_COVERAGE[order][np.searchsorted(bounds[:-1], depth)])
+    curves = np.array(curves)
+    chosen = [0]
+    while len(chosen) < count:
+        gap = np.abs(curves[:, None] - curves[chosen]).mean(2).min(1)
+        chosen.append(int(gap.argmax()))
+    return candidates[chosen]

@@ -1,0 +1,108 @@
+"""From a brain folder to patches.npz and pairs.npz beside its brain.toml, in two steps.
+
+`jaxcyto sample` and `jaxcyto pair` are these functions; a config's `prepare` may call them too.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcyto.brain.manifest import SPLITS, read_brain
+from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, make_pairs
+from jaxcyto.brain.progress import StderrProgress
+from jaxcyto.brain.sampling import (
+    PATCHES_FILE,
+    Patches,
+    assign_splits,
+    load_patches,
+    sample_patches,
+    split_distances_mm,
+)
+from jaxcyto.errors import InputError
+
+
+def sample_brain(
+    root: str | os.PathLike, *, out: str = PATCHES_FILE, seed: int = 0, **settings: Any
+) -> Patches:
+    """Fills an empty split column, draws patches, writes them into the brain's folder.
+
+    Args:
+        root: the brain's folder.
+        out: name of the file in it.
+        seed: of splits and draw.
+        **settings: of `sampling.sample_patches`.
+
+    Raises:
+        InputError: as `read_brain`, `assign_splits` and `sample_patches`.
+    """
+    path = _in_folder(root, out)
+    brain = read_brain(root)
+    if not settings.get("split_axis"):
+        brain = assign_splits(brain, seed=seed)
+    patches = sample_patches(
+        brain, seed=seed, progress=StderrProgress("sampling", "patches"), **settings
+    )
+    patches.save(path)
+    return patches
+
+
+def pair_brain(
+    root: str | os.PathLike,
+    *,
+    patches_file: str = PATCHES_FILE,
+    out: str = PAIRS_FILE,
+    **settings: Any,
+) -> Pairs:
+    """Draws pairs of the brain's patches, solves their distances, writes them into its folder.
+
+    Args:
+        root: the brain's folder.
+        patches_file: name of the patches' file in it.
+        out: name of the pairs' file in it.
+        **settings: of `pairs.make_pairs`.
+
+    Raises:
+        InputError: as `read_brain`, `load_patches` and `make_pairs`.
+    """
+    path = _in_folder(root, out)
+    brain = read_brain(root)
+    patches = load_patches(_in_folder(root, patches_file), brain)
+    pairs = make_pairs(
+        brain,
+        patches,
+        patches_file=patches_file,
+        progress=StderrProgress("distances", "sources"),
+        **settings,
+    )
+    pairs.save(path)
+    return pairs
+
+
+def describe_patches(patches: Patches) -> str:
+    """Counts by split and the smallest distances between splits, in words."""
+    counts = np.bincount(patches.split, minlength=len(SPLITS))
+    named = ", ".join(f"{n} {s}" for n, s in zip(counts, SPLITS, strict=True) if n)
+    lines = [f"{len(patches)} patches: {named}"]
+    for splits, distance_mm in split_distances_mm(patches).items():
+        lines.append(f"smallest distance {splits}: {distance_mm:.2f} mm")
+    return "\n".join(lines)
+
+
+def describe_pairs(pairs: Pairs) -> str:
+    """Number of pairs and quantiles of their distances, in words."""
+    low, median, high = np.quantile(pairs.distance_mm, [0.05, 0.5, 0.95])
+    bias = pairs.settings.get("bias", {})
+    removed = ", ".join(f"{name} {value - 1:+.2%}" for name, value in bias.items() if value != 1)
+    return (
+        f"{len(pairs)} pairs, {pairs.settings['method']} distances: median {median:.1f} mm, "
+        f"5 ... 95 % {low:.1f} ... {high:.1f} mm"
+        + (f"; bias removed: {removed}" if removed else "")
+    )
+
+
+def _in_folder(root: str | os.PathLike, name: str) -> Path:
+    if Path(name).name != name or not name:
+        raise InputError(f"{name!r}: a file name in the brain's folder is needed, not a path")
+    return Path(root) / name

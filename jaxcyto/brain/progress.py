@@ -1,0 +1,31 @@
+"""One line of progress on stderr: count, rate and time left."""
+
+import sys
+import time
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called with what is done and what there is; see `StderrProgress`."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+class StderrProgress:
+    """Rewrites its line on a terminal; in a log file it writes one line every ten seconds."""
+
+    def __init__(self, label: str, unit: str):
+        self.label, self.unit = label, unit
+        self._terminal = sys.stderr.isatty()
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last < (0.2 if self._terminal else 10):
+            return
+        self._last = now
+        rate = done / max(now - self._start, 1e-9)
+        left = (total - done) / rate if rate else float("inf")
+        line = f"{self.label}: {done}/{total} {self.unit}, {rate:.3g}/s, {left:.0f} s left"
+        end = "\n" if done >= total or not self._terminal else ""
+        print(f"\r{line:<70}" if self._terminal else line, end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,205 @@
+"""Where a section image lies in the brain: (column, row) px at full resolution <-> mm.
+
+Two forms, as the section table gives them:
+
+* `affine` [3, 4]: mm = affine @ [column, row, 0, 1], pixel centres at whole numbers.
+* a coordinate map, for a non-linear registration: a float32 (or float64) `.npy` file [h, w, 3] of
+  positions in mm whose nodes cover the image evenly from corner pixel to corner pixel. In an image
+  of H x W px, node (i, j) lies at column j (W - 1) / (w - 1), row i (H - 1) / (h - 1); between the
+  nodes the map is bilinear, outside the image its outermost cells continue.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jaxcyto.brain.manifest import SectionRow
+from jaxcyto.brain.sections import open_section
+from jaxcyto.errors import InputError
+
+MAX_MAP_NODES = 1 << 24
+NEWTON_STEPS = 30
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AffineRegistration:
+    """A flat section: `affine` [3, 4] maps [column, row, 0, 1] to mm."""
+
+    affine: np.ndarray
+
+    @property
+    def bend_mm(self) -> float:
+        """How far the section leaves its plane: not at all."""
+        return 0.0
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Unit normal [3] of the plane: column direction x row direction."""
+        normal = np.cross(self.affine[:, 0], self.affine[:, 1])
+        return normal / np.linalg.norm(normal)
+
+    def to_mm(self, columns, rows) -> np.ndarray:
+        """Columns [N] and rows [N] (level 0 px) -> positions [N, 3] in mm."""
+        return _columns_rows(columns, rows) @ self.affine[:, :2].T + self.affine[:, 3]
+
+    def to_px(self, points_mm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions [N, 3] in mm -> columns [N], rows [N] (level 0 px), offsets [N] in mm.
+
+        The offset is the signed distance to the section along its normal.
+        """
+        frame = np.column_stack([self.affine[:, :2], self.normal])
+        centred = np.asarray(points_mm, float) - self.affine[:, 3]
+        column, row, offset = np.linalg.solve(frame, centred.T)
+        return column, row, offset
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MapRegistration:
+    """A section given by a coarse coordinate map.
+
+    Attributes:
+        nodes: positions [h, w, 3] in mm.
+        step_px: spacing of the nodes along (columns, rows).
+        affine: best affine [3, 4] in the least-squares sense.
+        bend_mm: largest distance of a node from the best affine's plane.
+    """
+
+    nodes: np.ndarray
+    step_px: tuple[float, float]
+    affine: np.ndarray
+    bend_mm: float
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Unit normal [3] of the best affine's plane."""
+        return AffineRegistration(self.affine).normal
+
+    def to_mm(self, columns, rows) -> np.ndarray:
+        """Columns [N] and rows [N] (level 0 px) -> positions [N, 3] in mm."""
+        return self._sample(_columns_rows(columns, rows))[0]
+
+    def to_px(self, points_mm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Positions [N, 3] in mm -> columns [N], rows [N] (level 0 px), offsets [N] in mm.
+
+        Points are projected along the normal n of the best affine: (column, row) solves
+        map(column, row) + offset n = point. The offset is thus zero exactly on the section and
+        continuous everywhere. Newton's method in the plane, from the best affine.
+        """
+        points = np.asarray(points_mm, float).reshape(-1, 3)
+        normal = self.normal
+        column, row, _ = AffineRegistration(self.affine).to_px(points)
+        pixels = np.stack([column, row], -1)
+        for _ in range(NEWTON_STEPS):
+            mapped, jacobian = self._sample(pixels)
+            frame = np.concatenate([jacobian, np.broadcast_to(normal, mapped.shape)[..., None]], -1)
+            step = np.linalg.solve(frame, (points - mapped)[..., None])[:, :2, 0]
+            pixels = pixels + step
+            if step.size == 0 or np.abs(step).max() < 1e-6:
+                break
+        offset = (points - self._sample(pixels)[0]) @ normal
+        return pixels[:, 0], pixels[:, 1], offset
+
+    def _sample(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The bilinear map at pixels [N, 2]: positions [N, 3] and their derivatives [N, 3, 2]."""
+        height, width = self.nodes.shape[:2]
+        grid = pixels / self.step_px
+        j, i = np.clip(np.floor(grid).astype(int), 0, [width - 2, height - 2]).T
+        x, y = (grid - np.stack([j, i], -1)).T[..., None]
+        a, b, c, d = (self.nodes[i + di, j + dj] for di, dj in ((0, 0), (0, 1), (1, 0), (1, 1)))
+        position = (1 - y) * ((1 - x) * a + x * b) + y * ((1 - x) * c + x * d)
+        by_column = ((1 - y) * (b - a) + y * (d - c)) / self.step_px[0]
+        by_row = ((1 - x) * (c - a) + x * (d - b)) / self.step_px[1]
+        return position, np.stack([by_column, by_row], -1)
+
+
+Registration = AffineRegistration | MapRegistration
+
+
+def registration(row: SectionRow, shape: tuple[int, int] | None = None) -> Registration:
+    """The registration of one section.
+
+    Args:
+        row: the section's row.
+        shape: (height, width) of the image at full resolution; read from the image where it is
+            needed (a coordinate map) and not given.
+
+    Raises:
+        InputError: if a coordinate map cannot be read or used.
+    """
+    if row.affine is not None:
+        return AffineRegistration(np.asarray(row.affine, float))
+    if row.coordinates is None:
+        raise InputError(f"section {row.name}: neither affine nor coordinates is given")
+    nodes = _read_map(row.coordinates)
+    if shape is None:
+        with open_section(row.image, row.pixel_um) as section:
+            shape = section.shape
+    return map_registration(nodes, shape, row.pixel_um, row.coordinates)
+
+
+def map_registration(
+    nodes: np.ndarray, shape: tuple[int, int], pixel_um: float, path: Path | str = "map"
+) -> MapRegistration:
+    """A registration from map nodes [h, w, 3] in mm over an image of `shape` (height, width) px.
+
+    Raises:
+        InputError: if the map folds, or its scale differs from `pixel_um` more than twofold.
+    """
+    height, width = nodes.shape[:2]
+    if min(shape) < 2:
+        raise InputError(f"{path}: the image has {shape[0]} x {shape[1]} px; a map needs 2 x 2")
+    nodes = nodes.astype(float)
+    step = ((shape[1] - 1) / (width - 1), (shape[0] - 1) / (height - 1))
+    rows, columns = np.mgrid[:height, :width]
+    design = np.stack([columns * step[0], rows * step[1], np.ones(columns.shape)], -1)
+    fit, _, rank, _ = np.linalg.lstsq(design.reshape(-1, 3), nodes.reshape(-1, 3), rcond=None)
+    affine = np.column_stack([fit[0], fit[1], np.zeros(3), fit[2]])
+    area = np.cross(affine[:, 0], affine[:, 1])
+    size_um = 1000 * np.linalg.norm(affine[:, :2], axis=0)
+    if rank < 3 or not np.all((size_um <= 2 * pixel_um) & (size_um >= pixel_um / 2)):
+        raise InputError(
+            f"{path}: a pixel spans {size_um[0]:.4g} x {size_um[1]:.4g} um, but pixel_um = "
+            f"{pixel_um:g}; the map holds mm and must span the image from corner to corner"
+        )
+    # A bilinear cell is one to one where the corner Jacobians have one sign.
+    normal = area / np.linalg.norm(area)
+    across, down = np.diff(nodes, axis=1), np.diff(nodes, axis=0)
+    corners = [
+        np.cross(across[i : height - 1 + i], down[:, j : width - 1 + j]) @ normal
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+    folded = np.min(corners, axis=0) <= 0
+    if folded.any():
+        i, j = np.argwhere(folded)[0]
+        raise InputError(f"{path}: the map folds over at node ({i}, {j}); smooth or mend it there")
+    bend = np.abs((nodes - affine[:, 3]) @ normal).max()
+    return MapRegistration(nodes, step, affine, float(bend))
+
+
+def _read_map(path: Path) -> np.ndarray:
+    try:
+        nodes = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a coordinate map (.npy): {error}") from None
+    if not isinstance(nodes, np.ndarray):
+        raise InputError(f"{path}: a coordinate map is a single .npy array, not an archive")
+    if nodes.dtype.kind != "f" or nodes.ndim != 3 or nodes.shape[2] != 3:
+        raise InputError(
+            f"{path}: found {nodes.dtype} {list(nodes.shape)}; a coordinate map is float32 "
+            "[h, w, 3] in mm"
+        )
+    if min(nodes.shape[:2]) < 2 or nodes.size // 3 > MAX_MAP_NODES:
+        raise InputError(
+            f"{path}: {nodes.shape[0]} x {nodes.shape[1]} nodes; at least 2 x 2 and at most "
+            f"{MAX_MAP_NODES} (a coarse map; it is interpolated)"
+        )
+    nodes = np.array(nodes, dtype=float)
+    if not np.isfinite(nodes).all():
+        raise InputError(f"{path}: holds values that are not finite; fill or extrapolate them")
+    return nodes
+
+
+def _columns_rows(columns, rows) -> np.ndarray:
+    return np.stack(np.broadcast_arrays(columns, rows), -1).astype(float)

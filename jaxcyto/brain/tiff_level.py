@@ -1,0 +1,276 @@
+"""Windows of one resolution of a TIFF, as 8-bit grey values.
+
+Reads only the tiles or strips that a window touches, and of uncompressed ones only the rows it
+touches. Any number of threads may read at once: `os.pread` has no file position to share.
+
+Grey values, the rule for every pixel alone so that they depend on no window and no tile:
+* more than 8 bits: the upper 8 bits of those that the file says it uses (MaxSampleValue, or OME
+  SignificantBits; all of them if it says nothing), larger values 255;
+* fewer than 8 bits: scaled so that the largest value is 255;
+* RGB and palettes: luma by ITU-R BT.601, (19595 R + 38470 G + 7471 B + 32768) >> 16; alpha and
+  other extra samples are left out; JPEG's YCbCr is first turned to RGB by the decoder;
+* MinIsWhite: inverted.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from jaxcyto.errors import InputError
+
+MAX_SEGMENT_BYTES = 1 << 30  # of one decoded tile or strip
+JPEG = (6, 7, 34892, 33007)  # compressions whose decoder takes tables apart from the data
+
+Grey = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TiffLevel:
+    """One page of a TIFF, ready to be read.
+
+    Attributes:
+        path: the file, for messages.
+        shape: (height, width) px.
+        segment: (height, width) px of a tile or strip.
+        kind: "tile" or "strip".
+        offsets, counts: int64 [planes, rows of segments, columns of segments], bytes.
+        decode: encoded bytes and index -> samples [h, w, samples in a segment].
+        raw: the type of the samples as they lie in the file, if they can be read unchanged.
+        samples: samples a pixel has in one segment.
+        grey: samples [h, w, samples of all planes] -> uint8 [h, w]; None if they are grey already.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    segment: tuple[int, int]
+    kind: str
+    offsets: np.ndarray
+    counts: np.ndarray
+    decode: Callable[[np.ndarray, int], np.ndarray]
+    raw: np.dtype | None
+    samples: int
+    grey: Grey | None
+
+    def read_into(self, fd: int, top: int, left: int, out: np.ndarray) -> None:
+        """Fills `out` uint8 [h, w] from a window that lies inside; left-out tiles change nothing.
+
+        Raises:
+            InputError: a tile or strip that is cut off or damaged.
+        """
+        height, width = self.segment
+        bottom, right = top + out.shape[0], left + out.shape[1]
+        for row in range(top // height, -(-bottom // height)):
+            y0, y1 = max(top, row * height), min(bottom, (row + 1) * height)
+            for column in range(left // width, -(-right // width)):
+                x0, x1 = max(left, column * width), min(right, (column + 1) * width)
+                part = out[y0 - top : y1 - top, x0 - left : x1 - left]
+                rows = slice(y0 - row * height, y1 - row * height)
+                columns = slice(x0 - column * width, x1 - column * width)
+                self._segment_into(fd, row, column, rows, columns, part)
+
+    def _segment_into(self, fd, row, column, rows: slice, columns: slice, out) -> None:
+        planes = []
+        for plane in range(len(self.offsets)):
+            samples = self._samples(fd, plane, row, column, rows, columns)
+            if samples is None:
+                return
+            planes.append(samples)
+        samples = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        out[:] = samples[:, :, 0] if self.grey is None else self.grey(samples)
+
+    def _samples(self, fd, plane, row, column, rows: slice, columns: slice) -> np.ndarray | None:
+        offset, count = int(self.offsets[plane, row, column]), int(self.counts[plane, row, column])
+        if not offset or not count:
+            return None
+        index = int(np.ravel_multi_index((plane, row, column), self.offsets.shape))
+        if self.raw is not None:
+            return self._raw_samples(fd, index, offset, rows, columns)
+        try:
+            samples = self.decode(_pread(fd, count, offset), index)
+            part = samples[rows, columns]
+            if part.shape[:2] != (rows.stop - rows.start, columns.stop - columns.start):
+                raise ValueError(f"decodes to {samples.shape[1]} x {samples.shape[0]} px")
+        except Exception as error:  # each decoder has its own kinds
+            raise self._fault(index, f"cannot be decoded: {error}") from None
+        return part
+
+    def _raw_samples(self, fd, index, offset, rows: slice, columns: slice) -> np.ndarray:
+        assert self.raw is not None
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        pixel = self.samples * self.raw.itemsize
+        stride = self.segment[1] * pixel
+        start = offset + rows.start * stride
+        try:
+            if 4 * width * pixel >= stride or height * stride <= 1 << 16:
+                block = _pread(fd, height * stride, start).reshape(height, stride)
+                block = block[:, columns.start * pixel : columns.stop * pixel]
+            else:  # a narrow window of a wide image: its rows one by one
+                block = np.empty((height, width * pixel), np.uint8)
+                start += columns.start * pixel
+                for number, line in enumerate(block):
+                    if os.preadv(fd, [line], start + number * stride) != len(line):
+                        raise EOFError
+        except (EOFError, OSError):
+            raise self._fault(index, "is cut off; the file is truncated") from None
+        if self.raw.itemsize == 1:
+            return (
+                block.reshape(height, width, self.samples) if self.samples > 1 else block[..., None]
+            )
+        return np.ascontiguousarray(block).view(self.raw).reshape(height, width, self.samples)
+
+    def _fault(self, index: int, what: str) -> InputError:
+        return InputError(f"{self.path}: {self.kind} {index} {what}; copy or export the file again")
+
+
+def tiff_level(path: Path, page: tifffile.TiffPage, bits_used: int | None) -> TiffLevel:
+    """Prepares a page. `bits_used`: the bits of a sample in use, where metadata states them.
+
+    Raises:
+        InputError: a kind of image that has no grey value here, or tiles beyond the file's end.
+    """
+    samples = page.samplesperpixel
+    separate = page.planarconfig == 2 and samples > 1
+    grey, used = _grey_rule(path, page, bits_used)
+    height, width = page.imagelength, page.imagewidth
+    if page.imagedepth > 1 or min(height, width) < 1:
+        raise InputError(f"{path}: {page.imagedepth} x {height} x {width} px is not a plane")
+    tiled = page.is_tiled
+    segment = (page.tilelength, page.tilewidth) if tiled else (page.rowsperstrip, width)
+    segment = (min(segment[0], height), segment[1]) if not tiled else segment
+    if min(segment) < 1:
+        raise InputError(f"{path}: tiles of {segment[1]} x {segment[0]} px; the file is damaged")
+    grid = (-(-height // segment[0]), -(-width // segment[1]))
+    planes = samples if separate else 1
+    kind = "tile" if tiled else "strip"
+    number = planes * grid[0] * grid[1]
+    if min(len(page.dataoffsets), len(page.databytecounts)) < number:
+        raise InputError(
+            f"{path}: {len(page.dataoffsets)} {kind}s where {width} x {height} px need {number}; "
+            "the file is truncated or damaged"
+        )
+    offsets = np.array(page.dataoffsets[:number], np.int64)
+    counts = np.array(page.databytecounts[:number], np.int64)
+    in_segment = 1 if separate else samples
+    raw = None
+    assert page.dtype is not None  # or there were no rule for grey values
+    stride = segment[1] * in_segment * page.dtype.itemsize
+    plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1
+    if plain and page.bitspersample in (8, 16) and not page.is_subsampled:
+        raw = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
+        rows = np.full((planes, *grid), segment[0])
+        if not tiled:
+            rows[:, -1] = height - (grid[0] - 1) * segment[0]
+        counts = np.where(counts == 0, 0, rows.ravel() * stride)
+    elif segment[0] * stride > MAX_SEGMENT_BYTES:
+        raise InputError(
+            f"{path}: one {kind} unpacks to {segment[0] * stride >> 20} MiB; write it as tiled TIFF"
+        )
+    size = page.parent.filehandle.size
+    beyond = np.flatnonzero((offsets + counts > size) & (offsets > 0) & (counts > 0))
+    if len(beyond):
+        raise InputError(
+            f"{path}: {kind} {beyond[0]} ends at byte {offsets[beyond[0]] + counts[beyond[0]]}, "
+            f"but the file has {size}; it is truncated: copy or export it again"
+        )
+    if raw is not None and not tiled and planes == 1 and counts.all():
+        if (offsets[1:] == offsets[:-1] + counts[:-1]).all():  # strips in a row: one large strip
+            offsets, counts, grid, segment = (
+                offsets[:1],
+                counts.sum()[None],
+                (1, 1),
+                (height, width),
+            )
+    shape = (planes, *grid)
+    return TiffLevel(
+        path=path,
+        shape=(height, width),
+        segment=segment,
+        kind=kind,
+        offsets=offsets.reshape(shape)[:used],
+        counts=counts.reshape(shape)[:used],
+        decode=_decoder(page),
+        raw=raw,
+        samples=in_segment,
+        grey=grey,
+    )
+
+
+def _decoder(page: tifffile.TiffPage) -> Callable[[np.ndarray, int], np.ndarray]:
+    decode = page.decode
+    extra = {}
+    if page.compression in JPEG:
+        extra = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+
+    def samples(data: Any, index: int) -> np.ndarray:
+        decoded = decode(data, index, **extra)[0]
+        if decoded is None:
+            raise ValueError("it is empty")
+        return decoded[0]
+
+    return samples
+
+
+def _grey_rule(path, page: tifffile.TiffPage, bits_used) -> tuple[Grey | None, int]:
+    """The rule of the module's head for one page, and how many planes it needs."""
+    photometric, bits, dtype = int(page.photometric), page.bitspersample, page.dtype
+    if not isinstance(bits, int) or bits > 16 or dtype is None or dtype.kind not in "ub":
+        raise InputError(
+            f"{path}: {dtype} samples of {bits} bits; convert it to 8 or 16 bits without sign"
+        )
+    if photometric not in (0, 1, 2, 3, 6) or page.compression == 33003:  # Aperio's YCbCr JPEG 2000
+        raise InputError(f"{path}: colours are {page.photometric!r}; convert it to grey or RGB")
+    if photometric == 6 and page.compression not in JPEG:
+        raise InputError(f"{path}: YCbCr that is not JPEG; convert it to grey or RGB")
+    eight = _eight_bits(page, bits, bits_used)
+    if photometric in (2, 6):  # RGB, YCbCr
+        if page.samplesperpixel < 3:
+            raise InputError(f"{path}: RGB with {page.samplesperpixel} samples; it is damaged")
+        return (luma if eight is None else lambda samples: luma(eight(samples[:, :, :3]))), 3
+    if photometric == 3:  # palette
+        colormap = page.colormap
+        if colormap is None or colormap.ndim != 2:
+            raise InputError(f"{path}: a palette image without its palette; it is damaged")
+        table = luma((np.asarray(colormap).T >> 8).astype(np.uint8)[None])[0]
+        return lambda samples: table[samples[:, :, 0]], 1
+    if photometric == 0:  # MinIsWhite
+        return lambda samples: ~(samples if eight is None else eight(samples))[:, :, 0], 1
+    return (None if eight is None else lambda samples: eight(samples[:, :, 0])), 1
+
+
+def _eight_bits(page: tifffile.TiffPage, bits: int, bits_used: int | None) -> Grey | None:
+    """Samples of `bits` bits -> uint8; None where they are that already."""
+    if bits == 8:
+        return None
+    if bits < 8:
+        table = np.round(np.arange(1 << bits) * (255 / ((1 << bits) - 1))).astype(np.uint8)
+        return lambda samples: table[samples.astype(np.uint8)]
+    stated = page.tags.valueof(281)  # MaxSampleValue
+    if stated:
+        bits_used = int(np.max(stated)).bit_length()
+    used = min(max(bits_used or bits, 8), bits)
+    if used == bits:
+        return lambda samples: (samples >> (bits - 8)).astype(np.uint8)
+    return lambda samples: np.minimum(samples >> (used - 8), 255).astype(np.uint8)
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3 or more] -> uint8 [h, w]; Pillow's integer form of the BT.601 weights."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rgb[:, :, :3])).convert("L"))
+
+
+def _pread(fd: int, count: int, offset: int) -> np.ndarray:
+    """Bytes of the file as uint8 [count]. Raises EOFError where the file ends before."""
+    block = np.empty(count, np.uint8)
+    done = 0
+    while done < count:
+        got = os.preadv(fd, [block[done:]], offset + done)
+        if not got:
+            raise EOFError(f"the file ends {count - done} bytes too early")
+        done += got
+    return block
