@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxcyto.brain import manifest
 from jaxcyto.brain.pairs import DISTANCES_FILE, load_pairs
-from jaxcyto.brain.sampling import Patches, load_patches
+from jaxcyto.brain.patches import Patches, load_patches
 from jaxcyto.brain.sections import Section, open_section
 from jaxcyto.config import DataConfig, Scales
 from jaxcyto.errors import InputError

@@ -15,6 +15,11 @@ ALL = {"flip": True, "rotate": True, "brightness": 0.3, "contrast": 0.3, "blur_p
 ALL["noise"] = 0.1
 
 
+@jax.jit
+def augment_all(keys, patches):
+    return augment.augment_patches(keys, patches, 120.0, 40.0, **ALL)
+
+
 @pytest.fixture
 def patches() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 2, 24, 24, 1), dtype=np.uint8)
@@ -35,7 +40,7 @@ def test_zero_strength_is_only_normalising(patches):
 
 def test_draws_depend_on_step_and_example_only(patches):
     """Other neighbours, another order, another batch size: the same patch, bit for bit."""
-    run = jax.jit(lambda k, x: augment.augment_patches(k, x, 120.0, 40.0, **ALL))
+    run = augment_all
     whole = run(keys(3, np.arange(6)), patches)
     order = np.array([5, 1, 3])
     np.testing.assert_array_equal(run(keys(3, order), patches[order]), whole[order])
@@ -48,9 +53,7 @@ def test_patches_of_a_pair_and_pairs_are_drawn_independently():
     same = np.broadcast_to(
         np.random.default_rng(1).integers(0, 256, (24, 24, 1)), (6, 2, 24, 24, 1)
     )
-    result = augment.augment_patches(
-        keys(0, np.arange(6)), same.astype(np.uint8), 120.0, 40.0, **ALL
-    )
+    result = augment_all(keys(0, np.arange(6)), same.astype(np.uint8))
     flat = np.asarray(result).reshape(12, -1)
     for a, b in itertools.combinations(flat, 2):
         assert not np.allclose(a, b)

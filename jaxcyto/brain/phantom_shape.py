@@ -16,6 +16,7 @@ FOLD_AMPLITUDE_MM = 2.6
 LAYER_SHARE = np.array([0.11, 0.10, 0.27, 0.13, 0.18, 0.21])
 LAYER_COVERAGE = np.array([0.03, 0.26, 0.17, 0.32, 0.10, 0.20])
 LAYER_DIAMETER_UM = np.array([6.0, 8.5, 10.5, 7.5, 12.0, 9.5])
+GRADIENTS = (0.4, 0.35, 0.25)  # log change per unit of the gradients, which reach about +-1.5
 MEAN_COVERAGE = 0.17  # of every profile over its depth: mean darkness tells nothing of the area
 
 
@@ -198,17 +199,27 @@ def area_profiles(
     share = np.exp(rng.uniform(-0.25, 0.25, (count, NUM_LAYERS))) * LAYER_SHARE[orders]
     coverage = np.exp(rng.uniform(-0.1, 0.1, (count, NUM_LAYERS))) * LAYER_COVERAGE[orders]
     diameter = np.exp(rng.uniform(-0.2, 0.2, (count, NUM_LAYERS))) * LAYER_DIAMETER_UM
-    wavelength = 1.1 * np.ptp(unfolded[:, 1])  # fields rise or fall once over a few areas
+    wavelength = 1.1 * np.ptp(unfolded[:, 1])  # such fields rise or fall once over a few areas
 
     def vary(amount):
-        return np.exp(
-            amount
-            * np.stack([smooth_field(unfolded, wavelength, rng) for _ in range(NUM_LAYERS)], 1)
-        )
+        fields = [smooth_field(unfolded, wavelength, rng) for _ in range(NUM_LAYERS)]
+        return np.exp(amount * np.stack(fields, axis=1))
 
-    return normalised_profiles(
-        share[region] * vary(0.25), coverage[region] * vary(0.12), diameter[region] * vary(0.1)
+    share = share[region] * vary(0.25)
+    coverage = coverage[region] * vary(0.12)
+    diameter = diameter[region] * vary(0.1)
+    # Three gradients run across all areas, as the cell density of real isocortex falls from
+    # back to front: thickness of layer I, of the upper against the lower layers, and cell size.
+    axes = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    half = np.ptp(unfolded, axis=0) / 2
+    first, upper, size = (
+        1.5 * (unfolded / half) @ axis + 0.5 * smooth_field(unfolded, wavelength, rng)
+        for axis in axes
     )
+    share[:, 0] *= np.exp(GRADIENTS[0] * first)
+    share[:, 1:] *= np.exp(GRADIENTS[1] * upper[:, None] * np.linspace(1, -1, NUM_LAYERS - 1))
+    diameter *= np.exp(GRADIENTS[2] * size)[:, None]
+    return normalised_profiles(share, coverage, diameter)
 
 
 def _distinct_orders(count: int, rng: np.random.Generator) -> np.ndarray:

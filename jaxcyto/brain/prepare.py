@@ -11,15 +11,10 @@ import numpy as np
 
 from jaxcyto.brain.manifest import SPLITS, read_brain
 from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, make_pairs
+from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import StderrProgress
-from jaxcyto.brain.sampling import (
-    PATCHES_FILE,
-    Patches,
-    assign_splits,
-    load_patches,
-    sample_patches,
-    split_distances_mm,
-)
+from jaxcyto.brain.sampling import sample_patches
+from jaxcyto.brain.splits import assign_splits, split_distances_mm
 from jaxcyto.errors import InputError
 
 

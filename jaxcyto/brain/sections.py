@@ -77,10 +77,9 @@ class Section:
     def _opened(self) -> "_TiffFile | _WholeImage":
         file = self._file
         if file is None:
-            with self._lock:
-                if self._file is None:
-                    self._file = _open(self.path)
-                file = self._file
+            with self._lock:  # threads that start together read the headers once
+                file = self._file or _open(self.path)
+                self._file = file
         return file
 
     @property

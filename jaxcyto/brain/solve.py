@@ -15,53 +15,105 @@ from jaxcyto.brain.surfaces import Surface
 from jaxcyto.errors import InputError
 
 METHODS = ("exact", "heat")
-Field = Callable[[int], np.ndarray]
-# (source, targets [n]): the distances from one vertex to some others.
-Query = tuple[int, np.ndarray]
+# (part, source, targets [n]): the distances from one vertex of a part to some others.
+Query = tuple[int, int, np.ndarray]
+# The heat method is poor near its source; targets nearer than this are solved exactly, which
+# costs little there.
+NEAR_EDGES = 10
 
 
-def field_solver(surface: Surface, method: str) -> Field:
-    """A function from source vertex to distances [V] on a connected mesh without unused vertices.
+def exact_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
+    """A function from source and targets [n] to exact distances [n].
 
-    exact: Mitchell, Mount and Papadimitriou 1987, as implemented by Kirsanov (pygeodesic).
-    heat: Crane, Weischedel and Wardetzky 2013 on the intrinsic Delaunay triangulation of Sharp
-    and Crane 2020 (potpourri3d), which takes any triangles. Raw: its bias is still in.
+    Mitchell, Mount and Papadimitriou 1987, as implemented by Kirsanov (pygeodesic). It stops as
+    soon as all targets are reached.
 
     Raises:
-        InputError: if the method cannot take this mesh.
+        InputError: if the mesh is not manifold.
     """
-    vertices = np.ascontiguousarray(surface.vertices, np.float64)
-    faces = np.ascontiguousarray(surface.faces, np.int32)
-    if method == "exact":
-        check_exact(faces)
-        from pygeodesic import geodesic
+    check_exact(surface.faces)
+    from pygeodesic import geodesic
 
-        exact = geodesic.PyGeodesicAlgorithmExact(vertices, faces)
+    exact = geodesic.PyGeodesicAlgorithmExact(surface.vertices, surface.faces)
+    number = len(surface.vertices)
 
-        def solve(source: int) -> np.ndarray:
-            return exact.geodesicDistances(np.array([source], np.int32), None)[0]
-    else:
-        import potpourri3d
+    def solve(source: int, targets: np.ndarray) -> np.ndarray:
+        stop = targets.astype(np.int32) if len(targets) < number else None
+        distance = exact.geodesicDistances(np.array([source], np.int32), stop)[0]
+        return distance if stop is not None else distance[targets]
 
+    return solve
+
+
+def heat_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
+    """A function from source and targets [n] to distances [n] by the heat method.
+
+    Crane, Weischedel and Wardetzky 2013 on the intrinsic Delaunay triangulation of Sharp and
+    Crane 2020 (potpourri3d), which takes any triangles. Its bias is still in.
+
+    Raises:
+        InputError: if it cannot take the mesh.
+    """
+    import potpourri3d
+
+    try:
+        heat = potpourri3d.MeshHeatMethodDistanceSolver(surface.vertices, surface.faces)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the heat method cannot take this mesh: {error}") from None
+    return lambda source, targets: np.asarray(heat.compute_distance(source))[targets]
+
+
+class Solver:
+    """Distances on a connected mesh without unused vertices.
+
+    Args:
+        surface: the mesh.
+        method: "exact" or "heat".
+        bias: factor by which the heat method is too long.
+        near: whether targets near the source are solved exactly in the heat method, too.
+    """
+
+    def __init__(self, surface: Surface, method: str, bias: float = 1.0, near: bool = True):
+        self.surface = Surface(
+            np.ascontiguousarray(surface.vertices, np.float64),
+            np.ascontiguousarray(surface.faces, np.int32),
+        )
+        self.method, self.bias = method, bias
+        self._solve = (exact_solver if method == "exact" else heat_solver)(self.surface)
+        self._exact = None
+        if method == "heat" and near and not any(non_manifold(self.surface.faces)):
+            self._exact = exact_solver(self.surface)
+        self._near_mm = NEAR_EDGES * mean_edge_mm(self.surface)
+
+    def __call__(self, source: int, targets: np.ndarray) -> np.ndarray:
+        """Distances [n] in mm from vertex `source` to vertices `targets` [n].
+
+        Raises:
+            InputError: if the method gives no finite distance.
+        """
         try:
-            heat = potpourri3d.MeshHeatMethodDistanceSolver(vertices, faces, use_robust=True)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"the heat method cannot take this mesh: {error}") from None
-        solve = heat.compute_distance
-
-    def checked(source: int) -> np.ndarray:
-        try:
-            field = np.asarray(solve(int(source)), float)
+            distance = self._solve(source, targets) / self.bias
         except RuntimeError as error:
-            raise InputError(f"method {method} failed at vertex {source}: {error}") from None
-        if not np.isfinite(field).all():
+            raise InputError(f"method {self.method} failed at vertex {source}: {error}") from None
+        if self._exact is not None:
+            near = np.flatnonzero(distance < self._near_mm)
+            if len(near):
+                distance[near] = self._exact(source, targets[near])
+        if not np.isfinite(distance).all():
             raise InputError(
-                f"method {method} gives no finite distances from vertex {source} of a component "
-                f"of {len(vertices)} vertices; mend degenerate triangles, or use another method"
+                f"method {self.method} gives no finite distances from vertex {source} of a "
+                f"component of {len(self.surface.vertices)} vertices; mend degenerate triangles, "
+                "or use another method"
             )
-        return np.maximum(field, 0)
+        # No path is shorter than the straight line.
+        vertices = self.surface.vertices
+        return np.maximum(distance, np.linalg.norm(vertices[targets] - vertices[source], axis=1))
 
-    return checked
+
+def mean_edge_mm(surface: Surface) -> float:
+    """Mean length of the triangles' sides."""
+    corners = surface.vertices[surface.faces]
+    return float(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).mean())
 
 
 def check_exact(faces: np.ndarray) -> None:
@@ -76,11 +128,13 @@ def check_exact(faces: np.ndarray) -> None:
 
 def solve_queries(
     parts: list[Surface],
-    queries: list[tuple[int, Query]],
+    queries: list[Query],
     method: str,
+    bias: float = 1.0,
+    near: bool = True,
     workers: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Distances for each query (part, (source, targets)), in order; raw, in mm.
+    """Distances in mm for each query, in order; see `Solver` for the arguments.
 
     The result does not depend on the number of workers. Queries of one part should follow each
     other: a worker keeps the solver of its last part only.
@@ -88,15 +142,15 @@ def solve_queries(
     Raises:
         InputError: if the method cannot take the mesh, or crashes on it.
     """
+    arguments = (parts, method, bias, near)
     if workers <= 1 or len(queries) < 2 * workers:
-        solvers = _Solvers(parts, method)
-        yield from map(solvers, queries)
+        yield from map(_Answers(*arguments), queries)
         return
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start,
-        initargs=(parts, method),
+        initargs=arguments,
     )
     try:
         chunk = max(1, min(16, len(queries) // (4 * workers)))
@@ -110,32 +164,33 @@ def solve_queries(
         pool.shutdown(cancel_futures=True)
 
 
-class _Solvers:
+class _Answers:
     """Answers queries, building a part's solver when it is first needed."""
 
-    def __init__(self, parts: list[Surface], method: str):
-        self.parts, self.method = parts, method
-        self._part, self._solve = -1, None
+    def __init__(self, parts: list[Surface], method: str, bias: float, near: bool):
+        self.parts, self.settings = parts, (method, bias, near)
+        self._part: int = -1
+        self._solver: Solver | None = None
 
-    def __call__(self, query: tuple[int, Query]) -> np.ndarray:
-        part, (source, targets) = query
-        if part != self._part or self._solve is None:
-            self._solve = None  # frees the old one first
-            self._solve = field_solver(self.parts[part], self.method)
+    def __call__(self, query: Query) -> np.ndarray:
+        part, source, targets = query
+        if self._solver is None or part != self._part:
+            self._solver = None  # frees the old one first
+            self._solver = Solver(self.parts[part], *self.settings)
             self._part = part
-        return self._solve(source)[targets]
+        return self._solver(source, targets)
 
 
-_worker: _Solvers
+_worker: _Answers
 
 
-def _start(parts: list[Surface], method: str) -> None:
+def _start(parts: list[Surface], method: str, bias: float, near: bool) -> None:
     global _worker
     os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the processors
-    _worker = _Solvers(parts, method)
+    _worker = _Answers(parts, method, bias, near)
 
 
-def _run(query: tuple[int, Query]) -> np.ndarray:
+def _run(query: Query) -> np.ndarray:
     return _worker(query)
 
 

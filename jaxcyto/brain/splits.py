@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from jaxcyto.brain.manifest import SPLITS, Brain, write_splits
 from jaxcyto.brain.patches import Patches
@@ -184,6 +184,6 @@ def split_distances_mm(patches: Patches) -> dict[str, float]:
         if (patches.split == index).any()
     }
     return {
-        f"{a}-{b}": float(cKDTree(present[a]).query(present[b])[0].min())
+        f"{a}-{b}": float(KDTree(present[a]).query(present[b])[0].min())
         for a, b in combinations(present, 2)
     }

@@ -13,6 +13,7 @@ Grey values, the rule for every pixel alone so that they depend on no window and
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -141,8 +142,7 @@ def tiff_level(path: Path, page: tifffile.TiffPage, bits_used: int | None) -> Ti
     if page.imagedepth > 1 or min(height, width) < 1:
         raise InputError(f"{path}: {page.imagedepth} x {height} x {width} px is not a plane")
     tiled = page.is_tiled
-    segment = (page.tilelength, page.tilewidth) if tiled else (page.rowsperstrip, width)
-    segment = (min(segment[0], height), segment[1]) if not tiled else segment
+    segment = _segment(page)
     if min(segment) < 1:
         raise InputError(f"{path}: tiles of {segment[1]} x {segment[0]} px; the file is damaged")
     grid = (-(-height // segment[0]), -(-width // segment[1]))
@@ -201,19 +201,46 @@ def tiff_level(path: Path, page: tifffile.TiffPage, bits_used: int | None) -> Ti
     )
 
 
+def _segment(page: tifffile.TiffPage) -> tuple[int, int]:
+    """(height, width) px of a tile or strip; an image of one strip may state endless rows."""
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+
 def _decoder(page: tifffile.TiffPage) -> Callable[[np.ndarray, int], np.ndarray]:
     decode = page.decode
     extra = {}
     if page.compression in JPEG:
         extra = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
 
+    most = 2 * math.prod(_segment(page)) + (1 << 16)
+
     def samples(data: Any, index: int) -> np.ndarray:
+        if extra and _jpeg_pixels(data) > most:  # the decoder would allocate them all
+            raise ValueError(f"its JPEG header announces {_jpeg_pixels(data)} px")
         decoded = decode(data, index, **extra)[0]
         if decoded is None:
             raise ValueError("it is empty")
         return decoded[0]
 
     return samples
+
+
+def _jpeg_pixels(data: np.ndarray) -> int:
+    """Height times width in the frame header of a JPEG stream (ITU-T T.81, B.2.2); 0 if none."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = int(data[place + 1])
+        if marker == 0xFF:  # a fill byte
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[place + 5 : place + 7].tobytes()) * int.from_bytes(
+                data[place + 7 : place + 9].tobytes()
+            )
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4].tobytes())
+    return 0
 
 
 def _grey_rule(path, page: tifffile.TiffPage, bits_used) -> tuple[Grey | None, int]:

@@ -65,7 +65,11 @@ class SiameseNet(nn.Module):
         )(patches.reshape(batch * 2, *patches.shape[2:]), train)
         head_dtype = jnp.promote_types(self.dtype, jnp.float32)
         last = maps[-1].reshape(batch, 2, -1)
-        features = nn.Dense(self.features, dtype=head_dtype, name="features")(last)
+        # Two patches then start at a squared distance near 1, the mean target (an assumption). With
+        # the usual scale they start at 20, and the first steps destroy the features.
+        start = nn.initializers.variance_scaling(1.5 / self.features, "fan_in", "normal")
+        dense = nn.Dense(self.features, dtype=head_dtype, kernel_init=start, name="features")
+        features = dense(last)
         coordinates = nn.Dense(3, dtype=head_dtype, name="coordinates")(features)
         return {"features": features, "coordinates": coordinates}
 
