@@ -24,3 +24,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data beside the checkout ({folder.name} folder absent)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_brain(tmp_path_factory) -> Path:
+    """A small phantom with patches of 32 px at 64 um/px, pairs and all distances."""
+    from jaxcyto.brain.phantom import PRESETS, make_phantom
+    from jaxcyto.brain.prepare import pair_brain, sample_brain
+
+    root = make_phantom(tmp_path_factory.mktemp("brains") / "tiny", PRESETS["tiny"], workers=1)
+    sample_brain(root, num_patches=240, patch_px=32, um_per_px=64.0)
+    pair_brain(root, num_pairs=480, method="heat", all_distances=True, workers=1)
+    return root

@@ -10,7 +10,7 @@ from scipy import signal
 
 from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
 from jaxcyto.models import Encoder, Geometry, SiameseNet
-from jaxcyto.models.encoder import BN_EPSILON, BN_MOMENTUM, Block, max_pool
+from jaxcyto.models.encoder import BN_EPSILON, BN_MOMENTUM, Block
 
 PAPER = Geometry()
 SMALL = Geometry(stem_kernel=3, stem_stride=1, num_blocks=5)

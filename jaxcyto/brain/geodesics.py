@@ -15,12 +15,12 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
 from jaxcyto.brain.mesh import clean_faces, component_labels, insert_points
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.solve import (
@@ -147,9 +147,7 @@ class Geodesics:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one npz with mesh, its hash, settings and bias; atomically, without pickle."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with atomic_write(path) as file:
             np.savez(
                 file,
                 format=FORMAT,
@@ -160,7 +158,6 @@ class Geodesics:
                 faces=self.surface.faces,
                 mesh_sha256=mesh_sha256(self.surface),
             )
-        os.replace(temporary, path)
 
 
 def build(
@@ -189,12 +186,12 @@ def build(
     """
     if method not in METHODS:
         raise InputError(f"method = {method!r}; one of {', '.join(METHODS)}")
-    faces = np.asarray(surface.faces)
-    if faces.ndim != 2 or not len(faces) or not np.isfinite(surface.vertices).all():
-        raise InputError("a surface needs triangles and finite vertices")
+    faces = clean_faces(np.asarray(surface.faces).reshape(-1, 3))
+    if not len(faces) or not np.isfinite(surface.vertices).all():
+        raise InputError("a surface needs triangles of three vertices each, all of them finite")
     settings: dict = {"method": method}
     if method == "exact":
-        check_exact(clean_faces(faces))
+        check_exact(faces)
         return Geodesics(surface, method, 1.0, settings)
     settings |= {"calibration_sources": calibration_sources, "seed": seed}
     bias = _heat_bias(surface, calibration_sources, seed, workers, progress)
@@ -209,17 +206,15 @@ def load(path: str | os.PathLike) -> Geodesics:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["format"]) != FORMAT:
-                raise ValueError(f"format {file['format']}")
-            surface = Surface(file["vertices"], file["faces"])
-            method, bias = str(file["method"]), float(file["bias"])
-            settings = json.loads(str(file["settings"]))
-            if str(file["mesh_sha256"]) != mesh_sha256(surface):
-                raise ValueError("the mesh does not match its hash")
+        file = read_npz(path, FORMAT)
+        surface = Surface(file["vertices"], file["faces"])
+        method, bias = str(file["method"]), float(file["bias"])
+        settings = json.loads(str(file["settings"]))
+        if str(file["mesh_sha256"]) != mesh_sha256(surface):
+            raise ValueError("the mesh does not match its hash")
         if method not in METHODS or not 0.5 < bias < 2 or not isinstance(settings, dict):
             raise ValueError(f"method {method!r}, bias {bias}")
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a saved oracle of distances: {error}; build it again"
         ) from None

@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
 from jaxcyto.brain.geodesics import Geodesics, build
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.brain.mesh import clean_faces, component_labels
@@ -48,9 +48,7 @@ class Pairs:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one npz, atomically and without pickle."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with atomic_write(path) as file:
             np.savez(
                 file,
                 format=FORMAT,
@@ -61,7 +59,6 @@ class Pairs:
                 patches_sha256=self.patches_sha256,
                 settings=json.dumps(self.settings, sort_keys=True),
             )
-        os.replace(temporary, path)
 
 
 def load_pairs(path: str | os.PathLike) -> Pairs:
@@ -74,17 +71,15 @@ def load_pairs(path: str | os.PathLike) -> Pairs:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto pair` first")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["format"]) != FORMAT:
-                raise ValueError(f"format {file['format']}")
-            pairs = Pairs(
-                first=file["first"],
-                second=file["second"],
-                distance_mm=file["distance_mm"],
-                patches_file=str(file["patches_file"]),
-                patches_sha256=str(file["patches_sha256"]),
-                settings=json.loads(str(file["settings"])),
-            )
+        file = read_npz(path, FORMAT)
+        pairs = Pairs(
+            first=file["first"],
+            second=file["second"],
+            distance_mm=file["distance_mm"],
+            patches_file=str(file["patches_file"]),
+            patches_sha256=str(file["patches_sha256"]),
+            settings=json.loads(str(file["settings"])),
+        )
         shape = pairs.first.shape
         for name, dtype in (("first", np.int32), ("second", np.int32), ("distance_mm", np.float32)):
             array = getattr(pairs, name)
@@ -92,7 +87,7 @@ def load_pairs(path: str | os.PathLike) -> Pairs:
                 raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
         if not np.isfinite(pairs.distance_mm).all():
             raise ValueError("distances that are not finite")
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a readable file of pairs ({error}); run `jaxcyto pair` again"
         ) from None
@@ -182,10 +177,8 @@ def make_pairs(
             distance[own] = oracle.distances(face[a], bary[a], face[b], bary[b], workers, progress)
     assert np.isfinite(distance).all()
     if matrix is not None:
-        temporary = brain.root / f".{DISTANCES_FILE}.{os.getpid()}.tmp"
-        with open(temporary, "wb") as file:
+        with atomic_write(brain.root / DISTANCES_FILE) as file:
             np.save(file, matrix)
-        os.replace(temporary, brain.root / DISTANCES_FILE)
     settings = {"method": method, "seed": seed, "bias": biases, "all_distances": all_distances}
     return Pairs(
         first.astype(np.int32),

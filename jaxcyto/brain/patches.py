@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.errors import InputError
 
@@ -45,14 +45,11 @@ class Patches:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one npz, atomically and without pickle."""
-        path = Path(path)
         arrays = {name: getattr(self, name) for name in DTYPES}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with atomic_write(path) as file:
             np.savez(
                 file, format=FORMAT, settings=json.dumps(self.settings, sort_keys=True), **arrays
             )
-        os.replace(temporary, path)
 
 
 DTYPES = {
@@ -81,16 +78,14 @@ def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto sample` first")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["format"]) != FORMAT:
-                raise ValueError(f"format {file['format']}")
-            arrays = {name: file[name] for name in DTYPES}
-            settings = json.loads(str(file["settings"]))
+        file = read_npz(path, FORMAT)
+        arrays = {name: file[name] for name in DTYPES}
+        settings = json.loads(str(file["settings"]))
         number = len(arrays["section"])
         for name, (dtype, shape) in DTYPES.items():
             if arrays[name].dtype != dtype or arrays[name].shape != (number, *shape):
                 raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a readable file of patches ({error}); run `jaxcyto sample` again"
         ) from None

@@ -7,7 +7,8 @@ import numpy as np
 from scipy import ndimage
 
 from jaxcyto.brain.phantom_cut import cut_cortex, evaluate, planes, rasterise
-from jaxcyto.brain.phantom_paint import GRID_UM, majority
+from jaxcyto.brain.phantom_look import GRID_UM
+from jaxcyto.brain.phantom_paint import majority
 from jaxcyto.brain.phantom_shape import Cortex, smooth_field
 
 ATLAS_GRID = 8  # pixels of the label grid per pixel at which the atlas is computed
@@ -18,10 +19,12 @@ ANNOTATED_WAVELENGTH_MM = 9.0
 
 
 def annotated(shape: tuple[int, int], fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """bool [height, width]: irregular regions of some mm that hold about `fraction` of the pixels."""
+    """bool [height, width]: irregular regions of some mm, about `fraction` of all pixels."""
     coarse = 8
     small = [-(-side // coarse) for side in shape]
-    y, x = np.meshgrid(*(np.arange(side) * coarse * GRID_UM / 1000 for side in small), indexing="ij")
+    y, x = np.meshgrid(
+        *(np.arange(side) * coarse * GRID_UM / 1000 for side in small), indexing="ij"
+    )
     points = np.stack([x.ravel(), y.ravel(), np.zeros(x.size)], axis=1)
     field = smooth_field(points, ANNOTATED_WAVELENGTH_MM, rng).reshape(small)
     if 0 < fraction < 1:

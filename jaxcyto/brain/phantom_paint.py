@@ -1,8 +1,8 @@
 """Paints one section row block by row block: cells one by one, stain, optics and artifacts.
 
 All tissue is laid out on the grid of the label images (`GRID_UM`); only cells, edges and noise
-are drawn at the resolution of the image. Darkness adds up linearly, so that an image drawn at a
-coarse resolution is the area average of one drawn at a fine one.
+are drawn at the resolution of the image. Darkness adds up linearly and cells do not depend
+on the resolution, so that a coarse image is the area average of a fine one, but for noise.
 """
 
 import dataclasses
@@ -11,97 +11,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxcyto.brain.phantom_cells import Stamps
 from jaxcyto.brain.phantom_cut import Cut, evaluate, inside_white, planes, rasterise
+from jaxcyto.brain.phantom_look import GRID_UM, Look
 from jaxcyto.brain.phantom_shape import Cortex
 
-GRID_UM = 16.0
-BLOCK_PX = 512  # rows of a block at the image's resolution, at least 32 rows of the grid
+BLOCK = 64  # rows of the grid that are painted at a time
 NEUROPIL, WHITE_MATTER, CELL = 0.28, 0.24, 0.60  # darkness where gain is 1; a cell adds to both
 WHITE_COVERAGE, WHITE_DIAMETER_UM = 0.03, 6.0  # glia
 COLUMN_UM, COLUMN_CONTRAST = 90.0, 0.1  # cells stand in radial columns about this wide
-SIZES_UM = np.geomspace(4, 26, 10)  # diameters that are drawn; a cell takes the nearest
-PHASES, ANGLES = 4, 8  # sub-pixel positions per axis and orientations that are drawn
-ELONGATION = 1.35  # long over short axis; long axes lie across the layers
 LAYER_BLEND = 0.04  # share of the depth over which neighbouring layers mix
 SPREAD = 0.2  # standard deviation of the logarithm of the diameters in a layer
 # Noise is looked up by random bytes: quantiles of the normal distribution.
 GAUSSIAN = np.array([statistics.NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)])
-
-
-@dataclasses.dataclass(frozen=True)
-class Artifact:
-    """A stroke (an arc of a parabola) with centre, reach and half width in grid px.
-
-    kind: "tear" (no tissue), "fold" (tissue lies double) or "blob" (dirt, on and off tissue).
-    """
-
-    kind: str
-    column: float
-    row: float
-    angle: float
-    reach_px: float
-    half_width_px: float
-    bend: float
-
-    def mask(self, top: int, height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray]:
-        """The window of a row block that the stroke may touch, and where it does."""
-        reach = self.reach_px + self.half_width_px + 2
-        rows = slice(
-            int(np.clip(self.row - reach - top, 0, height)),
-            int(np.clip(self.row + reach - top, 0, height)),
-        )
-        columns = slice(
-            int(np.clip(self.column - reach, 0, width)), int(np.clip(self.column + reach, 0, width))
-        )
-        y = np.arange(rows.start, rows.stop)[:, None] + top - self.row
-        x = np.arange(columns.start, columns.stop)[None] - self.column
-        along = (x * np.cos(self.angle) + y * np.sin(self.angle)) / self.reach_px
-        across = (y * np.cos(self.angle) - x * np.sin(self.angle)) / self.half_width_px
-        taper = np.sqrt(np.clip(1 - along**2, 0, 1))
-        return (rows, columns), np.abs(across - self.bend * along**2) < taper
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """How one section came out of the laboratory; drawn without regard to its position."""
-
-    gain: float
-    offset: float
-    blur_um: float
-    background: float
-    noise: float
-    artifacts: tuple[Artifact, ...]
-
-
-def draw_look(shape: tuple[int, int], artifacts: float, rng: np.random.Generator) -> Look:
-    """Stain, optics and about `artifacts` artifacts for a section of a grid of `shape`."""
-    strokes = []
-    for _ in range(rng.poisson(artifacts)):
-        kind = str(rng.choice(["tear", "fold", "blob"], p=[0.4, 0.25, 0.35]))
-        reach_mm, width_mm, bend = {
-            "tear": (rng.uniform(0.3, 3), rng.uniform(0.03, 0.15), rng.uniform(-4, 4)),
-            "fold": (rng.uniform(1, 5), rng.uniform(0.1, 0.3), rng.uniform(-3, 3)),
-            "blob": (rng.uniform(0.05, 0.5), rng.uniform(0.05, 0.4), 0.0),
-        }[kind]
-        strokes.append(
-            Artifact(
-                kind=kind,
-                column=rng.uniform(0, shape[1]),
-                row=rng.uniform(0, shape[0]),
-                angle=rng.uniform(0, np.pi),
-                reach_px=reach_mm * 1000 / GRID_UM,
-                half_width_px=width_mm * 1000 / GRID_UM,
-                bend=bend,
-            )
-        )
-    return Look(
-        gain=rng.uniform(0.75, 1.2),
-        offset=rng.uniform(-12, 12),
-        blur_um=rng.uniform(0.3, 2.0),
-        background=rng.uniform(238, 252),
-        noise=rng.uniform(1.5, 4),
-        artifacts=tuple(strokes),
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +62,6 @@ class SectionPainter:
         self.factor = round(GRID_UM / um_per_px)
         self.planes = planes(cut)
         self.stamps = Stamps(um_per_px, look.blur_um)
-        self.block = max(32, BLOCK_PX // self.factor)
         middle = (cortex.pial + cortex.white) / 2
         waves = np.random.default_rng(7).standard_normal((3, 4))
         waves *= 2 * np.pi * 1000 / COLUMN_UM / np.linalg.norm(waves, axis=0)
@@ -149,18 +70,21 @@ class SectionPainter:
     def rows(self, class_map: np.ndarray) -> Iterator[np.ndarray]:
         """Row blocks of the image from the top, uint8; fills `class_map` [grid height, width]."""
         height = self.shape[0]
-        tops = range(0, height, self.block)
-        before, now = None, self._prepare(0)
-        for number, top in enumerate(tops):
-            after = self._prepare(tops[number + 1]) if number + 1 < len(tops) else None
-            tissue, cells = now
-            class_map[top : top + self.block] = tissue.class_map
-            reach = [part[1] for part in (before, now, after) if part is not None]
-            yield self._image(number, top, tissue, reach)
-            before, now = (None, cells), after
+        tops = range(0, height, BLOCK)
+        tissue, cells = self._prepare(0)
+        reaching = [cells]  # the block's own cells and those of its neighbours
+        for top in tops:
+            following = None
+            if top + BLOCK < height:
+                following = self._prepare(top + BLOCK)
+                reaching.append(following[1])
+            class_map[top : top + BLOCK] = tissue.class_map
+            yield self._image(top, tissue, reaching)
+            if following is not None:
+                reaching, (tissue, cells) = [cells, following[1]], following
 
     def _prepare(self, top: int):
-        tissue = self.tissue(top, min(self.block, self.shape[0] - top))
+        tissue = self.tissue(top, min(BLOCK, self.shape[0] - top))
         rng = np.random.default_rng((*self.seed, 1, top))
         return tissue, self._cells(tissue, top, rng)
 
@@ -194,7 +118,7 @@ class SectionPainter:
         coverage *= 1 + COLUMN_CONTRAST * columns
         area = majority(cortex.area[ids], weights)
 
-        def grid(outside, in_white, in_cortex, dtype=np.float32):
+        def grid(outside, in_white, in_cortex, dtype: type = np.float32):
             out = np.full((height, width), outside, dtype)
             out[white] = in_white
             out.ravel()[flat] = in_cortex
@@ -244,7 +168,7 @@ class SectionPainter:
         angle = tissue.angle.ravel()[flat] + 0.35 * normal[1]
         return row, column, diameter, angle
 
-    def _image(self, number: int, top: int, tissue: Tissue, cells) -> np.ndarray:
+    def _image(self, top: int, tissue: Tissue, cells) -> np.ndarray:
         factor, look = self.factor, self.look
         present = enlarge(tissue.tissue, factor)
         if factor > 1:  # the edge of the tissue is sharper than the grid
@@ -254,7 +178,7 @@ class SectionPainter:
         canvas *= CELL
         dark += canvas
         np.minimum(dark, 1, out=dark)
-        rng = np.random.default_rng((*self.seed, 2, number))
+        rng = np.random.default_rng((*self.seed, 2, top))
         table = (look.background + look.noise * GAUSSIAN).astype(np.float32)
         grey = table[np.frombuffer(rng.bytes(dark.size), np.uint8)].reshape(dark.shape)
         dark *= look.background * look.gain
@@ -311,61 +235,3 @@ def enlarge(values: np.ndarray, factor: int) -> np.ndarray:
         out[:, k] *= t[k]
         out[:, k] += upper
     return out.reshape(height * factor, width * factor)
-
-
-class Stamps:
-    """Soft ellipses of each size, sub-pixel position and orientation, exact in their area."""
-
-    def __init__(self, um_per_px: float, blur_um: float):
-        self.um_per_px = um_per_px
-        angles = ANGLES if um_per_px < 8 else 1  # orientation cannot be seen in coarser images
-        self.num_angles = angles
-        fine = max(1, round(um_per_px / 0.5)) if um_per_px >= 1 else 1
-        soft = 0.4 + blur_um / 2
-        turn = np.arange(angles) * np.pi / angles
-        phase = (np.arange(PHASES) + 0.5) / PHASES - 0.5
-        self.bank = []
-        for size in SIZES_UM:
-            reach = int(np.ceil((size / 2 * ELONGATION**0.5 + 3 * soft) / um_per_px + 0.5))
-            side = 2 * reach + 1
-            at = ((np.arange(side * fine) + 0.5) / fine - 0.5 - reach).astype(np.float32)
-            y = (at[None] - phase[:, None])[:, None, None, :, None] * um_per_px
-            x = (at[None] - phase[:, None])[None, :, None, None, :] * um_per_px
-            c, s = np.cos(turn)[:, None, None], np.sin(turn)[:, None, None]
-            along = (x * c + y * s) / ELONGATION**0.5
-            across = (y * c - x * s) * ELONGATION**0.5
-            inside = 1 / (1 + np.exp(np.clip((np.hypot(along, across) - size / 2) / soft, -30, 30)))
-            stamp = inside.reshape(PHASES, PHASES, angles, side, fine, side, fine).mean((4, 6))
-            area_px = np.pi / 4 * size**2 / um_per_px**2
-            stamp *= area_px / stamp.sum((3, 4), keepdims=True)
-            self.bank.append(stamp.reshape(-1, side * side).astype(np.float32))
-        self.margin = max(int(bank.shape[1] ** 0.5) // 2 for bank in self.bank) + 1
-
-    def draw(self, shape: tuple[int, int], top: int, lists) -> np.ndarray:
-        """Cells of several lists drawn on rows [top, top + height) of the image; float32."""
-        margin = self.margin
-        width = shape[1] + 2 * margin
-        canvas = np.zeros((shape[0] + 4 * margin) * width, np.float32)
-        edges = np.log(SIZES_UM[:-1] * SIZES_UM[1:]) / 2
-        for row, column, diameter, angle in lists:
-            near = (row > top - margin) & (row < top + shape[0] + margin)
-            row, column = row[near] - top, column[near]
-            y, x = np.rint(row), np.rint(column)
-            phase_y = np.clip(((row - y + 0.5) * PHASES).astype(np.int64), 0, PHASES - 1)
-            phase_x = np.clip(((column - x + 0.5) * PHASES).astype(np.int64), 0, PHASES - 1)
-            turn = np.rint(angle[near] * self.num_angles / np.pi).astype(np.int64) % self.num_angles
-            stamp = (phase_y * PHASES + phase_x) * self.num_angles + turn
-            centre = (y.astype(np.int64) + 2 * margin) * width + x.astype(np.int64) + margin
-            size = np.searchsorted(edges, np.log(diameter[near]))
-            order = np.argsort(size.astype(np.uint8), kind="stable")
-            ends = np.cumsum(np.bincount(size, minlength=len(self.bank)))
-            for bank, end, count in zip(self.bank, ends, np.diff(ends, prepend=0), strict=True):
-                chosen = order[end - count : end]
-                reach = int(bank.shape[1] ** 0.5) // 2
-                step = np.arange(-reach, reach + 1)
-                offset = (step[:, None] * width + step).ravel()
-                for start in range(0, len(chosen), 1 << 14):
-                    part = chosen[start : start + (1 << 14)]
-                    index = centre[part][:, None] + offset
-                    np.add.at(canvas, index.ravel(), bank[stamp[part]].ravel())
-        return canvas.reshape(-1, width)[2 * margin : -2 * margin, margin:-margin]

@@ -16,7 +16,7 @@ FOLD_AMPLITUDE_MM = 2.6
 LAYER_SHARE = np.array([0.11, 0.10, 0.27, 0.13, 0.18, 0.21])
 LAYER_COVERAGE = np.array([0.03, 0.26, 0.17, 0.32, 0.10, 0.20])
 LAYER_DIAMETER_UM = np.array([6.0, 8.5, 10.5, 7.5, 12.0, 9.5])
-GRADIENTS = (0.4, 0.35, 0.25)  # log change per unit of the gradients, which reach about +-1.5
+GRADIENTS = (0.45, 0.4, 0.25)  # log change per unit of the gradients, which reach about +-1.5
 MEAN_COVERAGE = 0.17  # of every profile over its depth: mean darkness tells nothing of the area
 
 
@@ -72,7 +72,7 @@ def icosphere(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
 def smooth_field(
     points_mm: np.ndarray, wavelength_mm: float, rng: np.random.Generator, waves: int = 48
 ) -> np.ndarray:
-    """A random field of unit variance at points [N, 3]: plane waves of one length, all directions."""
+    """A random field of unit variance at points [N, 3]: plane waves of one length."""
     direction = rng.standard_normal((waves, 3))
     direction *= 2 * np.pi / wavelength_mm / np.linalg.norm(direction, axis=1, keepdims=True)
     phase = rng.uniform(0, 2 * np.pi, waves)

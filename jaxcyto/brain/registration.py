@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcyto.brain.files import READ_ERRORS
 from jaxcyto.brain.manifest import SectionRow
 from jaxcyto.brain.sections import open_section
 from jaxcyto.errors import InputError
@@ -180,8 +181,9 @@ def map_registration(
 
 def _read_map(path: Path) -> np.ndarray:
     try:
-        nodes = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            nodes = np.load(file, allow_pickle=False)
+    except READ_ERRORS as error:
         raise InputError(f"{path}: not a coordinate map (.npy): {error}") from None
     if not isinstance(nodes, np.ndarray):
         raise InputError(f"{path}: a coordinate map is a single .npy array, not an archive")

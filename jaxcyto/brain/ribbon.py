@@ -12,7 +12,7 @@ from jaxcyto.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segments:
-    """The straight pieces in which one section cuts one surface; M of them.
+    """The straight pieces in which one section cuts one surface, M of them, curve by curve.
 
     Attributes:
         face: triangles [M].
@@ -93,14 +93,48 @@ class CutSurface:
         lone = np.argmax(above == (above.sum(1) == 1)[:, None], 1)
         rows = np.arange(len(near))
         bary = np.zeros((len(near), 2, 3))
+        edge = np.empty((len(near), 2), np.int64)
         for end in (0, 1):
             other = (lone + 1 + end) % 3
             ratio = offset[rows, lone] / (offset[rows, lone] - offset[rows, other])
             bary[rows, end, lone] = 1 - ratio
             bary[rows, end, other] = ratio
+            pair = np.sort(self.faces[near[:, None], np.stack([lone, other], -1)], axis=1)
+            edge[:, end] = pair[:, 0].astype(np.int64) * len(self.vertices) + pair[:, 1]
+        order, turned = chain(edge)
+        near, bary = near[order], bary[order]
+        bary[turned] = bary[turned, ::-1]
         points = bary @ self.vertices[self.faces[near]]
         length = np.linalg.norm(points[:, 1] - points[:, 0], axis=1)
         return Segments(near, bary, points, length)
+
+
+def chain(edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lines segments up, so that each goes on where the one before ends.
+
+    Args:
+        edge: the mesh edges [M, 2] on which the segments' ends lie.
+
+    Returns:
+        The order [M] of the segments, curve by curve, and which of them [M] are to be turned.
+    """
+    keys = edge.ravel()
+    by_key = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(keys[by_key[1:]] == keys[by_key[:-1]])
+    mate = np.full(len(keys), -1)
+    mate[by_key[same]] = by_key[same + 1]
+    mate[by_key[same + 1]] = by_key[same]
+    loose = np.flatnonzero(mate < 0)
+    mate, seen = mate.tolist(), [False] * len(edge)
+    order, turned = [], []
+    # Open curves are followed from a loose end, then closed ones from anywhere.
+    for entry in [*loose.tolist(), *range(0, len(keys), 2)]:
+        while entry >= 0 and not seen[entry // 2]:
+            seen[entry // 2] = True
+            order.append(entry // 2)
+            turned.append(entry % 2 == 1)
+            entry = mate[entry ^ 1]
+    return np.array(order, np.int64), np.array(turned, bool)
 
 
 def cut_surface(

@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from jaxcyto.brain.mesh import non_manifold
+from jaxcyto.brain.mesh import non_manifold, without_flat_triangles
 from jaxcyto.brain.surfaces import Surface
 from jaxcyto.errors import InputError
 
@@ -29,9 +29,10 @@ def exact_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
     soon as all targets are reached.
 
     Raises:
-        InputError: if the mesh is not manifold.
+        InputError: if the mesh is not manifold, or has no area.
     """
     check_exact(surface.faces)
+    surface = without_flat_triangles(surface)
     from pygeodesic import geodesic
 
     exact = geodesic.PyGeodesicAlgorithmExact(surface.vertices, surface.faces)
@@ -39,8 +40,10 @@ def exact_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
 
     def solve(source: int, targets: np.ndarray) -> np.ndarray:
         stop = targets.astype(np.int32) if len(targets) < number else None
-        distance = exact.geodesicDistances(np.array([source], np.int32), stop)[0]
-        return distance if stop is not None else distance[targets]
+        if stop is None:
+            return exact.geodesicDistances(np.array([source], np.int32))[0][targets]
+        # With stop points it ends once they are reached AND beyond the given distance.
+        return exact.geodesicDistances(np.array([source], np.int32), stop, 0.0)[0]
 
     return solve
 
@@ -93,12 +96,12 @@ class Solver:
         """
         try:
             distance = self._solve(source, targets) / self.bias
-        except RuntimeError as error:
+            if self._exact is not None:
+                near = np.flatnonzero(distance < self._near_mm)
+                if len(near):
+                    distance[near] = self._exact(source, targets[near])
+        except (RuntimeError, OverflowError) as error:  # the latter where pygeodesic finds no path
             raise InputError(f"method {self.method} failed at vertex {source}: {error}") from None
-        if self._exact is not None:
-            near = np.flatnonzero(distance < self._near_mm)
-            if len(near):
-                distance[near] = self._exact(source, targets[near])
         if not np.isfinite(distance).all():
             raise InputError(
                 f"method {self.method} gives no finite distances from vertex {source} of a "

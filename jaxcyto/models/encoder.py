@@ -9,28 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxcyto.models.pool import max_pool
+
 # Assumptions, the sources are silent: the order convolution, batch norm, ReLU; a running average
 # of 0.9 old + 0.1 new; an epsilon of 1e-5; He initialisation of the kernels.
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 KERNEL_INIT = nn.initializers.he_normal()
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling in ceil mode: an odd edge is padded with -inf, so no pixel is dropped.
-
-    Ceil mode is what takes the paper's 1019 px to exactly 1x1; on even sides it changes nothing.
-    Not to be written as reshape and max: jitted, its gradient is wrong (XLA rounds the two sides
-    of x == max(x) differently).
-
-    Args:
-        x: [B, H, W, C].
-
-    Returns:
-        [B, ceil(H / 2), ceil(W / 2), C].
-    """
-    padding = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
-    return nn.max_pool(x, (2, 2), strides=(2, 2), padding=padding)  # pyright: ignore[reportArgumentType]
 
 
 class Block(nn.Module):

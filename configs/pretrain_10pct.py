@@ -1,0 +1,26 @@
+"""The paper's ablation: 10 % of the data, 20,000 patches and 20,000 pairs, 50 epochs.
+
+    jaxcyto sample brains/bigbrain --patches 20000 --out patches_10pct.npz
+    jaxcyto pair brains/bigbrain --pairs 20000 --patches patches_10pct.npz --out pairs_10pct.npz
+    python train.py --config configs/pretrain_10pct.py --workdir runs/pretrain_10pct
+
+One loss alone: --config.loss.terms[1].weight=0 (distance only), --config.loss.terms[0].weight=0
+(coordinates). Cost: a tenth of configs/pretrain.py, 7.7 PFLOP. What to expect: the paper says that
+adding coordinates halves the distance error; not yet run on BigBrain with this code.
+"""
+
+from jaxcyto.config import Config, DataConfig, OptimConfig
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            brains=("brains/bigbrain",), pairs="pairs_10pct.npz", batch_pairs=32, threads=8
+        ),
+        optim=OptimConfig(learning_rate=0.01, warmup_steps=500),
+        epochs=50,
+        log_every=50,
+        eval_every=2500,
+        eval_pairs=2048,
+        checkpoint_every=2500,
+    )

@@ -1,0 +1,188 @@
+"""The section table (sections.csv): one row for each section image."""
+
+import csv
+import dataclasses
+import difflib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jaxcyto.brain.folder import inside, read_text
+from jaxcyto.errors import InputError
+
+SPLITS = ("train", "val", "test", "exclude")
+SECTION_COLUMNS = (
+    "section",
+    "image",
+    "pixel_um",
+    "affine",
+    "coordinates",
+    "label",
+    "atlas",
+    "split",
+)
+NEEDED = ("section", "image", "pixel_um")
+
+
+@dataclasses.dataclass(frozen=True)
+class SectionRow:
+    """One row of the section table. Paths are absolute.
+
+    Either `affine` [3, 4] (mm = affine @ [column, row, 0, 1] at full resolution, pixel centres
+    at whole numbers) or `coordinates` (a coarse coordinate map, see `registration.py`) is set.
+    """
+
+    index: int
+    name: str
+    image: Path
+    pixel_um: float
+    affine: np.ndarray | None = None
+    coordinates: Path | None = None
+    label: Path | None = None
+    atlas: Path | None = None
+    split: str = ""
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns and (line, row) pairs of a table; a row has exactly the columns.
+
+    Raises:
+        InputError: not CSV, no row, a column that is missing or stands twice, or rows of another
+            number of cells.
+    """
+    try:
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
+    except csv.Error as error:
+        raise InputError(f"{path}: not valid CSV: {error}") from None
+    columns = lines[0][1] if lines else []
+    faults = []
+    missing = [name for name in NEEDED if name not in columns]
+    if missing:
+        faults.append(
+            f"{path}: line 1: missing column {', '.join(missing)}; the first line names the "
+            f"columns, with commas between: {','.join(SECTION_COLUMNS)}"
+        )
+    for name in dict.fromkeys(columns):
+        if columns.count(name) > 1:
+            faults.append(f"{path}: line 1: column {name!r} stands twice; remove one")
+        near = difflib.get_close_matches(name.lower(), SECTION_COLUMNS, 1, 0.8)
+        if near and name not in SECTION_COLUMNS:
+            faults.append(f"{path}: line 1: column {name!r}: write {near[0]!r}, or rename it")
+    if not missing:
+        if len(lines) == 1:
+            faults.append(f"{path}: no section; add a row for each section image")
+        faults += [
+            f"{path}: line {number}: {len(cells)} cells instead of {len(columns)}, as in line 1"
+            for number, cells in lines[1:]
+            if len(cells) != len(columns)
+        ]
+    if faults:
+        raise InputError("\n".join(faults))
+    return columns, [
+        (number, dict(zip(columns, cells, strict=True))) for number, cells in lines[1:]
+    ]
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """Writes the section table (columns SECTION_COLUMNS, further ones after them), atomically."""
+    columns = list(dict.fromkeys([*SECTION_COLUMNS, *(key for row in rows for key in row)]))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(out.getvalue(), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_sections(root: Path, path: Path, faults: list[str]) -> tuple[SectionRow, ...]:
+    """The rows whose image is there; every fault of the table is added to `faults`.
+
+    A row whose placement is faulty has neither affine nor coordinates.
+    """
+    try:
+        _, rows = read_table(path)
+    except InputError as error:
+        faults += str(error).splitlines()
+        return ()
+    sections, names = [], set()
+    for index, (number, row) in enumerate(rows):
+        line = f"line {number}: "
+        name = row["section"]
+        if not name or name in names:
+            faults.append(
+                f"{path}: {line}section {name!r} is empty or stands twice; give each its own name"
+            )
+        names.add(name)
+        pixel_um = _pixel_um(row["pixel_um"])
+        if pixel_um is None:
+            faults.append(
+                f"{path}: {line}pixel_um = {row['pixel_um']!r}; expected the size of a pixel of "
+                "the image in micrometres, e.g. 2"
+            )
+        affine = None
+        if bool(row.get("affine")) == bool(row.get("coordinates")):
+            faults.append(
+                f"{path}: {line}affine, coordinates: fill one of them, either 12 numbers or a file"
+            )
+            row = row | {"coordinates": ""}
+        elif row.get("affine"):
+            affine = _affine(path, line, row["affine"], pixel_um, faults)
+        files = {
+            key: inside(root, path, line + key, row[key], faults)
+            for key in ("image", "coordinates", "label", "atlas")
+            if row.get(key) or key == "image"
+        }
+        split = row.get("split", "")
+        if split and split not in SPLITS:
+            faults.append(f"{path}: {line}split = {split!r}; empty or one of {', '.join(SPLITS)}")
+        image = files.pop("image")
+        if image is not None and pixel_um is not None:
+            sections.append(
+                SectionRow(index, name, image, pixel_um, affine=affine, split=split, **files)
+            )
+    return tuple(sections)
+
+
+def _pixel_um(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0.01 <= number <= 10_000 else None
+
+
+def _affine(
+    path: Path, line: str, text: str, pixel_um: float | None, faults: list[str]
+) -> np.ndarray | None:
+    try:
+        affine = np.array([float(number) for number in text.split()]).reshape(3, 4)
+    except ValueError:
+        faults.append(
+            f"{path}: {line}affine: {len(text.split())} words; expected 12 numbers, row by row, "
+            "with blanks between"
+        )
+        return None
+    # Beyond these no sum or square below can overflow, and nothing is a brain.
+    if not (np.isfinite(affine).all() and np.abs(affine).max() < 1e6):
+        faults.append(f"{path}: {line}affine: not finite or over 1e6; expected mm")
+        return None
+    size_mm = np.linalg.norm(affine[:, :2], axis=0)
+    area = np.linalg.norm(np.cross(affine[:, 0], affine[:, 1]))
+    if area <= 1e-3 * size_mm.prod():
+        faults.append(
+            f"{path}: {line}affine: maps the image onto a line; the first two of its four "
+            "columns are the steps of one column and one row, in mm"
+        )
+        return None
+    size_um = 1000 * size_mm
+    if pixel_um and ((size_um > 2 * pixel_um) | (size_um < pixel_um / 2)).any():
+        faults.append(
+            f"{path}: {line}affine: a pixel spans {size_um[0]:.4g} x {size_um[1]:.4g} um, but "
+            f"pixel_um = {pixel_um:g}; the affine maps (column, row) px to mm"
+        )
+        return None
+    return affine

@@ -1,0 +1,109 @@
+"""Configs load, travel through JSON, and refuse what is misspelt."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import optax
+import pytest
+
+from jaxcyto import config as C
+from jaxcyto.errors import InputError
+from jaxcyto.losses import distance_loss
+from jaxcyto.training.optim import make_optimizer, schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def load(path: Path) -> C.Config:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_is_json(path):
+    config = load(path)
+    table = json.loads(json.dumps(C.to_json(config)))
+    assert table["loss"]["terms"][0]["function"] == "jaxcyto.losses:distance_loss"
+    assert C.differences(table, C.to_json(config)) == []
+    assert "--config configs/" in path.read_text().split('"""')[1], "the docstring has the command"
+
+
+def test_the_paper_is_the_default():
+    config = C.Config()
+    assert (config.data.patch_px, config.data.um_per_px) == (1019, 2.0)
+    assert [term.weight for term in config.loss.terms] == [1.0, 10.0]
+    assert config.loss.weight_decay == 0.001
+    assert load(ROOT / "configs/pretrain_10pct.py").epochs == 50
+
+
+def test_differences_name_the_field():
+    old = C.to_json(C.Config())
+    changed = dataclasses.replace(C.Config(), seed=4)
+    changed.optim.learning_rate = 0.5
+    assert C.differences(old, C.to_json(changed)) == [
+        "optim.learning_rate: 0.01 -> 0.5",
+        "seed: 0 -> 4",
+    ]
+
+
+def test_scales_survive_json():
+    scales = C.Scales(distance_mm=3.5, coordinate_low_mm=(-1.5, 0.0, 2.0))
+    assert C.scales_from_json(json.loads(json.dumps(C.to_json(scales)))) == scales
+
+
+def test_partial_losses_keep_their_arguments():
+    table = C.to_json(C.Term(functools.partial(distance_loss, form="huber"), 2.0))
+    expected = {"function": "jaxcyto.losses:distance_loss", "form": "huber"}
+    assert table["function"] == expected
+
+
+def test_schedule_and_steps():
+    config = C.OptimConfig(learning_rate=0.2, warmup_steps=10)
+    rate = schedule(config, 110)
+    assert rate(0) == 0 and float(rate(10)) == pytest.approx(0.2)
+    assert float(rate(60)) == pytest.approx(0.1) and float(rate(110)) == pytest.approx(0, abs=1e-7)
+    with pytest.raises(InputError, match=r"optim\.decay"):
+        schedule(C.OptimConfig(decay="linear"), 10)
+    assert C.total_steps(C.Config(epochs=2), 100) == 7  # 200 pairs in batches of 32
+    assert C.total_steps(C.Config(steps=3), 100) == 3
+
+
+def test_any_optax_optimizer_and_clipping():
+    import jax.numpy as jnp
+
+    config = C.OptimConfig(optimizer=optax.sgd, learning_rate=1.0, decay="constant", clip_norm=1.0)
+    optimizer = make_optimizer(config, 10)
+    params = {"w": jnp.zeros(2)}
+    updates, _ = optimizer.update({"w": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
+    assert updates["w"].tolist() == pytest.approx([-0.6, -0.8])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optim.learning_rat=1", "did you mean 'learning_rate'"),
+        ("--config.steps=many", "steps"),
+        ("--confg.steps=1", "confg"),
+    ],
+)
+def test_misspelt_overrides_end_in_one_line(tmp_path, argument, message):
+    command = [sys.executable, "train.py", "--config", "configs/quickstart.py"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}", argument],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
