@@ -1,6 +1,7 @@
 """The command `jaxcyto`: from a brain on disk to patches and pairs.
 
-Bad input ends in one message on stderr and exit status 2.
+Results go to stdout; progress, warnings and errors to stderr. Exit status: 0 done, 1 `check` found
+a fault, 2 bad input (one message, no traceback).
 """
 
 import sys
@@ -12,8 +13,15 @@ import click
 from jaxcyto.brain.solve import METHODS
 from jaxcyto.errors import InputError
 
+ABOVE_0 = click.FloatRange(0, min_open=True)
 BRAIN = click.argument("brain", type=click.Path(path_type=Path))
-SEED = click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
+SEED = click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Same seed, same result.",
+)
 
 
 class Command(click.Command):
@@ -23,8 +31,13 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
+            message = str(error)
+        except OSError as error:  # a full disk, a folder that may not be written
+            if error.filename is None or error.strerror is None:
+                raise
+            message = f"{error.filename}: {error.strerror}"
+        click.echo(f"error: {message}", err=True)
+        ctx.exit(2)
 
 
 class Group(click.Group):
@@ -32,7 +45,7 @@ class Group(click.Group):
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="jaxcyto")
+@click.version_option(package_name="jaxcyto", prog_name="jaxcyto")
 def main() -> None:
     """Self-supervised pre-training on brain sections: prepare the data.
 
@@ -53,11 +66,15 @@ def main() -> None:
 def check(brain: Path) -> None:
     """Validate a brain folder: every fault is reported at once.
 
-    Exit status 1 if there is a fault.
+    Reads brain.toml, the section table, surfaces, headers of section and atlas images, whole label
+    images, patches and pairs. Exit status 1 if there is a fault.
+
+    Example: jaxcyto check brains/bigbrain
     """
     from jaxcyto.brain.check import check_brain
+    from jaxcyto.brain.progress import StderrProgress
 
-    report = check_brain(brain)
+    report = check_brain(brain, StderrProgress("checking", "sections"))
     for line in report.facts:
         click.echo(line)
     for line in report.warnings:
@@ -73,11 +90,31 @@ def check(brain: Path) -> None:
 @main.command()
 @BRAIN
 @click.option("--patches", "num_patches", type=click.IntRange(1), help="Number of patches.")
-@click.option("--spacing-mm", type=float, help="Instead: millimetres of ribbon per patch.")
-@click.option("--patch-px", default=1019, show_default=True, help="Side of a patch.")
-@click.option("--um-per-px", default=2.0, show_default=True, help="Resolution of a patch.")
-@click.option("--depth", type=float, help="0 (pial) ... 1 (white); default: the mid surface.")
-@click.option("--min-tissue", type=float, help="Least share of tissue in a patch.")
+@click.option("--spacing-mm", type=ABOVE_0, help="Instead: millimetres of ribbon per patch.")
+@click.option(
+    "--patch-px",
+    type=click.IntRange(1),
+    default=1019,
+    show_default=True,
+    help="Side of a patch in pixels.",
+)
+@click.option(
+    "--um-per-px",
+    type=ABOVE_0,
+    default=2.0,
+    show_default=True,
+    help="Resolution of a patch in micrometres per pixel.",
+)
+@click.option(
+    "--depth",
+    type=click.FloatRange(0, 1),
+    help="0 (pial) ... 1 (white); default: the surface that carries distances (mid).",
+)
+@click.option(
+    "--min-tissue",
+    type=click.FloatRange(0, 1),
+    help="Least share of tissue in a patch; default: 0.25.",
+)
 @click.option(
     "--split-axis",
     type=click.Choice(["x", "y", "z"]),
@@ -88,12 +125,16 @@ def check(brain: Path) -> None:
 def sample(brain: Path, min_tissue: float | None, **settings) -> None:
     """Draw patches where the sections cut the cortex, evenly per millimetre.
 
-    An empty split column of the section table is filled first, by blocks of sections 2 mm apart.
+    Give --patches or --spacing-mm. An empty split column of the section table is filled first, by
+    blocks of sections 2 mm apart. Prints the patches of each split and the smallest distance
+    between splits.
 
     Example: jaxcyto sample brains/bigbrain --patches 200000
     """
     from jaxcyto.brain.prepare import describe_patches, sample_brain
 
+    if (settings["num_patches"] is None) == (settings["spacing_mm"] is None):
+        raise click.UsageError("give either --patches or --spacing-mm")
     if min_tissue is not None:
         settings["min_tissue"] = min_tissue
     click.echo(describe_patches(sample_brain(brain, **settings)))
@@ -101,7 +142,12 @@ def sample(brain: Path, min_tissue: float | None, **settings) -> None:
 
 @main.command()
 @BRAIN
-@click.option("--pairs", "num_pairs", type=click.IntRange(1), help="Default: as many as patches.")
+@click.option(
+    "--pairs",
+    "num_pairs",
+    type=click.IntRange(1),
+    help="Number of pairs; default: as many as patches.",
+)
 @click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -111,11 +157,18 @@ def sample(brain: Path, min_tissue: float | None, **settings) -> None:
 )
 @click.option("--all-distances", is_flag=True, help="Also write distances between all patches.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: the processors.")
-@click.option("--patches", "patches_file", default="patches.npz", show_default=True)
+@click.option(
+    "--patches-file",
+    default="patches.npz",
+    show_default=True,
+    help="The patches, a file in the brain's folder.",
+)
 @click.option("--out", default="pairs.npz", show_default=True, help="File in the brain's folder.")
 @SEED
 def pair(brain: Path, **settings) -> None:
     """Pair the patches and solve their distances along the surface.
+
+    Every patch is in at least one pair; both patches of a pair share hemisphere and split.
 
     Example: jaxcyto pair brains/bigbrain --pairs 200000
     """

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxcyto.brain import solve
 from jaxcyto.brain.geodesics import build, load
 from jaxcyto.brain.mesh import CLEARANCE, insert_points, non_manifold
 from jaxcyto.brain.solve import Solver, choose_sources
@@ -178,7 +179,8 @@ def test_sphere_great_circles():
     assert np.mean(np.abs(heat - angle) / angle) < 0.02
 
 
-def test_symmetric_whatever_the_order_and_the_workers():
+def test_symmetric_whatever_the_order_and_the_workers(monkeypatch):
+    monkeypatch.setattr(solve, "POOL_FROM", 0)
     surface = sphere(3)
     face, bary = random_points(surface, 60)
     oracle = build(surface, "heat", calibration_sources=1)

@@ -11,6 +11,7 @@ from scipy import signal
 from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
 from jaxcyto.models import Encoder, Geometry, SiameseNet
 from jaxcyto.models.encoder import BN_EPSILON, BN_MOMENTUM, Block
+from jaxcyto.models.pool import max_pool
 
 PAPER = Geometry()
 SMALL = Geometry(stem_kernel=3, stem_stride=1, num_blocks=5)
@@ -295,6 +296,22 @@ def test_max_pool_is_ceil_mode(height, width):
     np.testing.assert_array_equal(jax.jit(max_pool)(x), expected)
     half_square = jax.jit(jax.grad(lambda x: jnp.sum(max_pool(x) ** 2) / 2))
     np.testing.assert_array_equal(half_square(x), gradient)
+
+
+def test_max_pool_is_flax_max_pool_with_ties():
+    """Few grey values, so that many windows tie: value and gradient are those of Flax."""
+    import flax.linen as nn
+
+    x = np.random.default_rng(8).integers(0, 3, (2, 9, 12, 4)).astype(np.float32)
+    weight = np.random.default_rng(9).normal(size=(2, 5, 6, 4)).astype(np.float32)
+
+    def flax_pool(x):
+        return nn.max_pool(x, (2, 2), strides=(2, 2), padding=[(0, 1), (0, 0)])
+
+    for pool in (max_pool, flax_pool):
+        np.testing.assert_array_equal(pool(x), max_pool(x))
+    ours, peer = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weight))(x) for f in (max_pool, flax_pool))
+    np.testing.assert_array_equal(ours, peer)
 
 
 # ---- gradients at the real size ------------------------------------------------------------------

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from jaxcyto.brain import phantom_shape, phantom_write
 from jaxcyto.brain.labels import read_labels
 from jaxcyto.brain.manifest import read_brain
-from jaxcyto.brain.phantom import PRESETS, make_phantom, phantom_cortex
+from jaxcyto.brain.phantom import make_phantom, phantom_cortex
 from jaxcyto.brain.phantom_cells import Stamps
 from jaxcyto.brain.phantom_cut import cut_cortex, inside_white, rasterise
 from jaxcyto.brain.phantom_look import Look
@@ -275,7 +275,7 @@ def test_image_affine_puts_grid_pixels_over_image_pixels():
     plan = coronal_plans(phantom_cortex(SMALL), np.array([0.5]), seed=1)[0]
     affine, factor = image_affine(plan, 2.0), 8
     for column, row in ((0, 0), (7, 3)):
-        corner = np.array([column * factor, row * factor, 0, 1]) + [3.5, 3.5, 0, 0]
+        corner = np.array([column * factor + 3.5, row * factor + 3.5, 0, 1])
         grid = plan.affine @ [column, row, 0, 1]
         np.testing.assert_allclose(affine @ corner, grid, atol=1e-12)
 
@@ -312,7 +312,9 @@ def test_given_surfaces(brain, tmp_path):
     out = read_brain(paint_surfaces(tmp_path / "out", [files], (-1, 1), two, workers=1))
     assert [row.affine[1, 3] for row in out.sections] == [-1, 1]
     # Key 0 of a label file means "no area": the first area of the phantom becomes other cortex.
-    assert [item.name for item in out.classes][:2] == ["area 2", "area 3"]
+    names = [item.name for item in out.classes]
+    assert names[0] == "area 2"
+    assert names[-4:] == ["other cortex (5)", "other cortex", "white matter", "background"]
     classes = tifffile.imread(out.sections[0].label)
     assert 255 not in classes
     assert (classes < SMALL.num_areas - 1).any()
@@ -360,13 +362,11 @@ def test_painted_cortex_matches_a_real_section(shared_data, tmp_path):
     def dice(a, b):
         return 2 * (a & b).sum() / (a.sum() + b.sum())
 
-    tissue = np.array(Image.open(histology / "B20_1081_gmwm.png"))
-    left = np.arange(tissue.shape[1]) * step + place["x0_mm"] < -1
-    grey = painted((classes < names.index("white matter")))
-    assert dice(grey[:, left], (tissue == 1)[:, left]) > 0.75
+    drawn = np.array(Image.open(histology / "B20_1081_gmwm.png"))  # 128 grey, 255 white matter
+    left = np.arange(drawn.shape[1]) * step + place["x0_mm"] < -1
+    white = names.index("white matter")
+    assert dice(painted(classes < white)[:, left], (drawn == 128)[:, left]) > 0.87
+    assert dice(painted(classes == white)[:, left], (drawn == 255)[:, left]) > 0.92
+    # hOc1 comes from another brain's atlas through registration: it is larger than V1 here.
     area = np.array(Image.open(histology / "B20_1081_v1.png")) > 0
-    assert dice(painted(classes == 0)[:, left], area[:, left]) > 0.85
-
-
-def test_presets_are_valid():
-    assert set(PRESETS) == {"tiny", "quickstart", "full"}
+    assert dice(painted(classes == 0)[:, left], area[:, left]) > 0.78

@@ -204,6 +204,9 @@ def test_no_overlap_says_by_how_much(tmp_path):
 def test_splits_are_blocks_with_gaps(tmp_path, number, seed):
     positions = np.random.default_rng(seed).permutation(np.linspace(-7, 7, number) * 5)
     brain = make_brain_table(tmp_path, positions)
+    write_surface(tmp_path / "pial.gii", ball(104))
+    write_surface(tmp_path / "white.gii", ball(100))
+    ribbon = np.sqrt(102**2 - positions**2)  # a section through the mid sphere: 2 pi times this
     done = assign_splits(brain, seed=seed)
     names = np.array([row.split for row in done.sections])
     assert [row.split for row in read_brain(tmp_path).sections] == names.tolist()
@@ -215,7 +218,8 @@ def test_splits_are_blocks_with_gaps(tmp_path, number, seed):
                 assert gap >= 2 - 1e-6
     kept = (names != "exclude").sum()
     assert kept >= 0.75 * number
-    shares = [(names == split).sum() / kept for split in ("train", "val", "test")]
+    used = ribbon[names != "exclude"].sum()
+    shares = [ribbon[names == split].sum() / used for split in ("train", "val", "test")]
     np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.11)
     ordered = names[np.argsort(positions)]
     test_blocks = (np.diff(np.r_[False, ordered == "test"].astype(int)) == 1).sum()
@@ -234,6 +238,13 @@ def make_brain_table(root: Path, positions) -> Brain:
         text.append(f"s{number},0.png,{PIXEL_UM},{affine},")
     (root / "sections.csv").write_text("\n".join(text) + "\n")
     return read_brain(root)
+
+
+def test_sections_beyond_the_cortex_do_not_count(tmp_path):
+    """Half of the sections miss the sphere on one side: every split still gets ribbon."""
+    brain = make_brain_table(tmp_path, np.linspace(-6.5, 20, 80))
+    patches = sample_patches(assign_splits(brain), num_patches=200, patch_px=20, um_per_px=100)
+    assert set(np.unique(patches.split)) == {0, 1, 2}
 
 
 def test_too_thin_and_partly_filled_are_refused(tmp_path):

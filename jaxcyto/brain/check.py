@@ -3,23 +3,25 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxcyto.brain.manifest import Brain, Hemisphere, SectionRow, read_brain
-from jaxcyto.brain.pairs import PAIRS_FILE, load_pairs
-from jaxcyto.brain.patches import PATCHES_FILE, load_patches
-from jaxcyto.brain.registration import registration
-from jaxcyto.brain.ribbon import no_overlap
+from jaxcyto.brain.check_results import check_results
+from jaxcyto.brain.label_images import IGNORE, LABEL_UM, atlas_layout, label_counts, open_label
+from jaxcyto.brain.manifest import Brain, Hemisphere, SectionRow, inspect_brain
+from jaxcyto.brain.progress import Progress
+from jaxcyto.brain.registration import Registration, registration
+from jaxcyto.brain.ribbon import CutSurface, Segments, mean_normal, no_overlap
+from jaxcyto.brain.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN, TRAP
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_labels, read_surface
 from jaxcyto.errors import InputError
 
-LABEL_UM = 16.0  # of label and atlas images (method: the network's output resolution)
-IGNORE = 255  # in label images: not annotated
 PIXEL_SIZE_TOLERANCE = 0.05  # between the table and what the file states
+AFFINE_TOLERANCE = 0.1  # between pixel_um and the registration, which may stretch a little
+TISSUE_POINTS = 800  # looked at in all; a share of 10 % is then known to 1 %
+TISSUE_UM = 64.0  # side of the spot looked at
 
 
 @dataclasses.dataclass
@@ -37,17 +39,39 @@ class Report:
             try:
                 return function(*args)
             except InputError as error:
-                self.faults += [line for line in str(error).splitlines() if line not in self.faults]
+                self.fault(str(error))
                 return None
             finally:
                 new = (str(warning.message) for warning in caught)
                 self.warnings += [line for line in new if line not in self.warnings]
 
+    def fault(self, message: str) -> None:
+        """Adds a fault, once."""
+        if message not in self.faults:
+            self.faults.append(message)
 
-def check_brain(root: str | os.PathLike) -> Report:
-    """Reads everything a brain folder names; no exception for any fault in it."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Placed:
+    """A section that can be opened and has a place."""
+
+    row: SectionRow
+    shape: tuple[int, int]
+    registration: Registration
+
+
+def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> Report:
+    """Reads everything a brain folder names; no exception for any fault in it.
+
+    Of a section image the headers and the last pixel are read, label images as a whole.
+
+    Args:
+        root: the folder.
+        progress: told the sections read.
+    """
     report = Report()
-    brain = report.attempt(read_brain, root)
+    brain, faults = inspect_brain(root)
+    report.faults += faults
     if brain is None:
         return report
     report.facts.append(
@@ -55,30 +79,48 @@ def check_brain(root: str | os.PathLike) -> Report:
         f"{len(brain.classes)} class(es)"
     )
     if not brain.licence:
-        report.warnings.append(f"{brain.root / 'brain.toml'}: no licence of the data is given")
+        report.warnings.append(
+            f"{brain.root / 'brain.toml'}: licence: not given; say what others may do with the data"
+        )
     surfaces = [_check_hemisphere(report, hemisphere) for hemisphere in brain.hemispheres]
-    for row in brain.sections:
-        _check_section(report, brain, row)
-    if not report.faults:
-        _check_overlap(report, brain, [surface for surface in surfaces if surface is not None])
+    placed, labels = [], np.zeros(256, np.int64)
+    odd: dict[str, list[str]] = {}  # what holds for many sections, said once
+    for number, row in enumerate(brain.sections):
+        placed.append(_check_section(report, brain, row, labels, odd))
+        if progress:
+            progress(number + 1, len(brain.sections))
+    for message, names in odd.items():
+        report.warnings.append(f"{message} ({_some(names)})")
+    _check_labels(report, brain, labels)
+    _check_overlap(report, brain, surfaces, [section for section in placed if section])
     _check_splits(report, brain)
-    if (brain.root / PATCHES_FILE).exists():
-        patches = report.attempt(load_patches, brain.root / PATCHES_FILE, brain)
-        if patches is not None:
-            report.facts.append(f"{PATCHES_FILE}: {len(patches)} patches")
-    if (brain.root / PAIRS_FILE).exists():
-        pairs = report.attempt(load_pairs, brain.root / PAIRS_FILE)
-        if pairs is not None:
-            report.facts.append(f"{PAIRS_FILE}: {len(pairs)} pairs")
+    if not faults:  # or they would be called those of another brain
+        check_results(report, brain, surfaces)
     return report
 
 
+def _some(names: Sequence[str]) -> str:
+    count = f"{len(names)} section" + "s" * (len(names) > 1)
+    return f"{count}: {', '.join(names[:5])}" + ", ..." * (len(names) > 5)
+
+
 def _check_hemisphere(report: Report, hemisphere: Hemisphere) -> Surface | None:
+    named = {
+        "mid": (hemisphere.mid,) if hemisphere.mid else (hemisphere.pial, hemisphere.white),
+        "pial": (hemisphere.pial,),
+        "white": (hemisphere.white,),
+    }
+    carrying = named.get(hemisphere.surface, (None,))
     for path in (hemisphere.pial, hemisphere.white, hemisphere.mid):
-        if path is not None:
+        if path is not None and path not in carrying:
             report.attempt(read_surface, path)
+    if None in carrying:  # said by inspect_brain
+        return None
+    before = len(report.faults)
     surface = report.attempt(hemisphere_surface, hemisphere)
     if surface is None:
+        if len(report.faults) > before and len(carrying) == 2:
+            report.attempt(read_surface, carrying[1])  # both may be faulty
         return None
     report.facts.append(
         f"hemisphere {hemisphere.name}: {len(surface.vertices)} vertices, "
@@ -89,104 +131,154 @@ def _check_hemisphere(report: Report, hemisphere: Hemisphere) -> Surface | None:
     return surface
 
 
-def _check_section(report: Report, brain: Brain, row: SectionRow) -> None:
-    section = report.attempt(open_section, row.image, row.pixel_um, brain.background)
-    report.attempt(registration, row)
+def _check_section(
+    report: Report, brain: Brain, row: SectionRow, labels: np.ndarray, odd: dict[str, list[str]]
+) -> _Placed | None:
+    section = report.attempt(open_section, row.image, None, brain.background)
     if section is None:
-        return
+        return None
     height, width = section.shape
-    stated = report.attempt(_stated_pixel_um, row.image)
+    stated = section.pixel_um
     if stated and abs(stated / row.pixel_um - 1) > PIXEL_SIZE_TOLERANCE:
-        report.warnings.append(
-            f"section {row.name}: pixel_um = {row.pixel_um:g}, but {row.image} states "
-            f"{stated:.4g} um; the table is used"
-        )
-    # the last tile is what a copy that broke off lacks
+        message = f"pixel_um = {row.pixel_um:g}, but the image states {stated:.4g} um; the table is"
+        odd.setdefault(f"{message} used: correct it if it is wrong", []).append(row.name)
+    # The last tile is what a copy that broke off lacks.
     report.attempt(section.read, height - 1, width - 1, 1, 1)
     section.close()
-    expected = tuple(max(1, round(side * row.pixel_um / LABEL_UM)) for side in (height, width))
-    if row.label is not None:
-        _check_label(report, brain, row, expected)
-    if row.atlas is not None:
-        _check_atlas(report, brain, row, expected)
-
-
-def _stated_pixel_um(path: Path) -> float | None:
-    with open_section(path) as section:
-        return section.pixel_um
-
-
-def _check_label(report: Report, brain: Brain, row: SectionRow, expected: tuple[int, ...]) -> None:
-    label = report.attempt(open_section, row.label, LABEL_UM, IGNORE)
-    if label is None:
-        return
-    with label:
-        if not _same_size(label.shape, expected):
-            report.faults.append(
-                f"section {row.name}: {row.label} has {label.shape[0]} x {label.shape[1]} px, but "
-                f"the image calls for {expected[0]} x {expected[1]} px at {LABEL_UM:g} um; "
-                "rasterise the annotation again at that size"
+    expected = (
+        max(1, round(height * row.pixel_um / LABEL_UM)),
+        max(1, round(width * row.pixel_um / LABEL_UM)),
+    )
+    size = f"{expected[0]} x {expected[1]} px at {LABEL_UM:g} um"
+    label = report.attempt(open_label, row.label) if row.label else None
+    if label is not None:
+        if _same_size(label.shape, expected):
+            counts = report.attempt(label_counts, label)
+            if counts is not None:
+                labels += counts
+                _check_numbers(report, brain, row, counts)
+        else:
+            report.fault(
+                f"section {row.name}: label {row.label} has {label.shape[0]} x {label.shape[1]} "
+                f"px, but the image calls for {size}; rasterise the annotation at that size"
             )
-            return
-        values = report.attempt(label.read, 0, 0, *label.shape)
-    if values is None:
-        return
-    unknown = np.setdiff1d(np.unique(values), [*range(len(brain.classes)), IGNORE])
-    if unknown.size:
-        report.faults.append(
-            f"section {row.name}: {row.label} holds {unknown.tolist()[:8]}, but brain.toml lists "
-            f"{len(brain.classes)} classes (0 ... {len(brain.classes) - 1}; {IGNORE} = not "
-            "annotated); add the classes or correct the image"
-        )
+        label.close()
+    atlas = report.attempt(atlas_layout, row.atlas) if row.atlas else None
+    if atlas is not None:
+        areas = sum(each.kind == "area" for each in brain.classes)
+        if atlas[0] != areas or not _same_size(atlas[1], expected):
+            report.fault(
+                f"section {row.name}: atlas {row.atlas} has {atlas[0]} channels of {atlas[1][0]} x "
+                f"{atlas[1][1]} px; needed is one for each of the {areas} areas of brain.toml, "
+                f"{size}"
+            )
+    if row.affine is None and row.coordinates is None:  # said by inspect_brain
+        return None
+    place = report.attempt(registration, row, section.shape)
+    if place is None:
+        return None
+    step_um = 1000 * np.linalg.norm(place.affine[:, :2], axis=0)
+    if (np.abs(step_um / row.pixel_um - 1) > AFFINE_TOLERANCE).any():
+        message = f"the registration scales pixels of {row.pixel_um:g} um to {step_um[0]:.4g} x"
+        odd.setdefault(f"{message} {step_um[1]:.4g} um; is pixel_um right?", []).append(row.name)
+    return _Placed(row, (height, width), place)
 
 
-def _check_atlas(report: Report, brain: Brain, row: SectionRow, expected: tuple[int, ...]) -> None:
-    import tifffile
-
-    areas = sum(c.kind == "area" for c in brain.classes)
-    remedy = f"one 8-bit channel for each of the {areas} areas, at {LABEL_UM:g} um"
-    assert row.atlas is not None
-    try:
-        with tifffile.TiffFile(row.atlas) as tiff:
-            shape, axes, dtype = tiff.series[0].shape, tiff.series[0].axes, tiff.series[0].dtype
-    except Exception as error:  # tifffile raises many kinds for a file that is none
-        report.faults.append(f"section {row.name}: {row.atlas}: not a readable TIFF ({error})")
-        return
-    sides = tuple(shape[axes.index(axis)] for axis in "YX" if axis in axes)
-    channels = int(np.prod(shape)) // max(1, int(np.prod(sides)))
-    if dtype != np.uint8 or channels != areas or not _same_size(sides, expected):
-        report.faults.append(
-            f"section {row.name}: {row.atlas} is {dtype} {list(shape)} ({axes}); expected "
-            f"{remedy}, {expected[0]} x {expected[1]} px"
-        )
-
-
-def _same_size(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+def _same_size(found: tuple[int, ...], expected: tuple[int, int]) -> bool:
     """To one pixel: images need not be whole multiples of a label pixel."""
-    return len(found) == 2 and all(abs(a - b) <= 1 for a, b in zip(found, expected, strict=True))
+    return abs(found[0] - expected[0]) <= 1 and abs(found[1] - expected[1]) <= 1
 
 
-def _check_overlap(report: Report, brain: Brain, surfaces: list[Surface]) -> None:
-    for row in brain.sections:
-        with open_section(row.image, row.pixel_um, brain.background) as section:
-            placed = registration(row, section.shape)
-            height, width = section.shape
-        hits = 0
-        for surface in surfaces:
-            column, line, offset = placed.to_px(surface.vertices)
-            inside = (column > 0) & (column < width - 1) & (line > 0) & (line < height - 1)
-            if inside.any():
-                hits += offset[inside].min() <= 0 <= offset[inside].max()
-        if not hits:
-            reason = no_overlap(dataclasses.replace(brain, sections=(row,)), surfaces, [placed])
-            report.warnings.append(f"section {row.name} meets no surface: {reason}")
-    missed = sum("meets no surface" in line for line in report.warnings)
-    if missed == len(brain.sections):
-        report.faults.append(
-            "no section meets any surface; do they share one space, in mm? In BigBrain's "
-            "histological space section s lies at y = -70.01 + 0.02 s mm, but its 100 ... 1000 um "
-            "volumes have another origin (-72.5)"
+def _check_numbers(report: Report, brain: Brain, row: SectionRow, counts: np.ndarray) -> None:
+    unknown = [n for n in np.flatnonzero(counts[:IGNORE]).tolist() if n >= len(brain.classes)]
+    if unknown:
+        known = f"0 ... {len(brain.classes) - 1} and " if brain.classes else ""
+        report.fault(
+            f"section {row.name}: label {row.label} holds {unknown[:8]}, but brain.toml lists "
+            f"{len(brain.classes)} classes ({known}{IGNORE} = not annotated are known); add the "
+            "classes or correct the image"
         )
+
+
+def _check_labels(report: Report, brain: Brain, counts: np.ndarray) -> None:
+    if not counts.sum():
+        return
+    used = counts[: len(brain.classes)]
+    never = [each.name for each, n in zip(brain.classes, used, strict=True) if not n]
+    share = counts[:IGNORE].sum() / counts.sum()
+    number = sum(row.label is not None for row in brain.sections)
+    report.facts.append(
+        f"label images: {number}, {100 * share:.3g} % of their pixels annotated"
+        + (f"; no pixel of {', '.join(never)}" if never else "")
+    )
+
+
+def _check_overlap(
+    report: Report, brain: Brain, surfaces: list[Surface | None], placed: list[_Placed]
+) -> None:
+    usable = [
+        (each, surface)
+        for each, surface in zip(brain.hemispheres, surfaces, strict=True)
+        if surface is not None
+    ]
+    if not usable or not placed:
+        return
+    axis = mean_normal([section.registration for section in placed])
+    cuts = [CutSurface(surface, np.ones(len(surface.faces), bool), axis) for _, surface in usable]
+    points = -(-TISSUE_POINTS // len(placed))
+    rng = np.random.default_rng(0)
+    missed, ribbon_mm, looked, tissue = [], 0.0, 0, 0
+    for section in placed:
+        parts = Segments.joined([cut.cut(section.registration) for cut in cuts])
+        column, row, _ = section.registration.to_px(parts.middle_mm)
+        height, width = section.shape
+        inside = (np.abs(column - (width - 1) / 2) < width / 2) & (
+            np.abs(row - (height - 1) / 2) < height / 2
+        )
+        length_mm = parts.length_mm * inside
+        if not length_mm.sum() > 0:
+            missed.append(section.row.name)
+            continue
+        ribbon_mm += length_mm.sum()
+        chosen = rng.choice(len(length_mm), points, p=length_mm / length_mm.sum())
+        found = report.attempt(_tissue, brain, section, column[chosen], row[chosen])
+        if found is not None:
+            looked, tissue = looked + points, tissue + found
+    if len(missed) == len(placed):
+        part = dataclasses.replace(
+            brain,
+            hemispheres=tuple(each for each, _ in usable),
+            sections=tuple(section.row for section in placed),
+        )
+        reason = no_overlap(
+            part, [surface for _, surface in usable], [section.registration for section in placed]
+        )
+        table = brain.root / brain.section_table
+        report.fault(f"{table}: affine: no section meets any surface.\n{reason}\n{TRAP}")
+        return
+    if missed:
+        report.warnings.append(f"the image shows no cut of a surface ({_some(missed)})")
+    report.facts.append(f"the sections cut {ribbon_mm:.0f} mm of cortex")
+    if looked and tissue < (1 - MOST_OFF_TISSUE) * looked:
+        report.warnings.append(
+            f"{100 - 100 * tissue / looked:.0f} % of the ribbon lies on background (grey values "
+            f"within {TISSUE_MARGIN} of {brain.background}); {TRAP}"
+        )
+
+
+def _tissue(brain: Brain, section: _Placed, columns: np.ndarray, rows: np.ndarray) -> int:
+    """How many of these points (level-0 px) lie on tissue: darkest or lightest of 3 x 3 spots."""
+    pixel_um = section.row.pixel_um
+    spot_um = max(TISSUE_UM, pixel_um)
+    scale = spot_um / pixel_um
+    left = np.rint((columns + 0.5) / scale - 1.5).astype(int)
+    top = np.rint((rows + 0.5) / scale - 1.5).astype(int)
+    found = 0
+    with open_section(section.row.image, pixel_um, brain.background) as image:
+        for y, x in zip(top.tolist(), left.tolist(), strict=True):
+            spots = image.read_at(spot_um, y, x, 3, 3).astype(int)
+            found += bool((np.abs(spots - brain.background) > TISSUE_MARGIN).any())
+    return found
 
 
 def _check_splits(report: Report, brain: Brain) -> None:
@@ -195,10 +287,12 @@ def _check_splits(report: Report, brain: Brain) -> None:
         report.facts.append("split column: empty; `jaxcyto sample` fills it")
     elif not all(splits):
         empty = [row.name for row in brain.sections if not row.split]
-        report.faults.append(
-            f"{brain.root / brain.section_table}: split is empty for {len(empty)} of "
-            f"{len(splits)} sections ({', '.join(empty[:5])}); fill in all of them, or none"
+        report.fault(
+            f"{brain.root / brain.section_table}: split: empty for {len(empty)} of {len(splits)} "
+            f"({_some(empty)}); fill in all of them, or none"
         )
     else:
         counts = {split: splits.count(split) for split in sorted(set(splits))}
-        report.facts.append(f"split column: {counts}")
+        report.facts.append(
+            "split column: " + ", ".join(f"{number} {split}" for split, number in counts.items())
+        )

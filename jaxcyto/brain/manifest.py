@@ -155,8 +155,9 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
 def write_splits(brain: Brain, splits: list[str]) -> None:
     """Fills the split column of the section table; every other column is kept as it is."""
     path = brain.root / brain.section_table
-    rows = [row for _, row in read_table(path)[1]]
-    if len(rows) != len(splits):
+    faults: list[str] = []
+    rows = [row for _, row in read_table(path, faults)]
+    if faults or len(rows) != len(splits):
         raise InputError(f"{path}: changed while it was in use; run the command again")
     write_table(path, [row | {"split": split} for row, split in zip(rows, splits, strict=True)])
 

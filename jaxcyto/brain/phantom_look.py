@@ -74,8 +74,8 @@ def draw_look(shape: tuple[int, int], artifacts: float, rng: np.random.Generator
             )
         )
     return Look(
-        gain=rng.uniform(0.75, 1.2),
-        offset=rng.uniform(-12, 12),
+        gain=rng.uniform(0.85, 1.15),
+        offset=rng.uniform(-8, 8),
         blur_um=rng.uniform(0.3, 2.0),
         background=rng.uniform(238, 252),
         noise=rng.uniform(1.5, 4),

@@ -69,7 +69,8 @@ def coronal_plans(
     Every image holds the whole cut; its size is the same for all.
     """
     y = cortex.pial[:, 1]
-    near = (y > positions_mm.min() - margin_mm) & (y < positions_mm.max() + margin_mm)
+    reach = 2.0  # mm, more than an edge
+    near = (y > positions_mm.min() - reach) & (y < positions_mm.max() + reach)
     low, high = cortex.pial[near].min(0) - margin_mm, cortex.pial[near].max(0) + margin_mm
     turn = np.deg2rad(2.0)
     centre, half = (low + high) / 2, (high - low) / 2

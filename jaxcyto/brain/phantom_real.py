@@ -11,7 +11,7 @@ import numpy as np
 from jaxcyto.brain import phantom_shape as shape
 from jaxcyto.brain.labels import read_labels
 from jaxcyto.brain.phantom_plan import PhantomSettings, coronal_plans
-from jaxcyto.brain.phantom_write import write_brain
+from jaxcyto.brain.phantom_write import area_classes, write_brain
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.surfaces import read_surface
 from jaxcyto.errors import InputError
@@ -83,14 +83,18 @@ def paint_surfaces(
     keys = [int(key) for key in np.unique(np.concatenate(keys)) if key > 0]
     cortex = _cortex(parts, keys, settings)
     positions = np.linspace(min(y_range_mm), max(y_range_mm), settings.num_sections)
-    if not ((cortex.pial[:, 1] > positions[0]) & (cortex.pial[:, 1] < positions[-1])).any():
-        low, high = cortex.pial[:, 1].min(), cortex.pial[:, 1].max()
+    low, high = cortex.pial[:, 1].min(), cortex.pial[:, 1].max()
+    if positions[-1] < low or positions[0] > high:
         raise InputError(
             f"y_range_mm = {positions[0]:g} ... {positions[-1]:g} meets no surface; "
             f"they lie at y = {low:.1f} ... {high:.1f} mm"
         )
     plans = coronal_plans(cortex, positions, settings.seed)
-    areas = [names.get(key) or f"area {key}" for key in keys]
+    areas, taken = [], {item["name"] for item in area_classes([])}
+    for key in keys:
+        name = names.get(key) or f"area {key}"
+        areas.append(f"{name} ({key})" if name in taken else name)
+        taken.add(areas[-1])
     sides = [given.name for given in hemispheres]
     return write_brain(
         out, settings, cortex, plans, areas, sides, progress, workers,

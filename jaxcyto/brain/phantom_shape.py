@@ -16,7 +16,7 @@ FOLD_AMPLITUDE_MM = 2.6
 LAYER_SHARE = np.array([0.11, 0.10, 0.27, 0.13, 0.18, 0.21])
 LAYER_COVERAGE = np.array([0.03, 0.26, 0.17, 0.32, 0.10, 0.20])
 LAYER_DIAMETER_UM = np.array([6.0, 8.5, 10.5, 7.5, 12.0, 9.5])
-GRADIENTS = (0.45, 0.4, 0.25)  # log change per unit of the gradients, which reach about +-1.5
+GRADIENTS = (0.7, 0.5, 0.8)  # logarithmic change from the middle to the end of x, y and z
 MEAN_COVERAGE = 0.17  # of every profile over its depth: mean darkness tells nothing of the area
 
 
@@ -208,17 +208,17 @@ def area_profiles(
     share = share[region] * vary(0.25)
     coverage = coverage[region] * vary(0.12)
     diameter = diameter[region] * vary(0.1)
-    # Three gradients run across all areas, as the cell density of real isocortex falls from
-    # back to front: thickness of layer I, of the upper against the lower layers, and cell size.
-    axes = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    # Three gradients run across all areas, as cell density does from front to back in real
+    # isocortex: cell size along the long axis, the thickness of layer I from top to bottom, and
+    # that of the upper against the lower layers from the midline to the side.
     half = np.ptp(unfolded, axis=0) / 2
-    first, upper, size = (
-        1.5 * (unfolded / half) @ axis + 0.5 * smooth_field(unfolded, wavelength, rng)
-        for axis in axes
+    upper, size, first = (
+        strength * (unfolded[:, k] / half[k] + 0.2 * smooth_field(unfolded, wavelength, rng))
+        for k, strength in enumerate(GRADIENTS)
     )
-    share[:, 0] *= np.exp(GRADIENTS[0] * first)
-    share[:, 1:] *= np.exp(GRADIENTS[1] * upper[:, None] * np.linspace(1, -1, NUM_LAYERS - 1))
-    diameter *= np.exp(GRADIENTS[2] * size)[:, None]
+    share[:, 0] *= np.exp(first)
+    share[:, 1:] *= np.exp(upper[:, None] * np.linspace(1, -1, NUM_LAYERS - 1))
+    diameter *= np.exp(size)[:, None]
     return normalised_profiles(share, coverage, diameter)
 
 

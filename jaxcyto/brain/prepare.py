@@ -98,6 +98,9 @@ def describe_pairs(pairs: Pairs) -> str:
 
 
 def _in_folder(root: str | os.PathLike, name: str) -> Path:
-    if Path(name).name != name or not name:
-        raise InputError(f"{name!r}: a file name in the brain's folder is needed, not a path")
+    # The ending keeps a slip from overwriting brain.toml or the section table.
+    if Path(name).name != name or not name.endswith(".npz"):
+        raise InputError(
+            f"{name!r}: needed is the name of an .npz file in the brain's folder, not a path"
+        )
     return Path(root) / name

@@ -45,45 +45,46 @@ class SectionRow:
     split: str = ""
 
 
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Columns and (line, row) pairs of a table; a row has exactly the columns.
+def read_table(path: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) pairs of a table, each row with all columns; faults are added to the list.
+
+    Rows of another number of cells are left out.
 
     Raises:
-        InputError: not CSV, no row, a column that is missing or stands twice, or rows of another
-            number of cells.
+        InputError: it cannot be read, or is not CSV.
     """
     try:
         reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
     except csv.Error as error:
-        raise InputError(f"{path}: not valid CSV: {error}") from None
+        raise InputError(
+            f"{path}: line {reader.line_num}: not valid CSV ({error}); save the table again as CSV"
+        ) from None
     columns = lines[0][1] if lines else []
-    faults = []
-    missing = [name for name in NEEDED if name not in columns]
-    if missing:
-        faults.append(
-            f"{path}: line 1: missing column {', '.join(missing)}; the first line names the "
-            f"columns, with commas between: {','.join(SECTION_COLUMNS)}"
-        )
     for name in dict.fromkeys(columns):
         if columns.count(name) > 1:
             faults.append(f"{path}: line 1: column {name!r} stands twice; remove one")
         near = difflib.get_close_matches(name.lower(), SECTION_COLUMNS, 1, 0.8)
         if near and name not in SECTION_COLUMNS:
             faults.append(f"{path}: line 1: column {name!r}: write {near[0]!r}, or rename it")
-    if not missing:
-        if len(lines) == 1:
-            faults.append(f"{path}: no section; add a row for each section image")
-        faults += [
-            f"{path}: line {number}: {len(cells)} cells instead of {len(columns)}, as in line 1"
-            for number, cells in lines[1:]
-            if len(cells) != len(columns)
-        ]
-    if faults:
-        raise InputError("\n".join(faults))
-    return columns, [
-        (number, dict(zip(columns, cells, strict=True))) for number, cells in lines[1:]
-    ]
+    missing = [name for name in NEEDED if name not in columns]
+    if missing:
+        faults.append(
+            f"{path}: line 1: missing column {', '.join(missing)}; the first line names the "
+            f"columns, with commas between: {','.join(SECTION_COLUMNS)}"
+        )
+        return []
+    if len(lines) == 1:
+        faults.append(f"{path}: no section; add a row for each section image")
+    rows = []
+    for number, cells in lines[1:]:
+        if len(cells) == len(columns):
+            rows.append((number, dict(zip(columns, cells, strict=True))))
+        else:
+            faults.append(
+                f"{path}: line {number}: {len(cells)} cells; {len(columns)} as in line 1 needed"
+            )
+    return rows
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> None:
@@ -104,9 +105,9 @@ def read_sections(root: Path, path: Path, faults: list[str]) -> tuple[SectionRow
     A row whose placement is faulty has neither affine nor coordinates.
     """
     try:
-        _, rows = read_table(path)
+        rows = read_table(path, faults)
     except InputError as error:
-        faults += str(error).splitlines()
+        faults.append(str(error))
         return ()
     sections, names = [], set()
     for index, (number, row) in enumerate(rows):

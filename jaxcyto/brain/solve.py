@@ -20,6 +20,9 @@ Query = tuple[int, int, np.ndarray]
 # The heat method is poor near its source; targets nearer than this are solved exactly, which
 # costs little there.
 NEAR_EDGES = 10
+# Processes start in a second or so, which pays from about five seconds of work on: the exact
+# method takes some 10 us per vertex and source, heat a tenth of it.
+POOL_FROM = 5e5
 
 
 def exact_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
@@ -146,7 +149,8 @@ def solve_queries(
         InputError: if the method cannot take the mesh, or crashes on it.
     """
     arguments = (parts, method, bias, near)
-    if workers <= 1 or len(queries) < 2 * workers:
+    work = sum(len(parts[part].vertices) for part, _, _ in queries)
+    if workers <= 1 or len(queries) < 2 or work < POOL_FROM * (1 if method == "exact" else 10):
         yield from map(_Answers(*arguments), queries)
         return
     pool = ProcessPoolExecutor(

@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 from jaxcyto.brain.manifest import SPLITS, Brain, write_splits
 from jaxcyto.brain.patches import Patches
 from jaxcyto.brain.registration import registration
-from jaxcyto.brain.ribbon import mean_normal
+from jaxcyto.brain.ribbon import CutSurface, mean_normal
 from jaxcyto.brain.surfaces import hemisphere_surface
 from jaxcyto.errors import InputError
 
@@ -41,7 +41,7 @@ def assign_splits(
 
     Args:
         brain: a brain whose split column is all empty or all filled.
-        fractions: wanted shares of train, val and test, of the sections that are not excluded.
+        fractions: wanted shares of train, val and test, of the ribbon that is not excluded.
         gap_mm: smallest distance between sections of different splits.
         seed: draws the order of the blocks.
 
@@ -69,13 +69,12 @@ def assign_splits(
         or not 0.99 < sum(shares) < 1.01
     ):
         raise InputError(f"fractions {fractions}: give train, val and test shares that sum to 1")
-    position = _section_positions(brain)
+    position, weight = _positions_and_ribbons(brain)
     order = np.argsort(position, kind="stable")
     rng = np.random.default_rng(seed)
-    weight = np.ones(len(order))
     for kinds, least in _layouts(shares, rng):
         parts = np.array([shares[kind] / kinds.count(kind) for kind in kinds])
-        found = blocks(position[order], weight, parts, gap_mm, least)
+        found = blocks(position[order], weight[order], parts, gap_mm, least)
         if found is not None:
             splits = np.empty(len(order), int)
             splits[order] = np.append(kinds, EXCLUDE)[found]
@@ -94,15 +93,21 @@ def assign_splits(
     )
 
 
-def _section_positions(brain: Brain) -> np.ndarray:
-    """Positions [S] of the sections in mm along their mean normal, at the brain's centre."""
+def _positions_and_ribbons(brain: Brain) -> tuple[np.ndarray, np.ndarray]:
+    """Of each section [S]: position along the mean normal, at the brain's centre, and ribbon; mm.
+
+    Blocks share out the length of ribbon, for a section beyond the cortex holds no patch.
+    """
     registrations = [registration(row) for row in brain.sections]
     axis = mean_normal(registrations)
-    boxes = [surface.vertices for surface in map(hemisphere_surface, brain.hemispheres)]
-    centre = np.mean([(v.min(0) + v.max(0)) / 2 for v in boxes], axis=0)
-    return np.array(
-        [-r.to_px(centre[None])[2][0] * np.sign(r.normal @ axis) for r in registrations]
-    )
+    surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
+    vertices = [surface.vertices for surface in surfaces]
+    centre = np.mean([(v.min(0) + v.max(0)) / 2 for v in vertices], axis=0)
+    position = [-r.to_px(centre[None])[2][0] * np.sign(r.normal @ axis) for r in registrations]
+    cuts = [CutSurface(surface, np.ones(len(surface.faces), bool), axis) for surface in surfaces]
+    ribbon = [sum(cut.cut(r).length_mm.sum() for cut in cuts) for r in registrations]
+    # without any overlap sampling says what is wrong; here sections then count alike
+    return np.array(position), np.array(ribbon) if any(ribbon) else np.ones(len(position))
 
 
 def _layouts(shares: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[list[int], float]]:

@@ -68,12 +68,22 @@ class Checkpoints:
             InputError: the checkpoint does not have the leaves and shapes of `like`.
         """
         wanted = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: like))
+        where = f"{self._folder}: the checkpoint of step {step}"
+        remedy = "give the config of this run, or another --workdir"
         try:
-            loaded = self._checkpointer.load_checkpointables(step, {"state": wanted})
-        except Exception as error:  # orbax raises many kinds for a tree that does not fit
+            loaded = self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
+        except Exception as error:  # orbax raises many kinds
             raise InputError(
-                f"{self._folder}: the checkpoint of step {step} does not fit this config's network "
-                f"and optimizer, or is damaged ({type(error).__name__}: {error}); use another "
-                "--workdir, or the config of this run"
+                f"{where} is damaged, or of another network ({type(error).__name__}: {error}); "
+                f"{remedy}, or remove its folder to continue from the one before"
             ) from error
-        return loaded["state"]
+        # orbax gives back whatever shapes it finds
+        for (path, found), expected in zip(
+            jax.tree_util.tree_leaves_with_path(loaded), jax.tree.leaves(wanted), strict=True
+        ):
+            if found.shape != expected.shape or found.dtype != expected.dtype:
+                raise InputError(
+                    f"{where}: {jax.tree_util.keystr(path)} is {found.dtype} {list(found.shape)}, "
+                    f"but this config's network has {expected.dtype} {list(expected.shape)}; {remedy}"
+                )
+        return loaded

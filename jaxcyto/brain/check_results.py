@@ -1,0 +1,116 @@
+"""Whether the patches and pairs in a brain's folder are sound and belong to it as it is now."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxcyto.brain import pairs as pairs_file
+from jaxcyto.brain import patches as patches_file
+from jaxcyto.brain.files import READ_ERRORS
+from jaxcyto.brain.manifest import Brain
+from jaxcyto.brain.pairs import DISTANCES_FILE, PAIRS_FILE, Pairs, load_pairs
+from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
+from jaxcyto.brain.surfaces import Surface
+from jaxcyto.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxcyto.brain.check import Report
+
+# A patch lies on the surface it names (float32 mm), or at another depth of the same cortex.
+ON_SURFACE_MM = 0.01
+THICKEST_MM = 12.0
+
+
+def check_results(report: "Report", brain: Brain, surfaces: Sequence[Surface | None]) -> None:
+    """Checks every npz in the folder that holds patches or pairs, under whatever name."""
+    kinds = {path: _kind(path) for path in sorted(brain.root.glob("*.npz"))}
+    patches: dict[str, Patches] = {}
+    for path, kind in kinds.items():
+        if kind == patches_file.FORMAT or path.name == PATCHES_FILE:
+            found = report.attempt(load_patches, path, brain)
+            if found is not None:
+                report.facts.append(f"{path.name}: {len(found)} patches")
+                report.attempt(_check_patches, path, found, surfaces)
+                patches[path.name] = found
+    for path, kind in kinds.items():
+        if kind == pairs_file.FORMAT or path.name == PAIRS_FILE:
+            found = report.attempt(load_pairs, path)
+            if found is not None:
+                report.facts.append(f"{path.name}: {len(found)} pairs of {found.patches_file}")
+                if found.patches_file in patches:
+                    own = patches[found.patches_file]
+                    report.attempt(_check_pairs, path, found, own)
+        elif kind is None and path.name != PATCHES_FILE:
+            report.warnings.append(
+                f"{path}: cannot be read; if it holds patches or pairs, it is damaged"
+            )
+    matrix = brain.root / DISTANCES_FILE
+    if matrix.exists() and patches:
+        report.attempt(_check_matrix, matrix, {len(each) for each in patches.values()})
+
+
+def _kind(path: Path) -> str | None:
+    """The `format` that a file of ours states, "" for another npz; None if it cannot be read."""
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            if "format.npy" not in archive.namelist():
+                return ""
+            with archive.open("format.npy") as array:
+                return str(np.lib.format.read_array(array, allow_pickle=False))
+    except (*READ_ERRORS, NotImplementedError, RuntimeError):
+        return None
+
+
+def _check_patches(path: Path, patches: Patches, surfaces: Sequence[Surface | None]) -> None:
+    again = "; run `jaxcyto sample` again"
+    if patches.hemisphere.min(initial=0) < 0 or patches.hemisphere.max(initial=0) >= len(surfaces):
+        raise InputError(f"{path}: hemisphere: names one that is not there{again}")
+    at_depth = patches.settings.get("depth") is not None
+    for index, surface in enumerate(surfaces):
+        own = patches.hemisphere == index
+        if surface is None or not own.any():
+            continue
+        face = patches.face[own]
+        if face.min() < 0 or face.max() >= len(surface.faces):
+            raise InputError(f"{path}: face: names triangles that the surface has not{again}")
+        corners = surface.vertices[surface.faces[face]]
+        point = np.einsum("nk,nkd->nd", patches.bary[own], corners)
+        off_mm = np.linalg.norm(point - patches.position_mm[own], axis=1).max()
+        if not off_mm <= (THICKEST_MM if at_depth else ON_SURFACE_MM):
+            raise InputError(
+                f"{path}: patches lie up to {off_mm:.3g} mm off the surface; "
+                f"it has changed since they were drawn{again}"
+            )
+
+
+def _check_pairs(path: Path, pairs: Pairs, patches: Patches) -> None:
+    again = "; run `jaxcyto pair` again"
+    both = np.concatenate([pairs.first, pairs.second])
+    if both.min(initial=0) < 0 or both.max(initial=-1) >= len(patches):
+        raise InputError(f"{path}: names patches that are not there{again}")
+    for name in ("hemisphere", "split"):
+        of = getattr(patches, name)
+        if (of[pairs.first] != of[pairs.second]).any():
+            raise InputError(f"{path}: pairs patches of different {name}{again}")
+    if pairs.distance_mm.min(initial=0) < 0:
+        raise InputError(f"{path}: distance_mm: below zero{again}")
+
+
+def _check_matrix(path: Path, numbers: set[int]) -> None:
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        if matrix.dtype != np.float32 or matrix.ndim != 2 or len(set(matrix.shape)) != 1:
+            raise ValueError(f"{matrix.dtype} {list(matrix.shape)}")
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{path}: not a square float32 matrix ({error}); "
+            "run `jaxcyto pair --all-distances` again"
+        ) from None
+    if len(matrix) not in numbers:
+        raise InputError(
+            f"{path}: distances of {len(matrix)} patches, but there are {sorted(numbers)}; "
+            "run `jaxcyto pair --all-distances` again"
+        )

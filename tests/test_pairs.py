@@ -1,0 +1,183 @@
+"""Pairs: who is paired with whom, distances against great circles, files."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcyto.brain import solve
+from jaxcyto.brain.manifest import Brain, Hemisphere
+from jaxcyto.brain.pairs import draw_pairs, load_pairs, make_pairs, split_of
+from jaxcyto.brain.patches import Patches
+from jaxcyto.brain.surfaces import Surface, write_surface
+from jaxcyto.errors import InputError
+
+CENTRES = np.array([[-20.0, 0, 0], [20.0, 0, 0]])
+
+
+def ball(steps: int = 24) -> Surface:
+    """A unit sphere of latitudes and longitudes."""
+    theta = np.linspace(0, np.pi, steps + 1)[1:-1]
+    phi = np.linspace(0, 2 * np.pi, 2 * steps, endpoint=False)
+    t, p = np.meshgrid(theta, phi, indexing="ij")
+    ring = np.stack([np.sin(t) * np.cos(p), np.sin(t) * np.sin(p), np.cos(t)], -1).reshape(-1, 3)
+    number = np.arange(len(ring)).reshape(t.shape)
+    a, b, c, d = number[:-1], np.roll(number, -1, 1)[:-1], number[1:], np.roll(number, -1, 1)[1:]
+    top, low, pole = number[0], number[-1], np.full_like(number[0], len(ring))
+    faces = [(a, c, d), (a, d, b), (pole, top, np.roll(top, -1)), (pole + 1, np.roll(low, -1), low)]
+    vertices = np.concatenate([ring, [[0, 0, 1], [0, 0, -1]]])
+    return Surface(vertices, np.concatenate([np.stack(f, -1).reshape(-1, 3) for f in faces]))
+
+
+def make(root: Path, number=120, seed=0) -> tuple[Brain, Patches]:
+    """Two unit spheres as hemispheres, with random patches in all splits, written to disk."""
+    surface, rng = ball(), np.random.default_rng(seed)
+    hemispheres = []
+    for name, centre in zip("LR", CENTRES, strict=True):
+        path = root / f"{name}.gii"
+        write_surface(path, Surface(surface.vertices + centre, surface.faces))
+        hemispheres.append(Hemisphere(name, mid=path))
+    hemisphere = rng.integers(2, size=number).astype(np.int8)
+    face = rng.integers(len(surface.faces), size=number).astype(np.int32)
+    bary = rng.dirichlet([1, 1, 1], number).astype(np.float32)
+    position = np.einsum("nk,nkd->nd", bary, surface.vertices[surface.faces[face]])
+    patches = Patches(
+        section=np.zeros(number, np.int32),
+        center_px=np.zeros((number, 2)),
+        position_mm=np.float32(position + CENTRES[hemisphere]),
+        hemisphere=hemisphere,
+        face=face,
+        bary=bary,
+        split=rng.integers(3, size=number).astype(np.uint8),
+        settings={},
+    )
+    patches.save(root / "patches.npz")
+    return Brain(root, "two", tuple(hemispheres), (), ()), patches
+
+
+def great_circle(patches: Patches, first, second) -> np.ndarray:
+    unit = patches.position_mm - CENTRES[patches.hemisphere]
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    return np.arccos(np.clip((unit[first] * unit[second]).sum(1), -1, 1))
+
+
+@pytest.mark.parametrize("times", [0.6, 1, 1.5, 4])
+def test_every_patch_is_paired_within_its_group(times):
+    rng = np.random.default_rng(0)
+    group = rng.integers(4, size=101)
+    number = int(times * 101)
+    first, second = draw_pairs(group, number, seed=1)
+    assert len(first) == len(second) == number
+    assert (group[first] == group[second]).all() and (first != second).all()
+    count = np.bincount(np.concatenate([first, second]), minlength=101)
+    assert count.min() >= 1
+    if times == 1:
+        assert (count == 2).all()
+    again = draw_pairs(group, number, seed=1)
+    assert np.array_equal(again, (first, second))
+    assert not np.array_equal(draw_pairs(group, number, seed=2), (first, second))
+
+
+def test_pairs_are_random_within_the_group():
+    group = np.zeros(10, int)
+    first, second = draw_pairs(group, 45_000, seed=0)
+    count = np.zeros((10, 10))
+    np.add.at(count, (first, second), 1)
+    every = count[~np.eye(10, dtype=bool)]  # all 90 ordered pairs, 500 times each
+    assert every.min() > 400 and every.max() < 600
+    assert (count.diagonal() == 0).all()
+
+
+def test_groups_of_two_and_of_one():
+    first, second = draw_pairs(np.array([0, 0]), 3, seed=0)
+    assert (np.sort([first, second], axis=0) == [[0], [1]]).all()
+    with pytest.warns(UserWarning, match="1 patches"):
+        first, second = draw_pairs(np.array([0, 1, 0]), 2, seed=0)
+    assert 1 not in np.concatenate([first, second])
+    with pytest.raises(InputError, match="no two patches"), pytest.warns(UserWarning):
+        draw_pairs(np.arange(3), 2, seed=0)
+    with pytest.raises(InputError, match="3 are needed"):
+        draw_pairs(np.array([0, 0, 0, 1, 1]), 2, seed=0)
+
+
+def test_distances_are_great_circles(tmp_path):
+    brain, patches = make(tmp_path)
+    pairs = make_pairs(brain, patches, num_pairs=150, workers=1)
+    expected = great_circle(patches, pairs.first, pairs.second)
+    np.testing.assert_allclose(pairs.distance_mm, expected, rtol=0.01, atol=0.01)
+    for name in ("hemisphere", "split"):
+        column = getattr(patches, name)
+        assert (column[pairs.first] == column[pairs.second]).all()
+    assert len(np.unique(np.concatenate([pairs.first, pairs.second]))) == len(patches)
+    assert pairs.distance_mm.dtype == np.float32 and pairs.first.dtype == np.int32
+    train = split_of(pairs, patches, "train")
+    assert (patches.split[pairs.second[train]] == 0).all() and 0 < len(train) < 150
+
+
+def test_workers_and_methods(tmp_path, monkeypatch):
+    brain, patches = make(tmp_path)
+    one = make_pairs(brain, patches, workers=1, seed=5)
+    monkeypatch.setattr(solve, "POOL_FROM", 0)
+    two = make_pairs(brain, patches, workers=2, seed=5)
+    assert np.array_equal(one.first, two.first) and np.array_equal(one.distance_mm, two.distance_mm)
+    heat = make_pairs(brain, patches, method="heat", workers=1, seed=5)
+    assert np.array_equal(one.first, heat.first)
+    error = np.abs(one.distance_mm - heat.distance_mm) / one.distance_mm
+    assert 0 < error.mean() < 0.03
+    assert heat.settings["bias"].keys() == {"L", "R"}
+
+
+def test_all_distances(tmp_path):
+    brain, patches = make(tmp_path, 60)
+    seen = []
+    pairs = make_pairs(
+        brain, patches, all_distances=True, workers=1, progress=lambda *count: seen.append(count)
+    )
+    matrix = np.load(tmp_path / "patch_distances.npy")
+    assert matrix.dtype == np.float32 and matrix.shape == (60, 60)
+    assert (matrix == matrix.T).all() and (matrix.diagonal() == 0).all()
+    same = patches.hemisphere[:, None] == patches.hemisphere
+    assert np.array_equal(np.isfinite(matrix), same)
+    assert np.array_equal(matrix[pairs.first, pairs.second], pairs.distance_mm)
+    first, second = np.nonzero(same)
+    np.testing.assert_allclose(
+        matrix[first, second], great_circle(patches, first, second), rtol=0.01, atol=0.01
+    )
+    assert seen[-1][0] == seen[-1][1] and sum(done == total for done, total in seen) == 2
+
+
+def test_saved_and_loaded(tmp_path):
+    brain, patches = make(tmp_path, 40)
+    pairs = make_pairs(brain, patches, workers=1)
+    path = tmp_path / "pairs.npz"
+    pairs.save(path)
+    again = load_pairs(path)
+    for field in dataclasses.fields(pairs):
+        saved, loaded = getattr(pairs, field.name), getattr(again, field.name)
+        assert np.array_equal(saved, loaded) if isinstance(saved, np.ndarray) else saved == loaded
+    whole = path.read_bytes()
+    for content in (b"", whole[:200], whole[:-9]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"pairs\.npz"):
+            load_pairs(path)
+    path.write_bytes(whole)
+    dataclasses.replace(patches, settings={"seed": 1}).save(tmp_path / "patches.npz")
+    with pytest.raises(InputError, match="another patches"):
+        load_pairs(path)
+    dataclasses.replace(pairs, patches_file="../patches.npz").save(path)
+    with pytest.raises(InputError, match="leaves the folder"):
+        load_pairs(path)
+
+
+def test_bad_settings_are_refused(tmp_path):
+    brain, patches = make(tmp_path, 40)
+    for settings in ({"num_pairs": 0}, {"num_pairs": 3}, {"method": "dijkstra"}):
+        with pytest.raises(InputError):
+            make_pairs(brain, patches, workers=1, **settings)
+    foreign = dataclasses.replace(patches, face=patches.face + 5000)
+    with pytest.raises(InputError, match="sample"):
+        make_pairs(brain, foreign, workers=1)
+    (tmp_path / "patches.npz").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        make_pairs(brain, patches)
