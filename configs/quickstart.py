@@ -12,6 +12,9 @@ from jaxcyto.brain.prepare import describe_pairs, describe_patches, pair_brain, 
 from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.config import Config, DataConfig, OptimConfig, small
 
+PATCHES = 3000
+PAIRS = 9000
+
 
 def get_config() -> Config:
     return Config(
@@ -38,8 +41,8 @@ def prepare(config: Config) -> None:
         make_phantom(root, PRESETS["quickstart"], StderrProgress("phantom", "sections"))
     if not (root / "patches.npz").exists():
         patches = sample_brain(
-            root, num_patches=3000, patch_px=data.patch_px, um_per_px=data.um_per_px
+            root, num_patches=PATCHES, patch_px=data.patch_px, um_per_px=data.um_per_px
         )
         print(describe_patches(patches), flush=True)
     if not (root / data.pairs).exists():
-        print(describe_pairs(pair_brain(root, num_pairs=9000, method="heat")), flush=True)
+        print(describe_pairs(pair_brain(root, num_pairs=PAIRS, method="heat")), flush=True)

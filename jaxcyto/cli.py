@@ -175,3 +175,55 @@ def pair(brain: Path, **settings) -> None:
     from jaxcyto.brain.prepare import describe_pairs, pair_brain
 
     click.echo(describe_pairs(pair_brain(brain, **settings)))
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--preset",
+    type=click.Choice(["tiny", "quickstart", "full"]),
+    default="quickstart",
+    show_default=True,
+    help="tiny: seconds; quickstart: a minute, 16 um/px; full: 2 um/px, 12,000 px a side.",
+)
+@click.option("--null", is_flag=True, help="One profile everywhere: the floor of what is learnt.")
+@click.option("--um-per-px", type=ABOVE_0, help="Of the section images: 1, 2, 4, 8 or 16.")
+@click.option("--sections", "num_sections", type=click.IntRange(1), help="Number of sections.")
+@click.option(
+    "--pial", type=click.Path(path_type=Path), help="Paint on this surface, with --white."
+)
+@click.option("--white", type=click.Path(path_type=Path), help="Vertex-matched with --pial.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Area of each vertex.")
+@click.option("--thickness", type=click.Path(path_type=Path), help="[V, 6] um, npz or npy.")
+@click.option("--y-range", nargs=2, type=float, metavar="FROM TO", help="Section planes, mm.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: the processors.")
+@SEED
+def phantom(
+    out: Path, preset: str, null: bool, um_per_px, num_sections, workers, seed: int, **surfaces
+) -> None:
+    """Write a synthetic brain, or paint synthetic texture on given surfaces.
+
+    \b
+    Examples:
+      jaxcyto phantom brains/toy --preset tiny
+      jaxcyto phantom brains/painted --pial lh.pial.gii --white lh.white.gii --y-range -60 -50
+    """
+    import dataclasses
+
+    from jaxcyto.brain.phantom import PRESETS, make_phantom
+    from jaxcyto.brain.phantom_real import GivenHemisphere, paint_surfaces
+    from jaxcyto.brain.progress import StderrProgress
+
+    given = {"um_per_px": um_per_px, "num_sections": num_sections}
+    changes = {key: value for key, value in given.items() if value is not None}
+    settings = dataclasses.replace(PRESETS[preset], seed=seed, null=null, **changes)
+    progress = StderrProgress("phantom", "sections")
+    y_range = surfaces.pop("y_range")
+    if any(surfaces.values()) or y_range:
+        if not (surfaces["pial"] and surfaces["white"] and y_range):
+            raise InputError("painting given surfaces needs --pial, --white and --y-range together")
+        hemisphere = GivenHemisphere(name="left", **surfaces)
+        paint_surfaces(out, [hemisphere], y_range, settings, progress, workers)
+    else:
+        make_phantom(out, settings, progress, workers)
+    click.echo(f"{out}: written; look at it with `jaxcyto check {out}`")

@@ -1,7 +1,9 @@
 """brain.toml and the section table: what is read, what is refused; nothing else happens."""
 
 import csv
+import re
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minimal_brain import TOML, make_ball, replace
+from PIL import Image
 
 from jaxcyto.brain.manifest import (
     SECTION_COLUMNS,
@@ -18,6 +21,7 @@ from jaxcyto.brain.manifest import (
     write_splits,
     write_table,
 )
+from jaxcyto.brain.sections import open_section
 from jaxcyto.errors import InputError
 
 
@@ -237,3 +241,52 @@ def test_any_cells_give_only_input_errors(ball, rows):
         only_input_errors(ball)
     finally:
         (ball / "sections.csv").write_bytes(original)
+
+
+DATA_MD = Path(__file__).resolve().parents[1] / "docs" / "data.md"
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DATA_MD.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_documented_brain_toml_is_read(tmp_path, number):
+    text = code_blocks("toml")[number]
+    names = ["a.tif", *re.findall(r'"(surfaces/[^"]+)"', text)]
+    (tmp_path / "surfaces").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "brain.toml").write_text(text)
+    row = {"section": "a", "image": "a.tif", "pixel_um": "2"}
+    affine = re.search(r"^ {4}(0\.002 .*)$", DATA_MD.read_text(), re.MULTILINE)
+    assert affine
+    write_table(tmp_path / "sections.csv", [row | {"affine": affine[1]}])
+    found = read_brain(tmp_path)
+    assert [each.name for each in found.hemispheres] == ["left", "right"]
+    assert [each.kind for each in found.classes[:2]] == [["area", "cortex"], []][number]
+    np.testing.assert_allclose(found.sections[0].affine @ [500, 1000, 0, 1], [-59, 12, 53])
+
+
+def test_the_documented_bigbrain_layout_works(tmp_path, monkeypatch):
+    """The script of docs/data.md on a small image, and the row printed above it."""
+    (row,) = csv.DictReader(code_blocks("csv")[0].splitlines())
+    printed = np.array(row["affine"].split(), float).reshape(3, 4)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "downloads").mkdir()
+    pixels = np.arange(600, dtype=np.uint8).reshape(30, 20)
+    Image.fromarray(pixels).save(tmp_path / "downloads" / "pm1081o.png")
+    exec(compile(code_blocks("python")[-1], "docs/data.md", "exec"), {})
+    root = tmp_path / "brains" / "bigbrain"
+    (root / "surfaces").mkdir()
+    (root / "brain.toml").write_text(code_blocks("toml")[1])
+    for name in re.findall(r'"(surfaces/[^"]+)"', code_blocks("toml")[1]):
+        (root / name).touch()
+    (found,) = read_brain(root).sections
+    with open_section(found.image) as section:
+        np.testing.assert_array_equal(section.read(0, 0, 30, 20), pixels)
+    # The last row of either image lies half a voxel above the origin.
+    for affine, height in ((found.affine, 30), (printed, 5711)):
+        np.testing.assert_allclose(
+            affine @ [0, height - 1, 0, 1], [-70.666601, -48.39, -58.777701], atol=3e-4
+        )

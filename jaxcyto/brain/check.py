@@ -256,9 +256,10 @@ def _check_overlap(
         table = brain.root / brain.section_table
         report.fault(f"{table}: affine: no section meets any surface.\n{reason}\n{TRAP}")
         return
-    if missed:
-        report.warnings.append(f"the image shows no cut of a surface ({_some(missed)})")
-    report.facts.append(f"the sections cut {ribbon_mm:.0f} mm of cortex")
+    report.facts.append(
+        f"the sections cut {ribbon_mm:.0f} mm of cortex"
+        + (f"; no cut in {_some(missed)}" if missed else "")
+    )
     if looked and tissue < (1 - MOST_OFF_TISSUE) * looked:
         report.warnings.append(
             f"{100 - 100 * tissue / looked:.0f} % of the ribbon lies on background (grey values "
@@ -267,17 +268,20 @@ def _check_overlap(
 
 
 def _tissue(brain: Brain, section: _Placed, columns: np.ndarray, rows: np.ndarray) -> int:
-    """How many of these points (level-0 px) lie on tissue: darkest or lightest of 3 x 3 spots."""
+    """How many of these points (level-0 px) lie on tissue, by the mean of a small spot there.
+
+    In two sections of BigBrain 95 ... 99 % do (the surfaces' medial wall lies outside), and 79 ...
+    85 % where the sections are 2.5 mm off.
+    """
     pixel_um = section.row.pixel_um
     spot_um = max(TISSUE_UM, pixel_um)
-    scale = spot_um / pixel_um
-    left = np.rint((columns + 0.5) / scale - 1.5).astype(int)
-    top = np.rint((rows + 0.5) / scale - 1.5).astype(int)
+    left = np.floor((columns + 0.5) * pixel_um / spot_um).astype(int)
+    top = np.floor((rows + 0.5) * pixel_um / spot_um).astype(int)
     found = 0
     with open_section(section.row.image, pixel_um, brain.background) as image:
         for y, x in zip(top.tolist(), left.tolist(), strict=True):
-            spots = image.read_at(spot_um, y, x, 3, 3).astype(int)
-            found += bool((np.abs(spots - brain.background) > TISSUE_MARGIN).any())
+            spot = int(image.read_at(spot_um, y, x, 1, 1)[0, 0])
+            found += abs(spot - brain.background) > TISSUE_MARGIN
     return found
 
 

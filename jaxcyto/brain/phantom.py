@@ -69,9 +69,7 @@ def phantom_cortex(settings: PhantomSettings) -> shape.Cortex:
         white=np.concatenate([white * mirror, white]),
         faces=np.concatenate([faces[:, ::-1], faces + size]),
         area=both(np.minimum(region, settings.num_areas)),
-        profiles=shape.Profiles(
-            both(profiles.bounds), both(profiles.coverage), both(profiles.diameter_um)
-        ),
+        profiles=shape.Profiles(**{name: both(values) for name, values in vars(profiles).items()}),
         skew=both(skew),
         starts=(0, size, 2 * size),
     )

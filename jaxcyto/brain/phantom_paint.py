@@ -19,7 +19,7 @@ from jaxcyto.brain.phantom_shape import Cortex
 BLOCK = 64  # rows of the grid that are painted at a time
 NEUROPIL, WHITE_MATTER, CELL = 0.28, 0.24, 0.60  # darkness where gain is 1; a cell adds to both
 WHITE_COVERAGE, WHITE_DIAMETER_UM = 0.03, 6.0  # glia
-COLUMN_UM, COLUMN_CONTRAST = 90.0, 0.1  # cells stand in radial columns about this wide
+COLUMN_UM = 90.0  # cells stand in radial columns about this far apart
 LAYER_BLEND = 0.04  # share of the depth over which neighbouring layers mix
 SPREAD = 0.2  # standard deviation of the logarithm of the diameters in a layer
 # Noise is looked up by random bytes: quantiles of the normal distribution.
@@ -115,7 +115,7 @@ class SectionPainter:
         coverage = mix(ByLayer(profiles.coverage, layer))
         diameter = mix(ByLayer(profiles.diameter_um, layer))
         columns = sum(np.cos(mix(phase)) for phase in self.column_phase)
-        coverage *= 1 + COLUMN_CONTRAST * columns
+        coverage *= np.maximum(1 + mix(profiles.columns) * columns, 0)
         area = majority(cortex.area[ids], weights)
 
         def grid(outside, in_white, in_cortex, dtype: type = np.float32):

@@ -16,7 +16,9 @@ FOLD_AMPLITUDE_MM = 2.6
 LAYER_SHARE = np.array([0.11, 0.10, 0.27, 0.13, 0.18, 0.21])
 LAYER_COVERAGE = np.array([0.03, 0.26, 0.17, 0.32, 0.10, 0.20])
 LAYER_DIAMETER_UM = np.array([6.0, 8.5, 10.5, 7.5, 12.0, 9.5])
-GRADIENTS = (0.7, 0.5, 0.8)  # logarithmic change from the middle to the end of x, y and z
+SIZE_GRADIENT = 0.6  # logarithm of cell size: layers I-III along z, IV-VI along |x|, middle to end
+SHARE_GRADIENT = 0.6  # logarithm of the thickness of layer I along y
+COLUMN_CONTRAST, COLUMN_GRADIENT = 0.13, 0.9  # of radial columns; relative change along y
 MEAN_COVERAGE = 0.17  # of every profile over its depth: mean darkness tells nothing of the area
 
 
@@ -25,12 +27,14 @@ class Profiles:
     """Laminar profile at each vertex, all float32.
 
     bounds [V, 5]: depth (0 pial ... 1 white) of the borders I/II ... V/VI;
-    coverage [V, 6]: share of area covered by cells; diameter_um [V, 6]: mean cell diameter.
+    coverage [V, 6]: share of area covered by cells; diameter_um [V, 6]: mean cell diameter;
+    columns [V]: contrast of radial columns.
     """
 
     bounds: np.ndarray
     coverage: np.ndarray
     diameter_um: np.ndarray
+    columns: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,14 +175,20 @@ def volume_skew(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> np.nd
     return np.clip(q, -0.8, 0.8).astype(np.float32)
 
 
-def normalised_profiles(share, coverage, diameter_um) -> Profiles:
-    """Profiles from layer shares, coverages and diameters [V, 6], of equal mean coverage."""
+def normalised_profiles(
+    share, coverage, diameter_um, columns: float | np.ndarray = COLUMN_CONTRAST
+) -> Profiles:
+    """Profiles from layer shares, coverages and diameters [V, 6], of equal mean coverage.
+
+    `columns` [V] or one number: contrast of radial columns.
+    """
     share = share / share.sum(1, keepdims=True)
     coverage = coverage * (MEAN_COVERAGE / (share * coverage).sum(1, keepdims=True))
     return Profiles(
         bounds=np.cumsum(share, axis=1)[:, :-1].astype(np.float32),
         coverage=coverage.astype(np.float32),
         diameter_um=np.asarray(diameter_um, np.float32),
+        columns=np.broadcast_to(np.float32(columns), len(share)),
     )
 
 
@@ -196,30 +206,29 @@ def area_profiles(
         generic = (LAYER_SHARE, LAYER_COVERAGE, LAYER_DIAMETER_UM)
         return normalised_profiles(*(np.tile(layer, (size, 1)) for layer in generic))
     orders = _distinct_orders(count, rng)
-    share = np.exp(rng.uniform(-0.25, 0.25, (count, NUM_LAYERS))) * LAYER_SHARE[orders]
+    share = np.exp(rng.uniform(-0.15, 0.15, (count, NUM_LAYERS))) * LAYER_SHARE[orders]
     coverage = np.exp(rng.uniform(-0.1, 0.1, (count, NUM_LAYERS))) * LAYER_COVERAGE[orders]
-    diameter = np.exp(rng.uniform(-0.2, 0.2, (count, NUM_LAYERS))) * LAYER_DIAMETER_UM
+    diameter = np.exp(rng.uniform(-0.06, 0.06, (count, NUM_LAYERS))) * LAYER_DIAMETER_UM
     wavelength = 1.1 * np.ptp(unfolded[:, 1])  # such fields rise or fall once over a few areas
 
     def vary(amount):
         fields = [smooth_field(unfolded, wavelength, rng) for _ in range(NUM_LAYERS)]
         return np.exp(amount * np.stack(fields, axis=1))
 
-    share = share[region] * vary(0.25)
-    coverage = coverage[region] * vary(0.12)
-    diameter = diameter[region] * vary(0.1)
-    # Three gradients run across all areas, as cell density does from front to back in real
-    # isocortex: cell size along the long axis, the thickness of layer I from top to bottom, and
-    # that of the upper against the lower layers from the midline to the side.
+    share = share[region] * vary(0.15)
+    coverage = coverage[region] * vary(0.08)
+    diameter = diameter[region] * vary(0.05)
+    # Gradients run across all areas, as cell density does in real isocortex. Those that say most
+    # of a place within a coronal section are the ones a network reads first: texture.
     half = np.ptp(unfolded, axis=0) / 2
-    upper, size, first = (
-        strength * (unfolded[:, k] / half[k] + 0.2 * smooth_field(unfolded, wavelength, rng))
-        for k, strength in enumerate(GRADIENTS)
+    x, y, z = (
+        unfolded[:, k] / half[k] + 0.1 * smooth_field(unfolded, wavelength, rng) for k in range(3)
     )
-    share[:, 0] *= np.exp(first)
-    share[:, 1:] *= np.exp(upper[:, None] * np.linspace(1, -1, NUM_LAYERS - 1))
-    diameter *= np.exp(size)[:, None]
-    return normalised_profiles(share, coverage, diameter)
+    diameter[:, :3] *= np.exp(SIZE_GRADIENT * z)[:, None]
+    diameter[:, 3:] *= np.exp(SIZE_GRADIENT * x)[:, None]
+    share[:, 0] *= np.exp(SHARE_GRADIENT * y)
+    columns = COLUMN_CONTRAST * np.clip(1 + COLUMN_GRADIENT * y, 0, 2)
+    return normalised_profiles(share, coverage, diameter, columns)
 
 
 def _distinct_orders(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from heapq import heapify, heappop, heappush
+from pathlib import Path
 
 import numpy as np
 
@@ -148,11 +150,19 @@ def solve_queries(
     Raises:
         InputError: if the method cannot take the mesh, or crashes on it.
     """
-    arguments = (parts, method, bias, near)
     work = sum(len(parts[part].vertices) for part, _, _ in queries)
     if workers <= 1 or len(queries) < 2 or work < POOL_FROM * (1 if method == "exact" else 10):
-        yield from map(_Answers(*arguments), queries)
+        yield from map(_Answers(parts, method, bias, near), queries)
         return
+    # Meshes travel by file: a child that dies while it starts (as under `python - < script`)
+    # leaves a parent that writes much into its pipe waiting forever.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "parts.npz"
+        np.savez(path, *(array for part in parts for array in (part.vertices, part.faces)))
+        yield from _pooled((path, method, bias, near), queries, workers)
+
+
+def _pooled(arguments: tuple, queries: list[Query], workers: int) -> Iterator[np.ndarray]:
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -164,7 +174,7 @@ def solve_queries(
         yield from pool.map(_run, queries, chunksize=chunk)
     except BrokenProcessPool:
         raise InputError(
-            f"a process that solved by method {method} died (memory, or a mesh it cannot take); "
+            f"a process that solved by method {arguments[1]} died (memory, or a mesh it cannot take); "
             "use fewer workers or another method"
         ) from None
     finally:
@@ -191,9 +201,12 @@ class _Answers:
 _worker: _Answers
 
 
-def _start(parts: list[Surface], method: str, bias: float, near: bool) -> None:
+def _start(path: Path, method: str, bias: float, near: bool) -> None:
     global _worker
     os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the processors
+    with np.load(path, allow_pickle=False) as file:
+        arrays = [file[f"arr_{number}"] for number in range(len(file.files))]
+    parts = [Surface(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)]
     _worker = _Answers(parts, method, bias, near)
 
 
