@@ -4,6 +4,7 @@ Results go to stdout; progress, warnings and errors to stderr. Exit status: 0 do
 a fault, 2 bad input (one message, no traceback).
 """
 
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -57,6 +58,7 @@ def main() -> None:
       jaxcyto sample brains/toy --patches 500 --patch-px 128 --um-per-px 16
       jaxcyto pair brains/toy --pairs 1000
     """
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is said in our own messages
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     warnings.simplefilter("always", UserWarning)
 

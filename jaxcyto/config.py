@@ -52,13 +52,17 @@ class DataConfig:
 
 @dataclasses.dataclass
 class AugmentConfig:
-    """On-device augmentation (all of it an assumption). Zero strength switches a part off."""
+    """On-device augmentation (all of it an assumption). Zero strength switches a part off.
+
+    Brightness, contrast and blur should cover the differences of staining between sections: a
+    section has one staining and one place, so a network can learn places by heart from it.
+    """
 
     flip: bool = True  # up-down and left-right, each with probability 1/2
     rotate: bool = True  # by a random multiple of 90 degrees
-    brightness: float = 0.1  # standard deviations of the input, uniform in +- this
-    contrast: float = 0.1  # relative, uniform in 1 +- this
-    blur_px: float = 0.0  # standard deviation of a blur, uniform in 0 ... this, at most 0.7
+    brightness: float = 0.4  # standard deviations of the input, uniform in +- this
+    contrast: float = 0.25  # relative, uniform in 1 +- this
+    blur_px: float = 0.5  # standard deviation of a blur, uniform in 0 ... this, at most 0.7
     noise: float = 0.0  # standard deviation of white noise, in those of the input
 
 

@@ -328,6 +328,21 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "pairs of other patches": (changed_patches, ("pairs.npz: made from another", PAIR)),
     "pairs under another name": (renamed_damaged_pairs, ("other.npz", "not finite", PAIR)),
     "pair across splits": (wrong_pairs, ("pairs.npz: pairs patches of different split", PAIR)),
+    "garbled distances": (
+        lambda root: (root / "patch_distances.npy").write_bytes(
+            (root / "patch_distances.npy").read_bytes().replace(b"'descr'", b"'de\x11cr", 1)
+        ),
+        ("patch_distances.npy: not a square float32 matrix", "--all-distances` again"),
+    ),
+    "zip of another kind": (
+        lambda root: (root / "pairs.npz").write_bytes(
+            (root / "pairs.npz")
+            .read_bytes()
+            .replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\x9f")
+            .replace(b"PK\1\2\x2d\3\x2d", b"PK\1\2\x2d\3\x9f")
+        ),
+        ("pairs.npz: not a readable", PAIR),
+    ),
     "other distances": (
         lambda root: np.save(root / "patch_distances.npy", np.zeros((3, 3), np.float32)),
         ("patch_distances.npy: distances of 3 patches", "--all-distances` again"),

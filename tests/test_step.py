@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcyto.config import AugmentConfig, LossConfig, Scales, Term
-from jaxcyto.losses import batchwise, coordinate_loss, distance_loss
+from jaxcyto.losses import coordinate_loss, distance_loss, is_batchwise
 from jaxcyto.models import SiameseNet
 from jaxcyto.training import parallel
 from jaxcyto.training.state import init_state
@@ -29,16 +31,13 @@ SIDE = 14
 NET = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 8))
 
 
-@batchwise
-def all_pairs(outputs, batch):
-    """Mean absolute error over all pairs of patches in the global batch, a value per pair."""
-    features = outputs["features"].reshape(-1, outputs["features"].shape[-1])
-    predicted = jnp.sum((features[:, None] - features[None]) ** 2, axis=-1)
-    target = batch["all_distances_target"]
-    known = jnp.isfinite(target)
-    error = jnp.where(known, jnp.abs(predicted - jnp.where(known, target, 0)), 0)
-    per_patch = error.sum(axis=1) / known.sum(axis=1)
-    return per_patch.reshape(-1, 2).mean(axis=1)
+def documented_loss(name: str):
+    """A loss as docs/losses.md shows it."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "losses.md").read_text()
+    namespace: dict = {}
+    for block in re.findall(r"```python\n# my_losses\.py\n(.*?)```", text, re.DOTALL):
+        exec(block, namespace)
+    return namespace[name]
 
 
 def make_task(**changes) -> Task:
@@ -125,10 +124,16 @@ def assert_close(a, b, tolerance):
 @pytest.mark.parametrize("devices", [1, 4, 8])
 def test_devices_agree(devices):
     """Parameters, statistics and metrics: with augmentation, and shards that differ."""
+    all_pairs = documented_loss("all_pairs_distance_loss")
+    assert is_batchwise(all_pairs)
     terms = (Term(distance_loss, 1.0), Term(coordinate_loss, 10.0), Term(all_pairs, 0.5))
     task = make_task(loss=LossConfig(terms), augment=AugmentConfig(noise=0.1, blur_px=0.3))
     single, parallel_run = run_single(task), run_pmapped(task, devices)
-    assert set(single[1]["scalars"]) >= {"loss", "loss/all_pairs", "loss/distance_loss"}
+    assert set(single[1]["scalars"]) >= {
+        "loss",
+        "loss/all_pairs_distance_loss",
+        "loss/distance_loss",
+    }
     assert_close(single, parallel_run, 2e-5)
 
 
@@ -147,7 +152,8 @@ def test_pmap_of_the_project_is_the_step():
     """`parallel.pmap_train` over all local devices, batches placed as the loop does."""
     task = make_task()
     step = parallel.pmap_train(train_step, task=task)
-    state, _ = step(parallel.replicate(fresh_state(task)), parallel.split_over_devices(make_batch()))
+    batch = parallel.split_over_devices(make_batch())
+    state, _ = step(parallel.replicate(fresh_state(task)), batch)
     assert_close(jax.device_get(state), run_single(task, steps=1)[0], 2e-5)
 
 

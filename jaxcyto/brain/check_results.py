@@ -60,7 +60,7 @@ def _kind(path: Path) -> str | None:
                 return ""
             with archive.open("format.npy") as array:
                 return str(np.lib.format.read_array(array, allow_pickle=False))
-    except (*READ_ERRORS, NotImplementedError, RuntimeError):
+    except READ_ERRORS:
         return None
 
 

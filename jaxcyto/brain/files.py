@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +21,11 @@ READ_ERRORS = (
     AttributeError,
     EOFError,
     MemoryError,
+    OverflowError,
+    SyntaxError,
+    RuntimeError,  # and NotImplementedError: kinds of zip that are not ours
+    tokenize.TokenError,
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
 )

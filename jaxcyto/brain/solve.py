@@ -174,8 +174,8 @@ def _pooled(arguments: tuple, queries: list[Query], workers: int) -> Iterator[np
         yield from pool.map(_run, queries, chunksize=chunk)
     except BrokenProcessPool:
         raise InputError(
-            f"a process that solved by method {arguments[1]} died (memory, or a mesh it cannot take); "
-            "use fewer workers or another method"
+            f"a process that solved by method {arguments[1]} died (memory, or a mesh it cannot "
+            "take); use fewer workers or another method"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
