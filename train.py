@@ -23,15 +23,19 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> int:
     """Runs the config; every expected failure ends in one message and an exit status."""
+    import jax
+
     from jaxcyto.errors import InputError
-    from jaxcyto.training import log, loop
+    from jaxcyto.training import host, log, loop
 
     log.log_to_stderr()
+    if jax.default_backend() == "cpu":
+        host.keep_freed_memory()
     if len(argv) > 1:
         print(f"unexpected argument {argv[1]!r}; flags start with --", file=sys.stderr)
         return 2
     try:
-        loop.train(CONFIG.value, WORKDIR.value)
+        loop.train(CONFIG.value, str(WORKDIR.value))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

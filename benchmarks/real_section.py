@@ -77,7 +77,9 @@ def draw_points(root: Path, patches: Patches, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="A real section, with a part of its ribbon held out."
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/real_section"))
     parser.add_argument("--patches", type=int, default=2400)

@@ -30,12 +30,12 @@ def get_config() -> Config:
         model=small(),
         # Adam, where the paper's circle uses SGD: it learns faster in so few steps
         optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=30),
-        steps=600,
+        steps=700,
         log_every=10,
-        eval_every=150,
+        eval_every=175,
         eval_pairs=256,
         batch_stats_steps=30,
-        checkpoint_every=150,
+        checkpoint_every=175,
         prepare=prepare,
     )
 

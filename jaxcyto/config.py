@@ -163,7 +163,8 @@ def to_json(value: Any) -> Any:
 
 def scales_from_json(table: dict[str, Any]) -> Scales:
     """The `scales` of a config.json."""
-    return Scales(**{key: tuple(v) if isinstance(v, list) else v for key, v in table.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    return Scales(**values)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

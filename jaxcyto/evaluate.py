@@ -55,7 +55,7 @@ class Evaluator:
         if total is None:
             return state
         mean = jax.tree.map(lambda x: x / steps, total)
-        return state.replace(batch_stats=parallel.replicate(from_moments(mean)))
+        return dataclasses.replace(state, batch_stats=parallel.replicate(from_moments(mean)))
 
     def run(
         self,
@@ -64,7 +64,7 @@ class Evaluator:
         table: PairTable,
         config: DataConfig,
         pairs: np.ndarray,
-    ) -> tuple[dict[str, dict[str, float]], Predictions]:
+    ) -> tuple[dict[str, dict[str, Any]], Predictions]:
         """Errors over the given pairs, in eval and in train mode, and the predictions.
 
         Returns:

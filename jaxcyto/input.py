@@ -5,7 +5,7 @@ threads, processes or workers, so that a run resumes by its step number.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class PairTable:
         """Numbers of the pairs in a split, in order."""
         return np.flatnonzero(self.split == manifest.SPLITS.index(split))
 
-    def locate(self, patch: int) -> tuple[int, int]:
+    def locate(self, patch: int | np.integer) -> tuple[int, int]:
         """(brain, patch within the brain) of a patch number."""
         brain = int(np.searchsorted(self.patch_start, patch, side="right")) - 1
         return brain, int(patch - self.patch_start[brain])
@@ -138,7 +138,7 @@ class PairSource:
 
     def __getitem__(self, index) -> Batch:
         table = self._table
-        pair = table.first[index], table.second[index]
+        pair = int(table.first[index]), int(table.second[index])
         return {
             "patches": np.stack([self.read_patch(patch) for patch in pair])[..., None],
             "distance": table.distance_mm[index],
@@ -147,7 +147,7 @@ class PairSource:
             "valid": np.bool_(True),
         }
 
-    def read_patch(self, patch: int) -> np.ndarray:
+    def read_patch(self, patch: int | np.integer) -> np.ndarray:
         """The image of a patch number, uint8 [patch_px, patch_px]."""
         k, j = self._table.locate(patch)
         patches = self._table.patches[k]
@@ -211,7 +211,7 @@ def train_batches(
             f"{len(pairs)} training pairs are fewer than data.batch_pairs = {size}; "
             "make more pairs or smaller batches"
         )
-    numbers = grain.MapDataset.source(pairs).seed(seed).shuffle().repeat()
+    numbers = grain.MapDataset.source(pairs.tolist()).seed(seed).shuffle().repeat()
     items = numbers.map(source.__getitem__)[process::processes]
     batches = items.batch(size // processes, drop_remainder=True)
     if config.all_distances:
@@ -219,7 +219,8 @@ def train_batches(
 
         def add_distances(k: int, batch: Batch) -> Batch:
             # columns in the order in which devices gather: process by process
-            index = np.concatenate([ordered[k][p::processes] for p in range(processes)])
+            drawn = np.asarray(ordered[k])
+            index = np.concatenate([drawn[p::processes] for p in range(processes)])
             patches = np.stack([table.first[index], table.second[index]], axis=1).reshape(-1)
             rows = len(patches) // processes
             block = table.distances_mm(patches)[process * rows : (process + 1) * rows]
@@ -255,7 +256,7 @@ def iterate(
     config: DataConfig,
     place: Callable[[grain.IterDataset], grain.IterDataset],
     start: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Reads ahead in threads from batch `start` on; `place` puts batches on the devices."""
     options = grain.ReadOptions(config.threads, prefetch_buffer_size=config.threads)
     iterator = iter(place(batches[start:].to_iter_dataset(options)))

@@ -170,7 +170,7 @@ def sample_pairs(table: PairTable, source: PairSource, count: int = 12) -> Figur
     for axis in axes.flat:
         axis.axis("off")
     for axis, pair in zip(axes.flat, pairs, strict=False):
-        left, right = (source.read_patch(p) for p in (table.first[pair], table.second[pair]))
+        left, right = (source.read_patch(int(p[pair])) for p in (table.first, table.second))
         gap = np.full((left.shape[0], max(1, left.shape[0] // 16)), 255, np.uint8)
         axis.imshow(np.hstack([left, gap, right]), cmap="gray", vmin=0, vmax=255)
         axis.set_title(f"{table.distance_mm[pair]:.1f} mm", fontsize=10)

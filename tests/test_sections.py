@@ -496,3 +496,25 @@ def test_a_lying_jpeg_is_not_unpacked(tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"tile 0 cannot be decoded: .* announces 4225000000 px"):
         open_section(path).read(0, 0, 9, 9)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_pages_that_lead_back_are_refused(tmp_path, bigtiff, byteorder):
+    """The last page's link to the next points at the first: tifffile alone would go on and on."""
+    path = tmp_path / "loop.tif"
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((16, 16), np.uint8), contiguous=False)
+    with tifffile.TiffFile(path) as tiff:
+        last, first = tiff.pages[-1], tiff.pages[0]
+        size = (8, 20, 8) if bigtiff else (2, 12, 4)
+        link = last.offset + size[0] + len(last.tags) * size[1]
+        target = first.offset.to_bytes(size[2], "little" if byteorder == "<" else "big")
+    data = bytearray(path.read_bytes())
+    assert data[link : link + size[2]] == bytes(size[2])
+    open_section(path, 1.0).close()
+    data[link : link + size[2]] = target
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="does not end"):
+        open_section(path, 1.0)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxcyto.brain.sections import TIFF_MAGIC, Section, open_section
 from jaxcyto.brain.tiff_level import tiff_level
+from jaxcyto.brain.tiff_pages import check_pages
 from jaxcyto.errors import InputError
 
 LABEL_UM = 16.0  # of label and atlas images (the paper: the network's output resolution)
@@ -71,6 +72,7 @@ def atlas_layout(path: Path) -> tuple[int, tuple[int, int]]:
     Raises:
         InputError: not a readable TIFF, of another kind, or truncated.
     """
+    check_pages(path)
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
@@ -97,6 +99,7 @@ def atlas_layout(path: Path) -> tuple[int, tuple[int, int]]:
 
 def _tiff_kind(path: Path) -> str:
     """What makes a TIFF no label image; empty if nothing does."""
+    check_pages(path)
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.series[0].pages[0].aspage()  # pyright: ignore[reportOptionalMemberAccess]

@@ -34,8 +34,8 @@ class PhantomSettings:
     mesh_subdivisions: int = 5
     num_areas: int = 12
     num_other: int = 3
-    num_sections: int = 56
-    spacing_mm: float = 0.8
+    num_sections: int = 64
+    spacing_mm: float = 0.7
     um_per_px: float = 16.0
     annotated_fraction: float = 0.5
     artifacts: float = 6.0

@@ -18,6 +18,7 @@ from PIL import Image
 
 from jaxcyto.brain.resample import resample, source_range
 from jaxcyto.brain.tiff_level import TiffLevel, luma, tiff_level
+from jaxcyto.brain.tiff_pages import check_pages
 from jaxcyto.errors import InputError
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -219,6 +220,7 @@ def _open(path: Path) -> _TiffFile | _WholeImage:
 
 def _open_tiff(path: Path) -> _TiffFile:
     stamp = _stamp(os.stat(path))
+    check_pages(path)
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]

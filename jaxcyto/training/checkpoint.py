@@ -16,10 +16,13 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2):
         """Opens or makes `folder`; keeps the newest `keep` and the best by `error` (lowest)."""
-        policies = ocp.training.preservation_policies
+        # orbax's own annotations do not fit each other
+        policies: Any = ocp.training.preservation_policies
+        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+        path: Any = folder.resolve()  # orbax loses checkpoints of relative paths without an error
         self._checkpointer = ocp.training.Checkpointer(
-            folder.resolve(),  # orbax loses checkpoints of relative paths without an error
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            path,
+            save_decision_policy=always,
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep),
@@ -84,6 +87,7 @@ class Checkpoints:
             if found.shape != expected.shape or found.dtype != expected.dtype:
                 raise InputError(
                     f"{where}: {jax.tree_util.keystr(path)} is {found.dtype} {list(found.shape)}, "
-                    f"but this config's network has {expected.dtype} {list(expected.shape)}; {remedy}"
+                    f"but this config's network has {expected.dtype} "
+                    f"{list(expected.shape)}; {remedy}"
                 )
         return loaded

@@ -155,7 +155,8 @@ def eval_step(
     batch = model_inputs(task, batch, None)
     model = task.model.clone(axis_name=axis_name)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    predictions = outputs_mm(task, model.apply(variables, batch["patches"], train=False))
+    outputs: Any = model.apply(variables, batch["patches"], train=False)
+    predictions = outputs_mm(task, outputs)
     train_mode, _ = model.apply(variables, batch["patches"], train=True, mutable=["batch_stats"])
     errors = {
         "eval": metrics.pretext_metrics(predictions, batch),
