@@ -175,3 +175,16 @@ def test_a_folder_in_the_way_is_a_message(brain):
     """An OSError of the system, as from a full disk, is a message too."""
     (brain / "patches.npz").mkdir()
     assert "patches.npz" in refused("sample", brain, *SAMPLE)
+
+
+def test_phantom_is_written_and_passes_check(tmp_path):
+    out = tmp_path / "toy"
+    options = ["--preset", "tiny", "--sections", "3", "--workers", "1"]
+    done = CliRunner().invoke(main, ["phantom", str(out), *options])
+    assert done.exit_code == 0, done.output
+    checked = CliRunner().invoke(main, ["check", str(out)])
+    assert checked.exit_code == 0 and "no fault found" in checked.output
+    again = CliRunner().invoke(main, ["phantom", str(out), *options])
+    assert again.exit_code == 2 and "already there" in again.output
+    half = CliRunner().invoke(main, ["phantom", str(tmp_path / "p"), "--pial", "lh.pial"])
+    assert half.exit_code == 2 and "--white" in half.output
