@@ -9,6 +9,7 @@ Exit status: 0 done; 1 the loss was not finite, or an unforeseen error; 2 bad in
 
 import difflib
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> int:
     from jaxcyto.training import host, log, loop
 
     log.log_to_stderr()
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # unwinds; see Stop
     if jax.default_backend() == "cpu":
         host.keep_freed_memory()
     if len(argv) > 1:
@@ -42,6 +44,9 @@ def main(argv: list[str]) -> int:
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # outside of the training steps there is nothing to save
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
     except loop.Interrupted as stopped:
         log.logger.info("%s", stopped)
         return 128 + stopped.signum
@@ -56,7 +61,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
         message = str(error).strip("'\"")
-    except flags.Error as error:
+    except (flags.Error, OSError) as error:
         message = str(error)
     if match := re.search(r"Field (\w+) not found on dataclass .*?\.(\w+)'", message):
         from jaxcyto import config

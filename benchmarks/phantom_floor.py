@@ -119,9 +119,10 @@ def main() -> None:
     log.log_to_stderr()
     rows = {}
     for name, null in (("phantom", False), ("null", True)):
-        root = arguments.out / f"brain_{name}"
+        out = arguments.out / f"seed_{arguments.seed}"
+        root = out / f"brain_{name}"
         config = brain_config(root, null, arguments.steps, arguments.seed)
-        test = loop.train(config, arguments.out / f"run_{name}")["test"]
+        test = loop.train(config, out / f"run_{name}")["test"]
         rows[name] = {key: test[key] for key in test}
         if not null:
             table = open_pairs(config.data)

@@ -12,6 +12,7 @@ the ribbon that is held out with a gap, beside the best constant. Last line: one
 import argparse
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tomli_w
 from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jaxcyto.brain.manifest import SPLITS, read_brain, write_table
 from jaxcyto.brain.patches import Patches
@@ -91,7 +94,8 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     log.log_to_stderr()
 
-    root = lay_out(arguments.data, arguments.out / "brain")
+    out = arguments.out / f"split_{arguments.split_axis}"
+    root = lay_out(arguments.data, out / "brain")
     patches = sample_brain(
         root,
         num_patches=arguments.patches,
@@ -100,7 +104,7 @@ def main() -> None:
         split_axis=arguments.split_axis,
     )
     print(describe_patches(patches))
-    draw_points(root, patches, arguments.out / "points.png")
+    draw_points(root, patches, out / "points.png")
     print(describe_pairs(pair_brain(root, num_pairs=arguments.pairs, method="heat")))
     config = Config(
         data=DataConfig(brains=(str(root),), patch_px=128, um_per_px=40.0, batch_pairs=16),
@@ -112,7 +116,7 @@ def main() -> None:
         batch_stats_steps=30,
         checkpoint_every=200,
     )
-    results = loop.train(config, arguments.out / "run")
+    results = loop.train(config, out / "run")
     x = patches.position_mm[:, 0]
     figures = results["test"] | {
         "patches": len(patches),

@@ -30,12 +30,12 @@ def get_config() -> Config:
         model=small(),
         # Adam, where the paper's circle uses SGD: it learns faster in so few steps
         optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=30),
-        steps=700,
+        steps=849,
         log_every=10,
-        eval_every=175,
+        eval_every=283,
         eval_pairs=256,
-        batch_stats_steps=30,
-        checkpoint_every=175,
+        batch_stats_steps=50,
+        checkpoint_every=283,
         prepare=prepare,
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optax
@@ -40,11 +40,11 @@ def small() -> ModelConfig:
 class DataConfig:
     """Which pairs, read how. Paths are relative to the working directory."""
 
-    brains: tuple[str, ...] = ()  # folders with a brain.toml
+    brains: tuple[str, ...] = ()  # folders with a brain.toml; in a shell: "('a', 'b')"
     pairs: str = "pairs.npz"  # file in each brain's folder, written by `jaxcyto pair`
     patch_px: int = 1019  # paper, section 2
     um_per_px: float = 2.0  # paper, section 2
-    batch_pairs: int = 32  # pairs in a global batch (assumption; at least 8: see BN in docs)
+    batch_pairs: int = 32  # of the global batch (assumption); below 8, batch norm at 1x1 is noise
     threads: int = 4  # readers, each of a batch; as many batches are read ahead
     all_distances: bool = False  # add `all_distances` [2B, 2B] mm to each batch
     absolute_x: bool = False  # |x| as target: mirrored hemispheres look alike
@@ -72,6 +72,10 @@ class Term:
 
     function: Callable[..., Any]
     weight: float = 1.0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Unpacks like a pair, as `losses.total_loss` takes them."""
+        return iter((self.function, self.weight))
 
 
 @dataclasses.dataclass
@@ -153,7 +157,8 @@ def to_json(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return {"function": to_json(value.func), **to_json(value.keywords)}
     if callable(value):
-        return f"{value.__module__}:{value.__qualname__}"
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}:{named.__qualname__}"
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

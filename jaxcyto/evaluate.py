@@ -94,7 +94,7 @@ def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict
 
     Returns:
         `distance_mae_mm_constant`, `coordinate_mae_mm_constant` and
-        `coordinate_mae_mm_per_axis_constant`, defined as in `metrics.pretext`.
+        `coordinate_mae_mm_per_axis_constant`, defined as in `metrics.pretext_metrics`.
     """
     distance = np.abs(table.distance_mm[pairs] - scales.distance_median_mm)
     patches = np.stack([table.first[pairs], table.second[pairs]], axis=1)
@@ -106,14 +106,14 @@ def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict
     }
 
 
-def results_table(test: dict[str, Any]) -> str:
-    """The test errors as a short table."""
+def results_table(test: dict[str, Any], absolute_x: bool = False) -> str:
+    """The test errors as a short table; `absolute_x`: |x| was the target."""
     rows = [
         ("distance, mm", test["distance_mae_mm"], test["distance_mae_mm_constant"]),
         ("coordinates, mm", test["coordinate_mae_mm"], test["coordinate_mae_mm_constant"]),
     ]
     for axis, error, constant in zip(
-        "xyz",
+        ("|x|" if absolute_x else "x", "y", "z"),
         test["coordinate_mae_mm_per_axis"],
         test["coordinate_mae_mm_per_axis_constant"],
         strict=True,

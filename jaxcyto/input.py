@@ -6,14 +6,14 @@ threads, processes or workers, so that a run resumes by its step number.
 
 import dataclasses
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
 from jaxcyto.brain import manifest
-from jaxcyto.brain.pairs import DISTANCES_FILE, load_pairs
+from jaxcyto.brain.files import file_sha256
+from jaxcyto.brain.pairs import load_pairs, open_distances
 from jaxcyto.brain.patches import Patches, load_patches
 from jaxcyto.brain.sections import Section, open_section
 from jaxcyto.config import DataConfig, Scales
@@ -40,6 +40,7 @@ class PairTable:
     split: np.ndarray  # uint8 [P], index into manifest.SPLITS
     coordinates_mm: np.ndarray  # float32 [patches, 3], as targets
     all_distances_mm: tuple[np.ndarray, ...] | None  # one [N, N] a brain
+    keys: tuple[str, ...]  # SHA-256 of each brain's file of pairs
 
     def of_split(self, split: str) -> np.ndarray:
         """Numbers of the pairs in a split, in order."""
@@ -71,7 +72,8 @@ def open_pairs(config: DataConfig) -> PairTable:
     """
     if not config.brains:
         raise InputError("data.brains is empty; give one or more folders with a brain.toml")
-    brains, patches, first, second, distance, split, matrices = [], [], [], [], [], [], []
+    brains, patches, first, second, distance, split = [], [], [], [], [], []
+    matrices, keys = [], []
     start = [0]
     for folder in config.brains:
         brain = manifest.read_brain(folder)
@@ -86,8 +88,9 @@ def open_pairs(config: DataConfig) -> PairTable:
                     f"data.{key} = {wanted:g}; sample again or change the config"
                 )
         if config.all_distances:
-            matrices.append(_open_matrix(brain.root / DISTANCES_FILE, len(sampled)))
+            matrices.append(open_distances(brain.root, pairs, len(sampled)))
         brains.append(brain)
+        keys.append(file_sha256(pairs_path))
         patches.append(sampled)
         first.append(pairs.first.astype(np.int64) + start[-1])
         second.append(pairs.second.astype(np.int64) + start[-1])
@@ -107,18 +110,8 @@ def open_pairs(config: DataConfig) -> PairTable:
         split=np.concatenate(split),
         coordinates_mm=coordinates,
         all_distances_mm=tuple(matrices) if config.all_distances else None,
+        keys=tuple(keys),
     )
-
-
-def _open_matrix(path: Path, patches: int) -> np.ndarray:
-    remedy = "write it with `jaxcyto pair BRAIN --all-distances`, or set data.all_distances=False"
-    try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no distances between all patches ({error}); {remedy}") from None
-    if matrix.shape != (patches, patches):
-        raise InputError(f"{path}: shape {matrix.shape}, but there are {patches} patches; {remedy}")
-    return matrix
 
 
 class PairSource:
@@ -240,7 +233,9 @@ def eval_batches(
     def load(k: int) -> Batch:
         index = pairs[k * size : (k + 1) * size]
         items = [source[i] for i in index]
-        padding = [items[0] | {"valid": np.bool_(False)}] * (size - len(items))
+        # the padding is distinct pairs, for batch statistics in train mode see it
+        others = (pairs[n % len(pairs)] for n in range(size - len(items)))
+        padding = [source[i] | {"valid": np.bool_(False)} for i in others]
         batch = {key: np.stack([item[key] for item in items + padding]) for key in items[0]}
         if config.all_distances:
             numbers = batch["index"]
@@ -274,7 +269,11 @@ def fit_scales(source: PairSource, table: PairTable) -> Scales:
     patches = np.unique([table.first[pairs], table.second[pairs]])
     coordinates = table.coordinates_mm[patches].astype(np.float64)
     chosen = patches[np.linspace(0, len(patches) - 1, min(SCALE_PATCHES, len(patches))).astype(int)]
-    grey = np.stack([source.read_patch(patch) for patch in chosen]).astype(np.float32)
+    sums = np.zeros(3)  # of pixels, values, squares
+    for patch in chosen:
+        grey = source.read_patch(patch).astype(np.float64)
+        sums += grey.size, grey.sum(), (grey**2).sum()
+    mean, second = sums[1:] / sums[0]
     distance = table.distance_mm[pairs].astype(np.float64)
     low, high = coordinates.min(axis=0), coordinates.max(axis=0)
     high = np.where(high - low < 1e-3, low + 1.0, high)  # one section only: the axis is constant
@@ -284,6 +283,6 @@ def fit_scales(source: PairSource, table: PairTable) -> Scales:
         coordinate_high_mm=tuple(high.tolist()),
         distance_median_mm=float(np.median(distance)),
         coordinate_median_mm=tuple(np.median(coordinates, axis=0).tolist()),
-        input_mean=float(grey.mean()),
-        input_std=float(max(grey.std(), 1.0)),
+        input_mean=float(mean),
+        input_std=float(max(np.sqrt(max(second - mean**2, 0.0)), 1.0)),
     )

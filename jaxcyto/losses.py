@@ -21,7 +21,7 @@ from jax.tree_util import DictKey
 
 Arrays = Mapping[str, jax.Array]
 Loss = Callable[[Arrays, Arrays], jax.Array]
-Terms = Sequence[tuple[Loss, float]]
+Terms = Sequence[Any]  # of (function, weight): pairs, or `config.Term`s
 
 FORMS = ("l1", "l2", "huber")
 

@@ -1,5 +1,6 @@
 """Pictures of a run: each function draws one figure and returns nothing; files are PNG."""
 
+import itertools
 import os
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -61,7 +62,7 @@ def loss_curves(lines: list[dict[str, Any]]) -> Figure:
         return np.array([x for x, _ in found]), np.array([y for _, y in found])
 
     terms = sorted({key for line in lines for key in line if key.startswith("train/loss/")})
-    colors = zip(terms, (BLUE, ORANGE, GREEN, RED), strict=False)
+    colors = zip(terms, itertools.cycle((BLUE, ORANGE, GREEN, RED)), strict=False)
     losses = [(key, key.split("/")[-1], color) for key, color in colors]
     panels = [
         ("loss", [("train/loss", "total", GREY), *losses]),

@@ -58,7 +58,7 @@ def test_facts(ball):
     # A sphere of radius 2.5 (mid), cut at y = -2, 0, 2: circles of radius 1.5, 2.5, 1.5.
     found = float(facts.split("the sections cut ")[1].split(" mm")[0])
     assert found == pytest.approx(2 * np.pi * (1.5 + 2.5 + 1.5), rel=0.03)
-    assert "patch_distances" not in facts and "pairs.npz: 60 pairs of patches.npz" in facts
+    assert "patches_distances" not in facts and "pairs.npz: 60 pairs of patches.npz" in facts
 
 
 def unlink(name: str) -> Callable[[Path], None]:
@@ -329,10 +329,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "pairs under another name": (renamed_damaged_pairs, ("other.npz", "not finite", PAIR)),
     "pair across splits": (wrong_pairs, ("pairs.npz: pairs patches of different split", PAIR)),
     "garbled distances": (
-        lambda root: (root / "patch_distances.npy").write_bytes(
-            (root / "patch_distances.npy").read_bytes().replace(b"'descr'", b"'de\x11cr", 1)
+        lambda root: (root / "patches_distances.npy").write_bytes(
+            (root / "patches_distances.npy").read_bytes().replace(b"'descr'", b"'de\x11cr", 1)
         ),
-        ("patch_distances.npy: not a square float32 matrix", "--all-distances` again"),
+        ("patches_distances.npy: no distances between all patches", "pair BRAIN --all-distances"),
     ),
     "zip of another kind": (
         lambda root: (root / "pairs.npz").write_bytes(
@@ -344,8 +344,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("pairs.npz: not a readable", PAIR),
     ),
     "other distances": (
-        lambda root: np.save(root / "patch_distances.npy", np.zeros((3, 3), np.float32)),
-        ("patch_distances.npy: distances of 3 patches", "--all-distances` again"),
+        lambda root: np.save(root / "patches_distances.npy", np.zeros((3, 3), np.float32)),
+        ("patches_distances.npy: float32 [3, 3]", "pair BRAIN --all-distances"),
     ),
 }
 

@@ -3,7 +3,12 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +17,15 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
+from jaxcyto.brain.prepare import pair_brain
 from jaxcyto.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, Term
 from jaxcyto.errors import InputError
 from jaxcyto.losses import coordinate_loss, distance_loss
 from jaxcyto.training import loop
 from jaxcyto.training.checkpoint import Checkpoints
 from jaxcyto.training.log import MetricsWriter, read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -109,6 +117,26 @@ def test_finished_run_is_evaluated_again_not_trained(config, tmp_path):
     assert comparable(tmp_path) == before
 
 
+def test_documented_config_runs_through_the_command(tiny_brain, tmp_path):
+    """docs/losses.md as a user would: two files, one command."""
+    text = (ROOT / "docs" / "losses.md").read_text()
+    for name in ("my_losses", "my_config"):
+        blocks = re.findall(rf"```python\n# {name}\.py[^\n]*\n(.*?)```", text, re.DOTALL)
+        (tmp_path / f"{name}.py").write_text("\n\n".join(blocks))
+    overrides = {
+        "data.brains": str(tiny_brain), "data.patch_px": 32, "data.um_per_px": 64.0,
+        "data.batch_pairs": 8, "model.widths": "(4,4,8)", "steps": 1, "batch_stats_steps": 1,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", str(tmp_path / "my_config.py"),
+         f"--workdir={tmp_path / 'run'}", *(f"--config.{k}={v}" for k, v in overrides.items())],
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    line = read_metrics(tmp_path / "run/metrics.jsonl")[0]
+    assert line["train/loss/close_pairs_loss"] >= 0
+
+
 def test_loss_that_is_not_finite_stops_with_step_and_pairs(config, tmp_path):
     def explode(outputs, batch):
         return jnp.full(batch["distance"].shape, jnp.inf) * outputs["features"][:, 0, 0]
@@ -123,8 +151,35 @@ def test_loss_that_is_not_finite_stops_with_step_and_pairs(config, tmp_path):
 def test_other_network_on_an_old_run_is_refused(config, tmp_path):
     loop.train(config, tmp_path)
     config.model = ModelConfig(stem_kernel=3, stem_stride=1, widths=(4, 8, 8))
+    before = (tmp_path / "config.json").read_text()
     with pytest.raises(InputError, match=r"checkpoint of step 6.*--workdir"):
         loop.train(config, tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_finite_loss_with_broken_gradient_is_not_saved(config, tmp_path):
+    def broken(outputs, batch):
+        return 0 * jnp.sqrt(jnp.sum(0 * outputs["features"] ** 2, axis=(1, 2)))
+
+    config.loss = LossConfig(terms=(Term(distance_loss), Term(broken)))
+    config.checkpoint_every = 1
+    with pytest.raises(FloatingPointError, match="gradient's norm nan at step 1"):
+        loop.train(config, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() is None
+
+
+def test_new_pairs_on_an_old_run_are_refused(config, tiny_brain, tmp_path):
+    """A split drawn anew would put training patches into the test."""
+    root = tmp_path / "brain"
+    shutil.copytree(tiny_brain, root)
+    config.data.brains, config.steps = (str(root),), 1
+    loop.train(config, tmp_path / "run")
+    before = (tmp_path / "run/config.json").read_text()
+    pair_brain(root, num_pairs=480, method="heat", workers=1, seed=1)
+    with pytest.raises(InputError, match="started on other pairs"):
+        loop.train(config, tmp_path / "run")
+    assert (tmp_path / "run/config.json").read_text() == before
 
 
 def test_batch_must_divide_over_devices(config, tmp_path):

@@ -134,7 +134,7 @@ def test_all_distances(tmp_path):
     pairs = make_pairs(
         brain, patches, all_distances=True, workers=1, progress=lambda *count: seen.append(count)
     )
-    matrix = np.load(tmp_path / "patch_distances.npy")
+    matrix = np.load(tmp_path / "patches_distances.npy")
     assert matrix.dtype == np.float32 and matrix.shape == (60, 60)
     assert (matrix == matrix.T).all() and (matrix.diagonal() == 0).all()
     same = patches.hemisphere[:, None] == patches.hemisphere

@@ -11,7 +11,7 @@ from jaxcyto.brain import pairs as pairs_file
 from jaxcyto.brain import patches as patches_file
 from jaxcyto.brain.files import READ_ERRORS
 from jaxcyto.brain.manifest import Brain
-from jaxcyto.brain.pairs import DISTANCES_FILE, PAIRS_FILE, Pairs, load_pairs
+from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, distances_path, load_pairs, open_distances
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.surfaces import Surface
 from jaxcyto.errors import InputError
@@ -33,7 +33,7 @@ def check_results(report: "Report", brain: Brain, surfaces: Sequence[Surface | N
             found = report.attempt(load_patches, path, brain)
             if found is not None:
                 report.facts.append(f"{path.name}: {len(found)} patches")
-                report.attempt(_check_patches, path, found, surfaces)
+                report.attempt(check_points, path, found, surfaces)
                 patches[path.name] = found
     for path, kind in kinds.items():
         if kind == pairs_file.FORMAT or path.name == PAIRS_FILE:
@@ -43,13 +43,12 @@ def check_results(report: "Report", brain: Brain, surfaces: Sequence[Surface | N
                 if found.patches_file in patches:
                     own = patches[found.patches_file]
                     report.attempt(_check_pairs, path, found, own)
+                    if distances_path(brain.root, found.patches_file).exists():
+                        report.attempt(open_distances, brain.root, found, len(own))
         elif kind is None and path.name != PATCHES_FILE:
             report.warnings.append(
                 f"{path}: cannot be read; if it holds patches or pairs, it is damaged"
             )
-    matrix = brain.root / DISTANCES_FILE
-    if matrix.exists() and patches:
-        report.attempt(_check_matrix, matrix, {len(each) for each in patches.values()})
 
 
 def _kind(path: Path) -> str | None:
@@ -64,7 +63,12 @@ def _kind(path: Path) -> str | None:
         return None
 
 
-def _check_patches(path: Path, patches: Patches, surfaces: Sequence[Surface | None]) -> None:
+def check_points(path: Path, patches: Patches, surfaces: Sequence[Surface | None]) -> None:
+    """Whether patches lie where they say, on the surfaces as they are now.
+
+    Raises:
+        InputError: a hemisphere or triangle that is not there, or points off the surface.
+    """
     again = "; run `jaxcyto sample` again"
     if patches.hemisphere.min(initial=0) < 0 or patches.hemisphere.max(initial=0) >= len(surfaces):
         raise InputError(f"{path}: hemisphere: names one that is not there{again}")
@@ -97,20 +101,3 @@ def _check_pairs(path: Path, pairs: Pairs, patches: Patches) -> None:
             raise InputError(f"{path}: pairs patches of different {name}{again}")
     if pairs.distance_mm.min(initial=0) < 0:
         raise InputError(f"{path}: distance_mm: below zero{again}")
-
-
-def _check_matrix(path: Path, numbers: set[int]) -> None:
-    try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-        if matrix.dtype != np.float32 or matrix.ndim != 2 or len(set(matrix.shape)) != 1:
-            raise ValueError(f"{matrix.dtype} {list(matrix.shape)}")
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: not a square float32 matrix ({error}); "
-            "run `jaxcyto pair --all-distances` again"
-        ) from None
-    if len(matrix) not in numbers:
-        raise InputError(
-            f"{path}: distances of {len(matrix)} patches, but there are {sorted(numbers)}; "
-            "run `jaxcyto pair --all-distances` again"
-        )

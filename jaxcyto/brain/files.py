@@ -1,6 +1,7 @@
 """Arrays on disk: written whole or not at all, read without pickle."""
 
 import contextlib
+import hashlib
 import os
 import struct
 import tokenize
@@ -54,3 +55,9 @@ def read_npz(path: Path, expected_format: str) -> dict[str, np.ndarray]:
         if str(arrays["format"]) != expected_format:
             raise ValueError(f"format {arrays['format']}, not {expected_format!r}")
         return {name: arrays[name] for name in arrays.files}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

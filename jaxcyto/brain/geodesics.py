@@ -45,11 +45,13 @@ class Geodesics:
         surface: the mesh.
         method: "exact" or "heat".
         bias: factor by which the raw method is too long; distances are divided by it.
+        refined_bias: the same on the mesh that the last query of surface points was solved on.
         settings: plain values that went into it.
     """
 
     def __init__(self, surface: Surface, method: str, bias: float, settings: dict):
         self.surface, self.method, self.bias, self.settings = surface, method, bias, settings
+        self.refined_bias = bias
 
     def vertex_distances(
         self, first, second, workers: int = 1, progress: Progress | None = None
@@ -93,11 +95,12 @@ class Geodesics:
             self.surface, face, np.concatenate([first_bary, second_bary])
         )
         first, second = vertex[: len(first_face)], vertex[len(first_face) :]
-        return self._pairs(refined, first, second, workers, progress)
+        return self._on(refined, workers)._pairs(refined, first, second, workers, progress)
 
     def matrix(self, face, bary, workers: int = 1, progress: Progress | None = None) -> np.ndarray:
         """Distances float32 [N, N] in mm between all of N surface points."""
         refined, vertex = insert_points(self.surface, face, bary)
+        self = self._on(refined, workers)
         unique, index = np.unique(vertex, return_inverse=True)
         labels, parts, local = _components(refined, unique)
         order = np.argsort(labels[unique], kind="stable")
@@ -116,6 +119,19 @@ class Geodesics:
         result = (result + result.T) / 2
         np.fill_diagonal(result, 0)
         return result[np.ix_(index, index)]
+
+    def _on(self, refined: Surface, workers: int) -> "Geodesics":
+        """This oracle with its bias measured on a mesh that points were inserted into.
+
+        The bias of the heat method follows the size of the triangles: 2.3 % on a mesh of 2,562
+        vertices, 0.4 % on the same mesh with three points in each triangle.
+        """
+        if self.method != "heat":
+            return self
+        sources, seed = self.settings["calibration_sources"], self.settings["seed"]
+        bias = _heat_bias(refined, sources, seed, workers, None)
+        self.refined_bias = bias
+        return Geodesics(refined, self.method, bias, self.settings)
 
     def _pairs(self, surface, first, second, workers, progress) -> np.ndarray:
         distance = np.where(first == second, 0.0, np.inf)

@@ -1,7 +1,6 @@
 """Pairs of patches with their distance along the cortex: the targets of the pretext task."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import warnings
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.brain.files import READ_ERRORS, atomic_write, file_sha256, read_npz
 from jaxcyto.brain.geodesics import Geodesics, build
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.brain.mesh import clean_faces, component_labels
@@ -20,7 +19,6 @@ from jaxcyto.errors import InputError
 
 FORMAT = "jaxcyto pairs 1"
 PAIRS_FILE = "pairs.npz"
-DISTANCES_FILE = "patch_distances.npy"
 MAX_ALL = 50_000  # patches whose full matrix is written: 10 GB
 
 
@@ -102,10 +100,32 @@ def load_pairs(path: str | os.PathLike) -> Pairs:
     return pairs
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def distances_path(root: Path, patches_file: str) -> Path:
+    """Where the distances between all patches of a file lie: patches_distances.npy beside it."""
+    return root / f"{Path(patches_file).stem}_distances.npy"
+
+
+def open_distances(root: Path, pairs: Pairs, num_patches: int) -> np.ndarray:
+    """The distances [N, N] mm between all patches, mapped from disk.
+
+    Raises:
+        InputError: not there, damaged, or not those of these pairs.
+    """
+    path = distances_path(root, pairs.patches_file)
+    remedy = "write it with `jaxcyto pair BRAIN --all-distances`"
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except READ_ERRORS as error:
+        raise InputError(f"{path}: no distances between all patches ({error}); {remedy}") from None
+    if matrix.shape != (num_patches, num_patches) or matrix.dtype != np.float32:
+        raise InputError(
+            f"{path}: {matrix.dtype} {list(matrix.shape)}, but there are {num_patches} patches; "
+            f"{remedy}"
+        )
+    own = matrix[pairs.first, pairs.second]
+    if not np.allclose(own, pairs.distance_mm, rtol=1e-4, atol=1e-3):
+        raise InputError(f"{path}: other distances than in the file of pairs; {remedy}")
+    return matrix
 
 
 def make_pairs(
@@ -132,7 +152,7 @@ def make_pairs(
         method: "exact" or "heat", see `geodesics.build`.
         seed: the same seed gives the same pairs, whatever the number of workers.
         workers: processes; default: the processors.
-        all_distances: also write patch_distances.npy, float32 [N, N] mm between all patches,
+        all_distances: also write patches_distances.npy, float32 [N, N] mm between all patches,
             infinite between hemispheres. It costs one solution per patch, not per two patches.
         patches_file: name of the patches' file in the brain's folder.
         progress: called with (sources done, sources), anew for each hemisphere.
@@ -166,7 +186,6 @@ def make_pairs(
         if not len(members):
             continue
         oracle: Geodesics = build(surface, method, seed=seed, workers=workers)
-        biases[brain.hemispheres[index].name] = oracle.bias
         face, bary = patches.face, patches.bary
         if matrix is not None:
             block = oracle.matrix(face[members], bary[members], workers, progress)
@@ -175,9 +194,10 @@ def make_pairs(
         else:
             a, b = first[own], second[own]
             distance[own] = oracle.distances(face[a], bary[a], face[b], bary[b], workers, progress)
+        biases[brain.hemispheres[index].name] = oracle.refined_bias
     assert np.isfinite(distance).all()
     if matrix is not None:
-        with atomic_write(brain.root / DISTANCES_FILE) as file:
+        with atomic_write(distances_path(brain.root, patches_file)) as file:
             np.save(file, matrix)
     settings = {"method": method, "seed": seed, "bias": biases, "all_distances": all_distances}
     return Pairs(

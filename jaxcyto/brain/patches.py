@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.brain.files import READ_ERRORS, atomic_write, file_sha256, read_npz
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.errors import InputError
 
@@ -119,6 +119,7 @@ def sections_sha256(brain: Brain) -> str:
             row.image.name,
             row.pixel_um,
             None if row.affine is None else row.affine.tolist(),
+            None if row.coordinates is None else file_sha256(row.coordinates),
         ]
         for row in brain.sections
     ]

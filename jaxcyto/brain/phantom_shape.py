@@ -16,9 +16,9 @@ FOLD_AMPLITUDE_MM = 2.6
 LAYER_SHARE = np.array([0.11, 0.10, 0.27, 0.13, 0.18, 0.21])
 LAYER_COVERAGE = np.array([0.03, 0.26, 0.17, 0.32, 0.10, 0.20])
 LAYER_DIAMETER_UM = np.array([6.0, 8.5, 10.5, 7.5, 12.0, 9.5])
-SIZE_GRADIENT = 0.6  # logarithm of cell size: layers I-III along z, IV-VI along |x|, middle to end
-SHARE_GRADIENT = 0.6  # logarithm of the thickness of layer I along y
-COLUMN_CONTRAST, COLUMN_GRADIENT = 0.13, 0.9  # of radial columns; relative change along y
+SIZE_GRADIENT = 0.95  # logarithm of cell size: layers I-III along z, IV-VI along |x|, middle to end
+SHARE_GRADIENT = 0.85  # logarithm of the thickness of layer I along y
+COLUMN_CONTRAST, COLUMN_GRADIENT = 0.15, 0.95  # of radial columns; relative change along y
 MEAN_COVERAGE = 0.17  # of every profile over its depth: mean darkness tells nothing of the area
 
 

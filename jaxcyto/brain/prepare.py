@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxcyto.brain.check_results import check_points
 from jaxcyto.brain.manifest import SPLITS, read_brain
 from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, make_pairs
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.brain.sampling import sample_patches
 from jaxcyto.brain.splits import assign_splits, split_distances_mm
+from jaxcyto.brain.surfaces import hemisphere_surface
 from jaxcyto.errors import InputError
 
 
@@ -64,6 +66,8 @@ def pair_brain(
     path = _in_folder(root, out)
     brain = read_brain(root)
     patches = load_patches(_in_folder(root, patches_file), brain)
+    surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
+    check_points(_in_folder(root, patches_file), patches, surfaces)  # the surfaces may be new
     pairs = make_pairs(
         brain,
         patches,

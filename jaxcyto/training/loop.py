@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcyto import metrics, plots
-from jaxcyto.config import Config, differences, scales_from_json, to_json, total_steps
+from jaxcyto.config import Config, Scales, differences, scales_from_json, to_json, total_steps
 from jaxcyto.errors import InputError
 from jaxcyto.evaluate import Evaluator, constant_errors, results_table
 from jaxcyto.input import PairSource, PairTable, fit_scales, iterate, open_pairs, train_batches
@@ -28,6 +28,7 @@ from jaxcyto.training.log import MetricsWriter, Progress, logger
 from jaxcyto.training.optim import make_optimizer
 from jaxcyto.training.state import State, init_state, parameter_count
 from jaxcyto.training.step import Task, train_step
+from jaxcyto.validate import validate
 
 
 class Interrupted(Exception):
@@ -88,15 +89,18 @@ def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
         Interrupted: SIGTERM or Ctrl-C; a checkpoint is written.
         FloatingPointError: the loss is not finite.
     """
-    workdir = Path(workdir).resolve()
-    workdir.mkdir(parents=True, exist_ok=True)
-
+    validate(config)
     parallel.check_batch(config.data.batch_pairs)
+    workdir = Path(workdir).resolve()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir {workdir}: cannot be made: {error.strerror}") from None
     if config.prepare is not None:
         config.prepare(config)
     table = open_pairs(config.data)
     source = PairSource(table, config.data)
-    scales = _write_config(config, workdir, source, table)
+    scales, table_of_config = _resolve_config(config, workdir, source, table)
     steps = total_steps(config, len(table.of_split("train")))
     optimizer = make_optimizer(config.optim, steps)
     task = Task(make_model(config), config.loss, config.augment, scales, optimizer, config.seed)
@@ -109,7 +113,13 @@ def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
         start = checkpoints.latest() or 0
         if start:
             state = checkpoints.restore(start, state)
+            if start > steps:
+                raise InputError(
+                    f"{workdir}: trained for {start} steps, but the config asks for {steps}; "
+                    "give at least as many, or another --workdir"
+                )
             logger.info("resuming at step %d of %d from %s", start, steps, workdir)
+        _write_json(workdir / "config.json", table_of_config)  # now that it is known to fit
         writer = MetricsWriter(workdir, start)
         try:
             state = _steps(run, parallel.replicate(state), start, writer, checkpoints, stop)
@@ -121,8 +131,6 @@ def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
 def make_model(config: Config) -> SiameseNet:
     """The network of a config; its batch norm is local until a step names an axis."""
     model = config.model
-    if model.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"model.dtype = {model.dtype!r}; expected float32 or bfloat16")
     return SiameseNet(
         stem_kernel=model.stem_kernel,
         stem_stride=model.stem_stride,
@@ -141,15 +149,16 @@ def _steps(
     batches = train_batches(run.source, run.table, config.data, config.seed)
     iterator = iterate(batches, config.data, parallel.place, start)
     progress = Progress(start, run.steps, 2 * config.data.batch_pairs)
-    pending: list[tuple[int, jax.Array]] = []  # losses not yet looked at, to keep dispatch ahead
-    error: float | None = None
+    pending: list[tuple[int, jax.Array, jax.Array]] = []  # not yet looked at: dispatch goes ahead
+    best = np.inf
     try:
         for step in range(start + 1, run.steps + 1):
             before = time.monotonic()
             batch = next(iterator)
             progress.waited += time.monotonic() - before
             state, measured = step_fn(state, batch)
-            pending.append((step, measured["scalars"]["loss"]))
+            scalars = measured["scalars"]
+            pending.append((step, scalars["loss"], scalars["l2_gradients"]))
 
             logs = step % config.log_every == 0 or step in (1, run.steps)
             validates = step % config.eval_every == 0 or step == run.steps
@@ -163,11 +172,14 @@ def _steps(
                 writer.write(step, values)
             if step == start + 1:
                 progress.restart(step)  # what came before is compilation
+            error = None
             if validates:
                 error = _validate(run, state, step, writer)
                 progress.restart(step)
-            if saves or stop.signum is not None:
-                checkpoints.save(step, state, error if validates else None)
+            improves = error is not None and error < best
+            best = min(best, error) if error is not None else best
+            if saves or improves or stop.signum is not None:
+                checkpoints.save(step, state, error)
             if stop.signum is not None:
                 raise Interrupted(stop.signum)
     finally:
@@ -192,25 +204,30 @@ def flat(errors: dict[str, Any]) -> dict[str, float]:
     return values
 
 
-def _check_finite(pending: list[tuple[int, jax.Array]], batches: Any, table: PairTable) -> None:
-    for step, loss in pending:
-        value = float(jax.device_get(loss))
-        if not np.isfinite(value):
+def _check_finite(
+    pending: list[tuple[int, jax.Array, jax.Array]], batches: Any, table: PairTable
+) -> None:
+    for step, *values in pending:
+        loss, gradient = (float(value) for value in jax.device_get(values))
+        if not (np.isfinite(loss) and np.isfinite(gradient)):
             pairs = batches[step - 1]["index"]
             patches = [f"{table.first[i]}-{table.second[i]}" for i in pairs]
             raise FloatingPointError(
-                f"the loss is {value} at step {step}; pairs {pairs.tolist()} (patches "
-                f"{', '.join(patches)}). Lower optim.learning_rate or set optim.clip_norm; the "
-                "last checkpoint is intact"
+                f"the loss is {loss}, the gradient's norm {gradient} at step {step}; pairs "
+                f"{pairs.tolist()} (patches {', '.join(patches)}). Lower optim.learning_rate "
+                "or set optim.clip_norm; the last checkpoint is intact"
             )
 
 
 def _validate(run: Run, state: State, step: int, writer: MetricsWriter) -> float | None:
     """Errors on the validation pairs with re-estimated statistics; None without such pairs."""
     config = run.config
-    pairs = run.table.of_split("val")[: config.eval_pairs]
+    pairs = run.table.of_split("val")
     if not len(pairs):
         return None
+    # evenly over all of them: pairs are numbered brain by brain
+    chosen = np.linspace(0, len(pairs) - 1, min(config.eval_pairs, len(pairs)))
+    pairs = pairs[chosen.astype(int)]
     data = (run.source, run.table, config.data)
     state = run.evaluator.reestimate(state, *data, config.batch_stats_steps)
     errors, _ = run.evaluator.run(state, *data, pairs)
@@ -233,7 +250,8 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
     table, data = run.table, (run.source, run.table, run.config.data)
     pairs = table.of_split("test")
     results: dict[str, Any] = {
-        "steps": run.steps,
+        "steps": int(state.step),
+        "absolute_x": run.config.data.absolute_x,
         "pairs": {split: len(table.of_split(split)) for split in ("train", "val", "test")},
     }
     state = run.evaluator.reestimate(state, *data, run.config.batch_stats_steps)
@@ -242,7 +260,7 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
         errors, predictions = run.evaluator.run(state, *data, pairs)
         results["test"] = errors["eval"] | constant_errors(table, pairs, run.task.scales)
         results["test_train_mode"] = errors["train_mode"]
-        print(results_table(results["test"]), flush=True)
+        print(results_table(results["test"], run.config.data.absolute_x), flush=True)
     else:
         logger.warning("no test pairs: results.json has no test errors")
     _write_json(run.workdir / "results.json", results)
@@ -257,24 +275,37 @@ def _write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _write_config(config: Config, workdir: Path, source: PairSource, table: PairTable) -> Any:
-    """Scales of the run; writes config.json, or says what changed in it since the first start."""
+def _resolve_config(
+    config: Config, workdir: Path, source: PairSource, table: PairTable
+) -> tuple[Scales, dict[str, Any]]:
+    """Scales of the run, and its config.json; says what changed in it since the first start.
+
+    Raises:
+        InputError: the run's config.json is damaged, its pairs are others than those of today, or
+            other scales are given.
+    """
     path = workdir / "config.json"
-    scales = config.scales
-    old = None
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-            scales = scales_from_json(old["scales"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error}); start in a new --workdir") from None
-    if scales is None:
-        scales = fit_scales(source, table)
-    new = to_json(dataclasses.replace(config, scales=scales))
-    for line in differences(old, new) if old is not None else []:
+    pairs = {str(brain.root.name): key for brain, key in zip(table.brains, table.keys, strict=True)}
+    if not path.exists():
+        scales = config.scales or fit_scales(source, table)
+        return scales, to_json(dataclasses.replace(config, scales=scales)) | {"pairs_sha256": pairs}
+    try:
+        old = json.loads(path.read_text())
+        scales = scales_from_json(old["scales"])
+        old_pairs = old["pairs_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); start in a new --workdir") from None
+    if old_pairs != pairs:
+        raise InputError(
+            f"{workdir}: this run was started on other pairs than the brains hold now (a new "
+            "sample or split may put training patches into the test); start in a new --workdir"
+        )
+    if config.scales is not None and config.scales != scales:
+        raise InputError(f"{path}: scales are those of the first start; start in a new --workdir")
+    new = to_json(dataclasses.replace(config, scales=scales)) | {"pairs_sha256": pairs}
+    for line in differences(old, new):
         logger.warning("config differs from the run's so far: %s", line)
-    _write_json(path, new)
-    return scales
+    return scales, new
 
 
 def _banner(run: Run, state: State) -> None:

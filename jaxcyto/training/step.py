@@ -89,13 +89,15 @@ def loss_terms(
     shared = (outputs, targets)
     if any(losses.is_batchwise(term.function) for term in terms):
         shared = gather(shared, axis_name)
-    total = jnp.zeros((), jnp.float32)
+    groups = [(outputs, targets), shared]
     means: dict[str, jax.Array] = {}
-    for term in terms:
-        seen = shared if losses.is_batchwise(term.function) else (outputs, targets)
-        for name, value in losses.term_means([(term.function, term.weight)], *seen).items():
-            means[name if name not in means else f"{name}_{len(means) + 1}"] = value
+    total = jnp.zeros((), jnp.float32)
+    for coupled, seen in enumerate(groups):
+        chosen = [term for term in terms if losses.is_batchwise(term.function) == bool(coupled)]
+        values = losses.term_means(chosen, *seen)
+        for term, value in zip(chosen, values.values(), strict=True):
             total = total + term.weight * value
+        means |= values
     return total, means
 
 

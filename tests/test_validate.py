@@ -1,0 +1,79 @@
+"""Bad configs end in one message with a line for each field, before any data is made."""
+
+import dataclasses
+
+import pytest
+
+from jaxcyto import config as C
+from jaxcyto.errors import InputError
+from jaxcyto.losses import distance_loss
+from jaxcyto.training import loop
+from jaxcyto.validate import validate
+
+
+def good() -> C.Config:
+    return C.Config(data=C.DataConfig(brains=("brains/x",)))
+
+
+def test_defaults_are_valid():
+    validate(good())
+    small = dataclasses.replace(good(), model=C.small())
+    small.data.patch_px = 128
+    validate(small)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", -1),
+        ("epochs", float("inf")),
+        ("steps", 0),
+        ("batch_stats_steps", -1),
+        ("log_every", 0),
+        ("eval_pairs", -1),
+        ("keep", 0),
+        ("data.batch_pairs", 0),
+        ("data.threads", -1),
+        ("data.um_per_px", 0.0),
+        ("data.brains", ()),
+        ("data.pairs", "../pairs.npz"),
+        ("data.patch_px", 2000),
+        ("model.widths", (8, 0)),
+        ("model.features", 0),
+        ("model.dtype", "float16"),
+        ("augment.blur_px", 1.0),
+        ("augment.contrast", -1.0),
+        ("optim.learning_rate", -1.0),
+        ("optim.clip_norm", 0.0),
+        ("optim.decay", "linear"),
+        ("optim.warmup_steps", -5),
+        ("loss.terms", ()),
+        ("loss.terms", (C.Term(distance_loss, float("nan")),)),
+        ("scales", C.Scales(distance_mm=0.0)),
+    ],
+)
+def test_each_field_out_of_range_is_named(field, value, tmp_path):
+    config = good()
+    *parents, last = field.split(".")
+    target = config
+    for parent in parents:
+        target = getattr(target, parent)
+    setattr(target, last, value)
+    config.prepare = lambda _: pytest.fail("data was prepared for a config that is no good")
+    with pytest.raises(InputError, match=field.replace(".", r"\.")):
+        loop.train(config, tmp_path / "run")
+
+
+def test_all_faults_at_once():
+    config = good()
+    config.steps, config.data.threads = 0, 0
+    with pytest.raises(InputError, match=r"(?s)steps.*data\.threads|data\.threads.*steps"):
+        validate(config)
+
+
+def test_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = good()
+    config.data.batch_pairs = 8
+    with pytest.raises(InputError, match="--workdir"):
+        loop.train(config, tmp_path / "file")
