@@ -4,7 +4,7 @@ Any field of the config can be given here: --config.optim.learning_rate=0.02. Th
 continues a run that was stopped.
 
 Exit status: 0 done; 1 the loss was not finite, or an unforeseen error; 2 bad input;
-143 (SIGTERM) or 130 (Ctrl-C) stopped after a checkpoint was written.
+143 (SIGTERM) or 130 (Ctrl-C) stopped: while training, after a checkpoint was written.
 """
 
 import difflib

@@ -4,7 +4,7 @@
     jaxcyto pair brains/bigbrain --pairs 20000 --patches patches_10pct.npz --out pairs_10pct.npz
     python train.py --config configs/pretrain_10pct.py --workdir runs/pretrain_10pct
 
-One loss alone: --config.loss.terms[1].weight=0 (distance only), --config.loss.terms[0].weight=0
+One loss alone: "--config.loss.terms[1].weight=0" (distance only), "--config.loss.terms[0].weight=0"
 (coordinates). Cost: a tenth of configs/pretrain.py, 7.7 PFLOP. What to expect: the paper says that
 adding coordinates halves the distance error; not yet run on BigBrain with this code.
 """

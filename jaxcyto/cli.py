@@ -190,7 +190,12 @@ def pair(brain: Path, **settings) -> None:
 )
 @click.option("--null", is_flag=True, help="One profile everywhere: the floor of what is learnt.")
 @click.option("--um-per-px", type=ABOVE_0, help="Of the section images: 1, 2, 4, 8 or 16.")
-@click.option("--sections", "num_sections", type=click.IntRange(1), help="Number of sections.")
+@click.option(
+    "--sections",
+    "num_sections",
+    type=click.IntRange(1),
+    help="Number of sections; fewer than about 20 cannot be split by blocks.",
+)
 @click.option(
     "--pial", type=click.Path(path_type=Path), help="Paint on this surface, with --white."
 )

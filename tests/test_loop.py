@@ -117,9 +117,12 @@ def test_finished_run_is_evaluated_again_not_trained(config, tmp_path):
     assert comparable(tmp_path) == before
 
 
-def test_documented_config_runs_through_the_command(tiny_brain, tmp_path):
-    """docs/losses.md as a user would: two files, one command."""
-    text = (ROOT / "docs" / "losses.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "term"), [("docs/losses.md", "close_pairs_loss"), ("README.md", "near_pairs")]
+)
+def test_documented_loss_runs_through_the_command(page, term, tiny_brain, tmp_path):
+    """A loss in the user's own file, as the page shows it, with one command."""
+    text = (ROOT / page).read_text()
     for name in ("my_losses", "my_config"):
         blocks = re.findall(rf"```python\n# {name}\.py[^\n]*\n(.*?)```", text, re.DOTALL)
         (tmp_path / f"{name}.py").write_text("\n\n".join(blocks))
@@ -134,7 +137,7 @@ def test_documented_config_runs_through_the_command(tiny_brain, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     line = read_metrics(tmp_path / "run/metrics.jsonl")[0]
-    assert line["train/loss/close_pairs_loss"] >= 0
+    assert line[f"train/loss/{term}"] >= 0
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_pairs(config, tmp_path):
