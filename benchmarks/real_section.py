@@ -21,6 +21,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import tomli_w
 from absl import flags
 
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real_section"))
     parser.add_argument("--patches", type=int, default=2400)
     parser.add_argument("--pairs", type=int, default=7200)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--split-axis", default="z", choices=["x", "z"])
     arguments = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
@@ -109,12 +110,12 @@ def main() -> None:
     config = Config(
         data=DataConfig(brains=(str(root),), patch_px=128, um_per_px=40.0, batch_pairs=16),
         model=small(),
-        optim=OptimConfig(learning_rate=0.01, warmup_steps=50),
+        optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=30),
         steps=arguments.steps,
         log_every=10,
-        eval_every=200,
+        eval_every=250,
         batch_stats_steps=30,
-        checkpoint_every=200,
+        checkpoint_every=250,
     )
     results = loop.train(config, out / "run")
     x = patches.position_mm[:, 0]

@@ -22,9 +22,12 @@ def check_pages(path: str | os.PathLike) -> None:
     with open(path, "rb") as file:
 
         def unpack(form: str, offset: int) -> int | None:
+            length = struct.calcsize(form)
+            if offset + length > size:  # a damaged offset may be too large even to seek to
+                return None
             file.seek(offset)
-            data = file.read(struct.calcsize(form))
-            return struct.unpack(form, data)[0] if len(data) == struct.calcsize(form) else None
+            data = file.read(length)
+            return struct.unpack(form, data)[0] if len(data) == length else None
 
         order = {b"II": "<", b"MM": ">"}.get(file.read(2))
         if order is None:
