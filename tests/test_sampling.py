@@ -217,7 +217,7 @@ def test_splits_are_blocks_with_gaps(tmp_path, number, seed):
                 gap = np.abs(positions[names == a][:, None] - positions[names == b]).min()
                 assert gap >= 2 - 1e-6
     kept = (names != "exclude").sum()
-    assert kept >= 0.75 * number
+    assert kept >= 0.69 * number  # gaps take 30 % at most
     used = ribbon[names != "exclude"].sum()
     shares = [ribbon[names == split].sum() / used for split in ("train", "val", "test")]
     np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.11)

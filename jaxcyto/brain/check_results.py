@@ -42,8 +42,10 @@ def check_results(report: "Report", brain: Brain, surfaces: Sequence[Surface | N
                 report.facts.append(f"{path.name}: {len(found)} pairs of {found.patches_file}")
                 if found.patches_file in patches:
                     own = patches[found.patches_file]
+                    before = len(report.faults)
                     report.attempt(_check_pairs, path, found, own)
-                    if distances_path(brain.root, found.patches_file).exists():
+                    sound = len(report.faults) == before
+                    if sound and distances_path(brain.root, found.patches_file).exists():
                         report.attempt(open_distances, brain.root, found, len(own))
         elif kind is None and path.name != PATCHES_FILE:
             report.warnings.append(
