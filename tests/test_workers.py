@@ -1,7 +1,10 @@
 """Worker processes that cannot start end in an error within seconds, not in a hang."""
 
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 SCRIPT = """
 import numpy as np
@@ -26,3 +29,40 @@ def test_script_from_standard_input_does_not_hang():
         [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, timeout=100
     )
     assert "refused: a process that solved by method heat died" in done.stdout
+
+
+PARENT = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from jaxcyto.brain.workers import leave_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=leave_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(100)
+"""
+
+
+def test_workers_leave_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)  # it is there
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and alive(worker):
+        time.sleep(0.1)
+    assert not alive(worker)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rsplit(")")[-1].split()[0] != "Z"

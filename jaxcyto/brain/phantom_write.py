@@ -24,6 +24,7 @@ from jaxcyto.brain.phantom_plan import PhantomSettings, SectionPlan, image_affin
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.section_writer import write_section
 from jaxcyto.brain.surfaces import Surface, write_surface
+from jaxcyto.brain.workers import leave_with_parent
 from jaxcyto.errors import InputError
 
 
@@ -85,6 +86,7 @@ _PAINT = None
 
 def _set_paint(paint) -> None:
     global _PAINT
+    leave_with_parent()
     _PAINT = paint
 
 

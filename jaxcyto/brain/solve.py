@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxcyto.brain.mesh import non_manifold, without_flat_triangles
 from jaxcyto.brain.surfaces import Surface
+from jaxcyto.brain.workers import leave_with_parent
 from jaxcyto.errors import InputError
 
 METHODS = ("exact", "heat")
@@ -203,6 +204,7 @@ _worker: _Answers
 
 def _start(path: Path, method: str, bias: float, near: bool) -> None:
     global _worker
+    leave_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the processors
     with np.load(path, allow_pickle=False) as file:
         arrays = [file[f"arr_{number}"] for number in range(len(file.files))]
