@@ -45,7 +45,7 @@ def brain_config(root: Path, null: bool, steps: int | None, seed: int) -> Config
             settings = dataclasses.replace(PRESETS["quickstart"], null=null, seed=seed)
             make_phantom(root, settings, StderrProgress(root.name, "sections"))
         sample_brain(root, num_patches=PATCHES, patch_px=data.patch_px, um_per_px=data.um_per_px)
-        pair_brain(root, num_pairs=PAIRS, method="heat")
+        pair_brain(root, num_pairs=PAIRS, method="heat", all_distances=True)
     steps = config.steps if steps is None else steps
     return dataclasses.replace(config, data=data, prepare=None, steps=steps)
 

@@ -7,12 +7,14 @@ Makes brains/quickstart if it is not there, and trains the small network on the 
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import optax
 
 from jaxcyto.brain.phantom import PRESETS, make_phantom
 from jaxcyto.brain.prepare import describe_pairs, describe_patches, pair_brain, sample_brain
 from jaxcyto.brain.progress import StderrProgress
-from jaxcyto.config import Config, DataConfig, OptimConfig, small
+from jaxcyto.config import Config, DataConfig, LossConfig, OptimConfig, Term, small
+from jaxcyto.losses import batchwise, coordinate_loss, distance_loss
 
 PATCHES = 4000
 PAIRS = 12_000
@@ -26,8 +28,17 @@ def get_config() -> Config:
             um_per_px=16.0,
             batch_pairs=16,
             absolute_x=True,  # the phantom's hemispheres mirror each other
+            all_distances=True,
         ),
         model=small(),
+        # the paper's two terms and weights, and one that costs no further forward pass
+        loss=LossConfig(
+            terms=(
+                Term(distance_loss, 1.0),
+                Term(coordinate_loss, 10.0),
+                Term(all_pairs_distance_loss, 3.0),
+            )
+        ),
         # Adam, where the paper's circle uses SGD: it learns faster in so few steps
         optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=30),
         steps=849,
@@ -38,6 +49,22 @@ def get_config() -> Config:
         checkpoint_every=283,
         prepare=prepare,
     )
+
+
+@batchwise
+def all_pairs_distance_loss(outputs, batch):
+    """Distance error of each patch to all others of its hemisphere in the batch; [B].
+
+    Few steps on few pairs teach distances slowly: a batch of B pairs holds B (2B - 1) of them.
+    """
+    features = outputs["features"]  # [B, 2, F]
+    features = features.reshape(-1, features.shape[-1])
+    predicted = jnp.sum(jnp.square(features[:, None] - features[None]), axis=-1)
+    target = batch["all_distances_target"]  # [2B, 2B], inf between hemispheres
+    use = jnp.isfinite(target) & ~jnp.eye(len(features), dtype=bool)
+    error = jnp.where(use, jnp.abs(predicted - jnp.where(use, target, 0.0)), 0.0)
+    per_patch = error.sum(axis=1) / jnp.maximum(use.sum(axis=1), 1)
+    return per_patch.reshape(-1, 2).mean(axis=1)
 
 
 def prepare(config: Config) -> None:
@@ -52,4 +79,5 @@ def prepare(config: Config) -> None:
         )
         print(describe_patches(patches), flush=True)
     if not (root / data.pairs).exists():
-        print(describe_pairs(pair_brain(root, num_pairs=PAIRS, method="heat")), flush=True)
+        pairs = pair_brain(root, num_pairs=PAIRS, method="heat", all_distances=True)
+        print(describe_pairs(pairs), flush=True)
