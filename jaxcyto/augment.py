@@ -194,3 +194,44 @@ def augment_patches(
 
     pair_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
     return jax.vmap(jax.vmap(one))(pair_keys, patches)
+
+
+# ---- segmentation -------------------------------------------------------------------------------
+
+
+def augment_windows(
+    keys: jax.Array,
+    images: tuple[jax.Array, ...],
+    mean: float | jax.Array,
+    std: float | jax.Array,
+    *,
+    flip: bool = False,
+    rotate: bool = False,
+    **strengths: float,
+) -> tuple[jax.Array, ...]:
+    """Normalises and augments the images of windows; what lies over them moves along.
+
+    Args:
+        keys: [B] from `example_keys`.
+        images: uint8 [B, H, W, C], and what covers the same window on other grids (label [B, h, w],
+            atlas [B, h', w', A]): one symmetry is drawn for all of them.
+        mean: training mean of the first, grey values.
+        std: training standard deviation of the first, grey values.
+        flip: mirror rows and columns.
+        rotate: rotate by multiples of 90 degrees (square windows only).
+        **strengths: of `intensity`, on the first alone.
+
+    Returns:
+        The same tuple: the first as float32, the others in their own types.
+    """
+
+    def one(key: jax.Array, image: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+        symmetry_key, intensity_key = jax.random.split(key)
+        if flip or rotate:
+            symmetry = draw_symmetry(symmetry_key, flip=flip, rotate=rotate)
+            image = apply_symmetry(image, symmetry, rotate=rotate)
+            others = tuple(apply_symmetry(x, symmetry, rotate=rotate) for x in others)
+        image = intensity(intensity_key, normalise(image, mean, std), **strengths)
+        return (image, *others)
+
+    return jax.vmap(one)(keys, *images)

@@ -12,33 +12,9 @@ from pathlib import Path
 import click
 
 from jaxcyto.brain.solve import METHODS
+from jaxcyto.cli_command import ABOVE_0, BRAIN, SEED, Command
+from jaxcyto.cli_segment import annotate, carry, evaluate, predict
 from jaxcyto.errors import InputError
-
-ABOVE_0 = click.FloatRange(0, min_open=True)
-BRAIN = click.argument("brain", type=click.Path(path_type=Path))
-SEED = click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Same seed, same result.",
-)
-
-
-class Command(click.Command):
-    """A command whose InputErrors are messages, not tracebacks."""
-
-    def invoke(self, ctx: click.Context):
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            message = str(error)
-        except OSError as error:  # a full disk, a folder that may not be written
-            if error.filename is None or error.strerror is None:
-                raise
-            message = f"{error.filename}: {error.strerror}"
-        click.echo(f"error: {message}", err=True)
-        ctx.exit(2)
 
 
 class Group(click.Group):
@@ -234,3 +210,9 @@ def phantom(
     else:
         make_phantom(out, settings, progress, workers)
     click.echo(f"{out}: written; look at it with `jaxcyto check {out}`")
+
+
+main.add_command(annotate)
+main.add_command(carry)
+main.add_command(predict)
+main.add_command(evaluate)

@@ -1,6 +1,7 @@
 """Configuration: plain dataclasses, and the only place where a default lives.
 
-A config file (`configs/*.py`) defines `get_config() -> Config`. Every field can be overridden on
+A config file (`configs/*.py`) defines `get_config()`, which returns a `Config` (pre-training) or a
+`SegmentConfig` (segmentation). Every field can be overridden on
 the command line: `--config.optim.learning_rate=0.02`, `--config.loss.terms[1].weight=0`.
 "Paper" below is Spitzer et al., MICCAI 2018 (arXiv 1806.05104). What it leaves open is marked
 as an assumption.
@@ -128,8 +129,29 @@ class Scales:
 
 
 @dataclasses.dataclass
+class InputScales:
+    """Standardisation of the input, fitted on training data or taken over from pre-training."""
+
+    input_mean: float = 0.0  # grey value
+    input_std: float = 1.0
+
+
+@dataclasses.dataclass
+class SegmentData:
+    """Which annotated sections, read how. Paths are relative to the working directory."""
+
+    brains: tuple[str, ...] = ()  # folders with a brain.toml and equal classes; ('a', 'b')
+    train_sections: tuple[str, ...] = ()  # only these of the split "train"; (): all annotated
+    image_px: int = 2025  # side of a training image (Spitzer et al. 2017)
+    um_per_px: float = 2.0  # paper, section 2
+    atlas: bool = False  # the second contracting path, fed by the sections' atlas images
+    batch_images: int = 8  # of the global batch (assumption)
+    threads: int = 4  # readers, each of a batch; as many batches are read ahead
+
+
+@dataclasses.dataclass
 class Config:
-    """A run. `prepare(config)`, if given, makes the data once, before anything is read."""
+    """A pre-training run. `prepare(config)`, if given, makes the data once, before it is read."""
 
     seed: int = 0
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -144,6 +166,34 @@ class Config:
     eval_every: int = 1000  # steps
     eval_pairs: int = 512  # validation pairs looked at each time; the test uses all
     batch_stats_steps: int = 100  # batches for re-estimated BN statistics (assumption)
+    checkpoint_every: int = 1000  # steps
+    keep: int = 2  # newest checkpoints kept, beside the best
+    prepare: Callable[..., None] | None = None
+
+
+@dataclasses.dataclass
+class SegmentConfig:
+    """Fine-tuning of a segmentation network; without `init_from` the random baseline.
+
+    Batches do not depend on `init_from`, so that both are compared on the same ones.
+    """
+
+    seed: int = 0
+    data: SegmentData = dataclasses.field(default_factory=SegmentData)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)  # its `features` are unused
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    loss: LossConfig = dataclasses.field(
+        default_factory=lambda: LossConfig(terms=(Term(losses.cross_entropy, 1.0),))
+    )
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    scales: InputScales | None = None  # None: those of `init_from`, else fitted
+    init_from: str | None = None  # folder of a finished pre-training run
+    encoder_rate: float = 1.0  # learning rate of what was taken over, relative; 0: frozen
+    steps: int = 10_000  # assumption
+    log_every: int = 50  # steps
+    eval_every: int = 1000  # steps
+    eval_images: int = 16  # validation images, 2.5 times as wide, each time; the test uses all
+    batch_stats_steps: int = 50  # batches for re-estimated BN statistics (assumption)
     checkpoint_every: int = 1000  # steps
     keep: int = 2  # newest checkpoints kept, beside the best
     prepare: Callable[..., None] | None = None

@@ -1,126 +1,196 @@
-"""Numbers of a trained network on pairs it has not seen, beside the best constant predictor."""
+"""Scores of predicted class maps on annotated sections: together, and section by section.
 
-import dataclasses
-from collections.abc import Callable
+`train.py` scores its test windows in the same way, on the output grid of the network: there an
+annotated pixel holds the majority of its label image's pixels (see `windows.py`).
+"""
+
+import json
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxcyto import metrics
-from jaxcyto.config import DataConfig, Scales
-from jaxcyto.input import PairSource, PairTable, eval_batches, iterate, train_batches
-from jaxcyto.training import parallel
-from jaxcyto.training.state import State
-from jaxcyto.training.step import Task, eval_step, from_moments, statistics_step
+from jaxcyto import metrics, segment_plots
+from jaxcyto.brain.label_images import IGNORE, LABEL_UM, check_numbers, majority, section_label
+from jaxcyto.brain.manifest import AreaClass, Brain, SectionRow, read_brain
+from jaxcyto.brain.progress import Progress
+from jaxcyto.brain.sections import Section, open_section
+from jaxcyto.errors import InputError
+from jaxcyto.plots import save_figures
+from jaxcyto.predict import ClassMap, open_class_map, predict_brain
+from jaxcyto.runs import SegmentRun, load_segment_run
+
+BAND_ROWS = 1024  # of a map, scored at once
+FIGURE_PX = 1000  # longest side of a section in its figure
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Predictions:
-    """Predictions for pairs, in mm: `distance` [P], `coordinates` [P, 2, 3]; `index` [P]."""
+def evaluate_brain(
+    run_folder: Path, brain_folder: Path, split: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Scores a run on the annotated sections of a split; what is not predicted yet, is now.
 
-    index: np.ndarray
-    distance: np.ndarray
-    coordinates: np.ndarray
+    Writes RUN/evaluation/BRAIN/SPLIT/results.json and figures beside it: the confusion matrix, and
+    each section with annotation, prediction and differences.
 
-
-@dataclasses.dataclass(frozen=True)
-class Evaluator:
-    """The evaluation steps, pmapped once for a whole run."""
-
-    errors: Callable[[State, Any], Any]
-    statistics: Callable[[State, Any], Any]
-
-    @classmethod
-    def of(cls, task: Task) -> "Evaluator":
-        return cls(
-            errors=parallel.pmap_eval(eval_step, (None, 0), task=task),
-            statistics=parallel.pmap_eval(statistics_step, None, task=task),
-        )
-
-    def reestimate(
-        self, state: State, source: PairSource, table: PairTable, config: DataConfig, steps: int
-    ) -> State:
-        """The state with batch statistics averaged over `steps` training batches.
-
-        The running averages of training lag behind the parameters, and at 1x1 the last layer's
-        see few values. Variances average as second moments, so the result is that of one large
-        batch. The batches are the first ones of a fixed order, without augmentation.
-        """
-        batches = train_batches(source, table, config, seed=0)
-        total: Any = None
-        for batch in iterate(batches[:steps], config, parallel.place):
-            moments = self.statistics(state, batch)
-            total = moments if total is None else jax.tree.map(jax.numpy.add, total, moments)
-        if total is None:
-            return state
-        mean = jax.tree.map(lambda x: x / steps, total)
-        return dataclasses.replace(state, batch_stats=parallel.replicate(from_moments(mean)))
-
-    def run(
-        self,
-        state: State,
-        source: PairSource,
-        table: PairTable,
-        config: DataConfig,
-        pairs: np.ndarray,
-    ) -> tuple[dict[str, dict[str, Any]], Predictions]:
-        """Errors over the given pairs, in eval and in train mode, and the predictions.
-
-        Returns:
-            {"eval": {name: mm}, "train_mode": {name: mm}} and the predictions in the order of
-            `pairs`.
-        """
-        total: Any = None
-        parts = []
-        for batch in iterate(eval_batches(source, table, config, pairs), config, parallel.place):
-            errors, predicted = self.errors(state, batch)
-            errors = jax.device_get(errors)
-            total = (
-                errors
-                if total is None
-                else {mode: metrics.merge(total[mode], errors[mode]) for mode in total}
-            )
-            wanted = {key: batch[key] for key in ("index", "valid")} | predicted
-            wanted = parallel.join_devices(wanted)
-            parts.append({key: value[wanted["valid"]] for key, value in wanted.items()})
-        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        predictions = Predictions(joined["index"], joined["distance"], joined["coordinates"])
-        return {mode: metrics.compute(total[mode]) for mode in total}, predictions
-
-
-def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict[str, Any]:
-    """Errors of always predicting the training medians (`scales`): the floor to beat.
+    Args:
+        run_folder: of a finished segmentation run.
+        brain_folder: of a brain with the classes of the run.
+        split: "train", "val" or "test".
+        progress: of the prediction.
 
     Returns:
-        `distance_mae_mm_constant`, `coordinate_mae_mm_constant` and
-        `coordinate_mae_mm_per_axis_constant`, defined as in `metrics.pretext_metrics`.
+        The results, see `test_results`.
+
+    Raises:
+        InputError: run and brain do not fit, or a section cannot be read.
     """
-    distance = np.abs(table.distance_mm[pairs] - scales.distance_median_mm)
-    patches = np.stack([table.first[pairs], table.second[pairs]], axis=1)
-    offset = table.coordinates_mm[patches] - np.array(scales.coordinate_median_mm)
+    run, brain = load_segment_run(run_folder), read_brain(brain_folder)
+    found, wanted = ([c.name for c in x.classes] for x in (brain, run))
+    if found != wanted:
+        raise InputError(
+            f"{brain.root}/brain.toml: classes {', '.join(found) or 'none'}; but {run.path} was "
+            f"trained for {', '.join(wanted)}; the same are needed, in the same order"
+        )
+    rows = [row for row in brain.sections if row.split == split and row.label is not None]
+    if not rows:
+        table = brain.root / brain.section_table
+        raise InputError(f"{table}: no section has both a label and the split {split}")
+    report = predict_brain(
+        run_folder, brain_folder, sections=[row.name for row in rows], progress=progress
+    )
+    if report.failures:
+        raise InputError("\n".join(report.failures))
+    folder = _folder(run, brain, split)
+    folder.mkdir(parents=True, exist_ok=True)
+    by_section = {}
+    for row in rows:
+        predicted = open_class_map(report.folder / f"{row.name}.ome.tif")
+        with open_section(row.image, row.pixel_um, brain.background) as image:
+            with section_label(row, image.shape) as label:
+                by_section[row.name] = section_confusion(row, label, predicted, run)
+                figure = _section_figure(row, image, label, predicted, run)
+        save_figures(folder, {f"{row.name}.png": figure})
+    results = test_results(by_section, run.classes)
+    total = np.array(results["confusion"])
+    figure = segment_plots.confusion_matrices([(run.path.name, total)], run.classes)
+    save_figures(folder, {"confusion.png": figure})
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def compare(
+    results: dict[str, dict[str, Any]], run_folder: Path, brain_folder: Path, split: str
+) -> Path:
+    """Draws the confusion matrices of several runs side by side; returns the picture's path.
+
+    Args:
+        results: of `evaluate_brain`, by a title each.
+        run_folder: of the run in whose evaluation the picture is put.
+        brain_folder: that was evaluated.
+        split: that was evaluated.
+    """
+    run = load_segment_run(run_folder)
+    matrices = [(title, np.array(found["confusion"])) for title, found in results.items()]
+    folder = _folder(run, read_brain(brain_folder), split)
+    figure = segment_plots.confusion_matrices(matrices, run.classes)
+    save_figures(folder, {"confusion_compared.png": figure})
+    return folder / "confusion_compared.png"
+
+
+def _folder(run: SegmentRun, brain: Brain, split: str) -> Path:
+    return run.path / "evaluation" / brain.root.name / split
+
+
+def section_confusion(
+    row: SectionRow, label: Section, predicted: ClassMap, run: SegmentRun
+) -> np.ndarray:
+    """Annotated pixels by annotated class and prediction, int64 [C, C + 1]; last: no prediction.
+
+    Raises:
+        InputError: an image is damaged, or the label image holds numbers that are no classes.
+    """
+    classes, factor = len(run.classes), round(predicted.pixel_um / LABEL_UM)
+    total = np.zeros((classes, classes + 1), np.int64)
+    width = predicted.shape[1]
+    for top in range(0, predicted.shape[0], BAND_ROWS):
+        band = label.read(factor * top, 0, factor * BAND_ROWS, factor * width)
+        check_numbers(row, np.bincount(band.ravel(), minlength=256), classes)
+        truth = majority(band, factor)
+        total += confusion(predicted.read(top, 0, *truth.shape), truth, classes)
+    return total
+
+
+def _section_figure(
+    row: SectionRow, image: Section, label: Section, predicted: ClassMap, run: SegmentRun
+) -> Any:
+    level = next(
+        (k for k, found in enumerate(predicted.levels) if max(found.shape) <= FIGURE_PX),
+        len(predicted.levels) - 1,
+    )
+    shape, pixel_um = predicted.levels[level].shape, predicted.pixel_um * 2**level
+    factor = round(pixel_um / LABEL_UM)
+    truth = majority(label.read(0, 0, factor * shape[0], factor * shape[1]), factor)
+    return segment_plots.section_figure(
+        image.read_at(pixel_um, 0, 0, *shape),
+        truth,
+        predicted.read(0, 0, *shape, level=level),
+        run.classes,
+        f"section {row.name}",
+    )
+
+
+def scores(confusion: np.ndarray, classes: tuple[AreaClass, ...]) -> dict[str, Any]:
+    """`metrics.segmentation_scores` by the classes of a brain."""
+    names, areas = [c.name for c in classes], [c.kind == "area" for c in classes]
+    return metrics.segmentation_scores(confusion, names, areas)
+
+
+def confusion(predicted: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    """Annotated pixels by annotated and predicted class, int64 [C, C + 1]; last: no prediction.
+
+    Args:
+        predicted: uint8 [h, w]; C and above: no prediction.
+        label: uint8 [h, w]; 255 = not annotated.
+        num_classes: C.
+    """
+    counted = label != IGNORE
+    columns = np.minimum(predicted[counted].astype(np.int64), num_classes)
+    key = label[counted].astype(np.int64) * (num_classes + 1) + columns
+    size = num_classes * (num_classes + 1)
+    return np.bincount(key, minlength=size).reshape(num_classes, num_classes + 1)
+
+
+def test_results(
+    by_section: dict[str, np.ndarray], classes: tuple[AreaClass, ...]
+) -> dict[str, Any]:
+    """What results.json says of a test, from the confusion matrix [C, C] of each section."""
+    total = np.sum(list(by_section.values()), axis=0)
     return {
-        "distance_mae_mm_constant": float(distance.mean()),
-        "coordinate_mae_mm_constant": float(np.linalg.norm(offset, axis=-1).mean()),
-        "coordinate_mae_mm_per_axis_constant": np.abs(offset).mean(axis=(0, 1)).tolist(),
+        "test": scores(total, classes),
+        "sections": {name: scores(matrix, classes) for name, matrix in by_section.items()},
+        "confusion": total.tolist(),
     }
 
 
-def results_table(test: dict[str, Any], absolute_x: bool = False) -> str:
-    """The test errors as a short table; `absolute_x`: |x| was the target."""
-    rows = [
-        ("distance, mm", test["distance_mae_mm"], test["distance_mae_mm_constant"]),
-        ("coordinates, mm", test["coordinate_mae_mm"], test["coordinate_mae_mm_constant"]),
+def scores_table(results: dict[str, Any]) -> str:
+    """`test_results` as a short table: together, by class, by section."""
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    total, sections = results["test"], results["sections"]
+    width = max(24, *(len(name) + 2 for name in (*total["dice"], *sections)))
+    lines = [
+        f"{'annotated pixels':<{width}}{total['pixels']:>12}",
+        f"{'wrong, %':<{width}}{number(total['err_seg_percent'], '.2f'):>12}",
+        f"{'Dice, mean of areas':<{width}}{number(total['dice_macro_areas'], '.3f'):>12}",
+        f"{'Dice, mean of classes':<{width}}{number(total['dice_macro'], '.3f'):>12}",
+        *(f"  {n:<{width - 2}}{number(v, '.3f'):>12}" for n, v in total["dice"].items()),
+        f"{'section':<{width}}{'wrong, %':>12}{'Dice areas':>12}{'pixels':>12}",
     ]
-    for axis, error, constant in zip(
-        ("|x|" if absolute_x else "x", "y", "z"),
-        test["coordinate_mae_mm_per_axis"],
-        test["coordinate_mae_mm_per_axis_constant"],
-        strict=True,
-    ):
-        rows.append((f"  {axis}", error, constant))
-    lines = [f"{'mean absolute error on the test pairs':<40}{'network':>9}{'constant':>10}{'':>9}"]
-    for name, error, constant in rows:
-        change = 100 * (error / constant - 1) if constant else float("nan")
-        lines.append(f"{name:<40}{error:>9.2f}{constant:>10.2f}{change:>+8.0f}%")
+    for name, found in sections.items():
+        lines.append(
+            f"  {name:<{width - 2}}{number(found['err_seg_percent'], '.2f'):>12}"
+            f"{number(found['dice_macro_areas'], '.3f'):>12}{found['pixels']:>12}"
+        )
     return "\n".join(lines)

@@ -248,12 +248,12 @@ def eval_batches(
 
 def iterate(
     batches: grain.MapDataset,
-    config: DataConfig,
+    threads: int,
     place: Callable[[grain.IterDataset], grain.IterDataset],
     start: int = 0,
 ) -> Generator[Batch]:
     """Reads ahead in threads from batch `start` on; `place` puts batches on the devices."""
-    options = grain.ReadOptions(config.threads, prefetch_buffer_size=config.threads)
+    options = grain.ReadOptions(threads, prefetch_buffer_size=threads)
     iterator = iter(place(batches[start:].to_iter_dataset(options)))
     try:
         yield from iterator

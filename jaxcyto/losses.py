@@ -1,9 +1,12 @@
 """Loss terms: pure functions `(outputs, batch) -> [B]`, one float32 value per example.
 
-A term reads the outputs of the network (`features` [B, 2, F], `coordinates` [B, 2, 3], in scaled
-units) and the batch. Targets in scaled units are `batch["distance_target"]` [B] and
-`batch["coordinate_target"]` [B, 2, 3]; the training step puts them beside the fields in mm. Where
-they are missing, `distance` and `coordinates` are taken as they are.
+Pre-training: a term reads the outputs of the network (`features` [B, 2, F], `coordinates`
+[B, 2, 3], in scaled units) and the batch. Targets in scaled units are `batch["distance_target"]`
+[B] and `batch["coordinate_target"]` [B, 2, 3]; the training step puts them beside the fields in mm.
+Where they are missing, `distance` and `coordinates` are taken as they are.
+
+Segmentation: outputs are `logits` [B, h, w, C], the batch holds `label` [B, h, w]. Pixels labelled
+255 are not annotated and enter no term.
 
 Your own term is a function of the same form in your own file: see docs/losses.md.
 """
@@ -24,9 +27,10 @@ Loss = Callable[[Arrays, Arrays], jax.Array]
 Terms = Sequence[Any]  # of (function, weight): pairs, or `config.Term`s
 
 FORMS = ("l1", "l2", "huber")
+IGNORE = 255  # label of pixels that nobody annotated
 
 
-# ---- terms --------------------------------------------------------------------------------------
+# ---- terms of pre-training ----------------------------------------------------------------------
 
 
 def predicted_distance(features: jax.Array) -> jax.Array:
@@ -92,6 +96,75 @@ def coordinate_loss(
         raise ValueError(f"outputs['coordinates'] has shape {predicted.shape}, expected [B, 2, 3]")
     target = _target(batch, "coordinate_target", "coordinates", predicted.shape)
     return jnp.mean(_outer(predicted - target, form, huber_delta), axis=(1, 2))
+
+
+# ---- terms of segmentation ----------------------------------------------------------------------
+
+
+def cross_entropy(outputs: Arrays, batch: Arrays) -> jax.Array:
+    """Softmax cross-entropy, mean over the annotated pixels of an example (0 without any).
+
+    That each example weighs the same, however many of its pixels are annotated, is an assumption.
+
+    Args:
+        outputs: `logits` [B, h, w, C].
+        batch: `label` [B, h, w], class numbers; 255 = not annotated.
+
+    Returns:
+        [B] float32, in nats.
+
+    Raises:
+        ValueError: on shapes that do not match.
+    """
+    logits, label, annotated = _pixels(outputs, batch)
+    values = optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
+    return _mean_where(values, annotated)
+
+
+def focal_loss(outputs: Arrays, batch: Arrays, *, gamma: float = 2.0) -> jax.Array:
+    """Focal loss of each class against the others, summed over classes (Lin et al. 2017, eq. 4).
+
+    Args:
+        outputs: `logits` [B, h, w, C].
+        batch: `label` [B, h, w], class numbers; 255 = not annotated.
+        gamma: how much less a pixel counts that is already right.
+
+    Returns:
+        [B] float32, mean over the annotated pixels of an example (0 without any).
+
+    Raises:
+        ValueError: on shapes that do not match.
+    """
+    logits, label, annotated = _pixels(outputs, batch)
+    one_hot = jax.nn.one_hot(label, logits.shape[-1])
+    values = optax.losses.sigmoid_focal_loss(logits, one_hot, gamma=gamma)
+    return _mean_where(jnp.sum(values, axis=-1), annotated)
+
+
+def dice_loss(outputs: Arrays, batch: Arrays, *, smooth: float = 1.0) -> jax.Array:
+    """Soft Dice loss of an example, mean over all classes (Milletari et al. 2016).
+
+    Args:
+        outputs: `logits` [B, h, w, C].
+        batch: `label` [B, h, w], class numbers; 255 = not annotated.
+        smooth: pixels added to numerator and denominator, so that absent classes cost little.
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: on shapes that do not match.
+    """
+    logits, label, annotated = _pixels(outputs, batch)
+    classes = logits.shape[-1]
+    # Pixels without annotation go, as a whole, to one class more, which is then left out.
+    logits = jnp.where(annotated[..., None], logits, -1e9)
+    extra = jnp.where(annotated, -1e9, 0.0)[..., None]
+    target = jax.nn.one_hot(jnp.where(annotated, label, classes), classes + 1)
+    values = optax.losses.dice_loss(
+        jnp.concatenate([logits, extra], axis=-1), target, smooth=smooth, reduction="none"
+    )
+    return jnp.mean(values[:, :classes], axis=-1)
 
 
 # ---- terms together -----------------------------------------------------------------------------
@@ -195,6 +268,24 @@ def _outer(error: jax.Array, form: str, huber_delta: float) -> jax.Array:
     if form == "huber":
         return optax.losses.huber_loss(error, delta=huber_delta)
     raise ValueError(f"form {form!r} is none of {', '.join(FORMS)}")
+
+
+def _pixels(outputs: Arrays, batch: Arrays) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits [B, h, w, C], labels with 0 for what is not annotated, and what is annotated."""
+    logits, label = _at_least_float32(outputs["logits"]), jnp.asarray(batch["label"])
+    if logits.ndim != 4 or label.shape != logits.shape[:3]:
+        raise ValueError(
+            f"outputs['logits'] has shape {logits.shape}, batch['label'] {label.shape}; expected"
+            " [B, h, w, C] and [B, h, w]"
+        )
+    annotated = label != IGNORE
+    return logits, jnp.where(annotated, label, 0).astype(jnp.int32), annotated
+
+
+def _mean_where(values: jax.Array, where: jax.Array) -> jax.Array:
+    """Mean [B] over pixels [B, h, w], 0 where there are none."""
+    total = jnp.sum(jnp.where(where, values, 0), axis=(1, 2))
+    return total / jnp.maximum(jnp.sum(where, axis=(1, 2)), 1)
 
 
 def _target(batch: Arrays, scaled: str, raw: str, shape: tuple[int, ...]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Metrics of the pretext task as (sum, count) states: a dict, name -> (sum, count).
+"""Metrics as (sum, count) states: a dict, name -> (sum, count).
 
 States of several batches or devices are added, and divided once at the end, so that a padded last
 batch weighs what it holds: never means of means. Inside a mapped step, add them with
@@ -7,15 +7,19 @@ batch weighs what it holds: never means of means. Inside a mapped step, add them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcyto.losses import predicted_distance
+from jaxcyto.losses import IGNORE, predicted_distance
 
 State = Mapping[str, tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]]
+
+
+# ---- pre-training -------------------------------------------------------------------------------
 
 
 def predictions_mm(
@@ -91,15 +95,82 @@ def pretext_metrics(
     }
 
 
-def mean_metrics(
-    values: Mapping[str, jax.Array], valid: jax.Array | None = None
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """State of per-example values [B], such as those of a loss term, over the valid ones."""
-    state = {}
-    for name, value in values.items():
-        keep = jnp.ones(value.shape, bool) if valid is None else valid
-        state[name] = (jnp.sum(jnp.where(keep, value, 0)), jnp.sum(keep, dtype=jnp.float32))
-    return state
+# ---- segmentation -------------------------------------------------------------------------------
+
+
+def confusion_matrices(
+    predicted: jax.Array, label: jax.Array, num_classes: int, valid: jax.Array | None = None
+) -> jax.Array:
+    """Annotated pixels by annotated class (rows) and predicted class (columns), per example.
+
+    Args:
+        predicted: class numbers [B, h, w].
+        label: class numbers [B, h, w]; 255 = not annotated, counted nowhere.
+        num_classes: C.
+        valid: bool [B]; matrices of the others are zero.
+
+    Returns:
+        [B, C, C] float32; whole numbers, exact up to 2^24.
+
+    Raises:
+        ValueError: on shapes that do not match.
+    """
+    if predicted.ndim != 3 or predicted.shape != label.shape:
+        raise ValueError(f"predicted {predicted.shape}, label {label.shape}; expected [B, h, w]")
+    counted = label != IGNORE
+    if valid is not None:
+        counted = counted & valid[:, None, None]
+    # products of zeros and ones, so exact in any precision of the matrix unit
+    rows = jax.nn.one_hot(jnp.where(counted, label, num_classes), num_classes)
+    columns = jax.nn.one_hot(predicted, num_classes)
+    return jnp.einsum("bhwr,bhwc->brc", rows, columns)
+
+
+def segmentation_scores(
+    confusion: np.ndarray, names: Sequence[str], areas: Sequence[bool]
+) -> dict[str, Any]:
+    """Scores of a confusion matrix summed over everything that is scored.
+
+    * `dice`: for each class 2 TP / (2 TP + FP + FN), in annotated pixels (TP: annotated and
+      predicted as the class, FP: predicted only, FN: annotated only). None where no pixel is
+      annotated as the class.
+    * `dice_macro`: mean of these over the annotated classes; `dice_macro_areas`: over the annotated
+      cytoarchitectonic areas. None if there are none. That Spitzer et al. average like this is an
+      assumption.
+    * `err_seg_percent`: percentage of annotated pixels with another class predicted (that the
+      paper's err_seg is this is an assumption, almost certain).
+    * `pixels`: annotated pixels.
+
+    Args:
+        confusion: [C, C], rows annotated, columns predicted; further columns: pixels without a
+            prediction, which are wrong.
+        names: of the classes.
+        areas: whether each class is an area, and not other cortex, white matter or background.
+    """
+    confusion = np.asarray(confusion, np.float64)
+    right, annotated = np.diag(confusion), confusion.sum(axis=1)
+    predicted = confusion.sum(axis=0)[: len(right)]
+    with np.errstate(invalid="ignore"):
+        dice = 2 * right / (annotated + predicted)
+    present = annotated > 0
+
+    def mean(chosen: np.ndarray) -> float | None:
+        return float(dice[chosen].mean()) if chosen.any() else None
+
+    total = annotated.sum()
+    return {
+        "dice_macro_areas": mean(present & np.asarray(areas, bool)),
+        "dice_macro": mean(present),
+        "err_seg_percent": float(100 * (1 - right.sum() / total)) if total else None,
+        "dice": {
+            name: float(value) if known else None
+            for name, value, known in zip(names, dice, present, strict=True)
+        },
+        "pixels": int(total),
+    }
+
+
+# ---- states -------------------------------------------------------------------------------------
 
 
 def merge(*states: State) -> dict[str, tuple[np.ndarray, np.ndarray]]:

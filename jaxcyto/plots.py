@@ -22,28 +22,48 @@ SPLIT_COLORS = {"train": BLUE, "val": ORANGE, "test": RED, "exclude": GREY}
 
 
 def pretext_figures(
-    workdir: Path, table: PairTable, source: PairSource, predictions: Any
-) -> list[str]:
-    """All figures of a pre-training run, into `workdir/figures`; returns their file names."""
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
+    workdir: Path,
+    table: PairTable,
+    source: PairSource,
+    predictions: dict[str, np.ndarray] | None,
+) -> None:
+    """All figures of a pre-training run, into `workdir/figures`.
+
+    Args:
+        workdir: the run.
+        table: its pairs.
+        source: their images.
+        predictions: of test pairs: `index` [P], `distance` [P] and `coordinates` [P, 2, 3] in mm.
+    """
     figures = {
-        "curves.png": loss_curves(read_metrics(workdir / "metrics.jsonl")),
+        "curves.png": loss_curves(
+            read_metrics(workdir / "metrics.jsonl"),
+            [
+                error_panel("distance error, mm", "distance_mae_mm"),
+                error_panel("coordinate error, mm", "coordinate_mae_mm"),
+            ],
+        ),
         "points.png": points_on_surface(table),
         "pairs.png": sample_pairs(table, source),
     }
     if predictions is not None:
         figures["distance.png"] = predicted_distance(
-            table.distance_mm[predictions.index], predictions.distance
+            table.distance_mm[predictions["index"]], predictions["distance"]
         )
-        patches = np.stack([table.first[predictions.index], table.second[predictions.index]], 1)
+        index = predictions["index"]
+        patches = np.stack([table.first[index], table.second[index]], axis=1)
         figures["coordinates.png"] = predicted_coordinates(
-            table.coordinates_mm[patches].reshape(-1, 3), predictions.coordinates.reshape(-1, 3)
+            table.coordinates_mm[patches].reshape(-1, 3), predictions["coordinates"].reshape(-1, 3)
         )
+    save_figures(workdir / "figures", figures)
+
+
+def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
+    """Writes figures by file name and closes them."""
+    folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=120)
         plt.close(figure)
-    return sorted(figures)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -54,8 +74,21 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (total[end] - total[start]) / (end - start)
 
 
-def loss_curves(lines: list[dict[str, Any]]) -> Figure:
-    """Loss terms, distance error and coordinate error by step, with the validation."""
+Panel = tuple[str, list[tuple[str, str, str]]]  # title; curves: (key, label, colour)
+
+
+def error_panel(title: str, key: str) -> Panel:
+    """An error in training and in validation."""
+    curves = [
+        (f"train/{key}", "training batch", GREY),
+        (f"val/{key}", "validation", BLUE),
+        (f"val_train_mode/{key}", "validation, batch statistics", ORANGE),
+    ]
+    return title, curves
+
+
+def loss_curves(lines: list[dict[str, Any]], panels: list[Panel]) -> Figure:
+    """Loss terms by step, and beside them the given panels."""
 
     def series(key: str) -> tuple[np.ndarray, np.ndarray]:
         found = [(line["step"], line[key]) for line in lines if key in line]
@@ -64,18 +97,8 @@ def loss_curves(lines: list[dict[str, Any]]) -> Figure:
     terms = sorted({key for line in lines for key in line if key.startswith("train/loss/")})
     colors = zip(terms, itertools.cycle((BLUE, ORANGE, GREEN, RED)), strict=False)
     losses = [(key, key.split("/")[-1], color) for key, color in colors]
-    panels = [
-        ("loss", [("train/loss", "total", GREY), *losses]),
-        ("distance error, mm", [
-            ("train/distance_mae_mm", "training batch", GREY),
-            ("val/distance_mae_mm", "validation", BLUE),
-            ("val_train_mode/distance_mae_mm", "validation, batch statistics", ORANGE)]),
-        ("coordinate error, mm", [
-            ("train/coordinate_mae_mm", "training batch", GREY),
-            ("val/coordinate_mae_mm", "validation", BLUE),
-            ("val_train_mode/coordinate_mae_mm", "validation, batch statistics", ORANGE)]),
-    ]  # fmt: skip
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    panels = [("loss", [("train/loss", "total", GREY), *losses]), *panels]
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
     for axis, (title, curves) in zip(axes, panels, strict=True):
         for key, label, color in curves:
             steps, values = series(key)

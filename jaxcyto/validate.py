@@ -6,28 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from jaxcyto.augment import MAX_BLUR_PX
-from jaxcyto.config import Config
+from jaxcyto.config import Config, SegmentConfig
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
 
 Rule = tuple[str, Any, Callable[[Any], bool], str]
 
 
-def validate(config: Config) -> None:
+def validate(config: Config | SegmentConfig) -> None:
     """Checks every field that has a range.
 
     Raises:
         InputError: with one line for each field out of range.
     """
+    segments = isinstance(config, SegmentConfig)
+    rules = _common_rules(config) + (_segment_rules if segments else _pretext_rules)(config)
     faults = [
         f"{field} = {value!r}; expected {expected}"
-        for field, value, holds, expected in _rules(config)
+        for field, value, holds, expected in rules
         if not _safely(holds, value)
     ]
     if not faults:
-        faults = _patch_size(config)
+        faults = (_segment_fields if segments else _patch_size)(config)
     if faults:
         raise InputError("config: " + "\nconfig: ".join(faults))
+
+
+def batch_size(config: Config | SegmentConfig) -> tuple[str, int]:
+    """Name and value of the field that gives the examples of the global batch."""
+    if isinstance(config, SegmentConfig):
+        return "data.batch_images", config.data.batch_images
+    return "data.batch_pairs", config.data.batch_pairs
 
 
 def _safely(holds: Callable[[Any], bool], value: Any) -> bool:
@@ -49,16 +58,13 @@ def _whole(least: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and value >= least
 
 
-def _rules(config: Config) -> list[Rule]:
+def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
     data, model, augment, optim = config.data, config.model, config.augment, config.optim
     rules: list[Rule] = [
         ("seed", config.seed, lambda v: type(v) is int and 0 <= v < 2**32, "0 ... 2**32 - 1"),
-        ("epochs", config.epochs, _positive, "a number above 0"),
-        ("steps", config.steps, lambda v: v is None or _whole(1)(v), "None or at least 1"),
-        ("batch_stats_steps", config.batch_stats_steps, _whole(1), "at least 1"),
         ("data.brains", data.brains, _names, "folders with a brain.toml; of several: ('a', 'b')"),
-        ("data.pairs", data.pairs, lambda v: Path(v).name == v != "", "a file name, not a path"),
         ("data.um_per_px", data.um_per_px, _positive, "micrometres above 0"),
+        ("data.threads", data.threads, _whole(1), "at least 1"),
         ("model.widths", model.widths, _widths, "a tuple of whole numbers, at least one"),
         ("model.dtype", model.dtype, ("float32", "bfloat16").__contains__, "float32 or bfloat16"),
         ("augment.blur_px", augment.blur_px, lambda v: 0 <= v <= MAX_BLUR_PX, "0 ... 0.7"),
@@ -66,19 +72,12 @@ def _rules(config: Config) -> list[Rule]:
         ("optim.decay", optim.decay, ("cosine", "constant").__contains__, "cosine or constant"),
         ("optim.warmup_steps", optim.warmup_steps, _whole(0), "0 or more"),
         ("optim.learning_rate", optim.learning_rate, _positive, "a number above 0"),
-        (
-            "optim.clip_norm",
-            optim.clip_norm,
-            lambda v: v is None or _positive(v),
-            "None or a number above 0",
-        ),
+        ("optim.clip_norm", optim.clip_norm, _none_or(_positive), "None or a number above 0"),
         ("loss.terms", config.loss.terms, lambda v: len(v) > 0, "at least one term"),
         ("loss.weight_decay", config.loss.weight_decay, _not_negative, "0 or more"),
     ]
-    for name in ("log_every", "eval_every", "eval_pairs", "checkpoint_every", "keep"):
-        rules.append((name, getattr(config, name), _whole(1), "at least 1"))
-    for name in ("patch_px", "batch_pairs", "threads"):
-        rules.append((f"data.{name}", getattr(data, name), _whole(1), "at least 1"))
+    names = ("log_every", "eval_every", "batch_stats_steps", "checkpoint_every", "keep")
+    rules += [(name, getattr(config, name), _whole(1), "at least 1") for name in names]
     for name in ("stem_kernel", "stem_stride", "features"):
         rules.append((f"model.{name}", getattr(model, name), _whole(1), "at least 1"))
     for name in ("brightness", "noise"):
@@ -88,10 +87,45 @@ def _rules(config: Config) -> list[Rule]:
         rules.append((f"{field}.function", term.function, callable, "a function"))
         rules.append((f"{field}.weight", term.weight, math.isfinite, "a finite number"))
     if config.scales is not None:
-        for name in ("distance_mm", "input_std"):
-            value = getattr(config.scales, name)
-            rules.append((f"scales.{name}", value, _positive, "a number above 0"))
+        value = config.scales.input_std
+        rules.append(("scales.input_std", value, _positive, "a number above 0"))
     return rules
+
+
+def _pretext_rules(config: Any) -> list[Rule]:
+    data, scales = config.data, config.scales
+    rules: list[Rule] = [
+        ("epochs", config.epochs, _positive, "a number above 0"),
+        ("steps", config.steps, _none_or(_whole(1)), "None or at least 1"),
+        ("eval_pairs", config.eval_pairs, _whole(1), "at least 1"),
+        ("data.pairs", data.pairs, lambda v: Path(v).name == v != "", "a file name, not a path"),
+        ("data.patch_px", data.patch_px, _whole(1), "at least 1"),
+        ("data.batch_pairs", data.batch_pairs, _whole(1), "at least 1"),
+    ]
+    if scales is not None:
+        rules.append(("scales.distance_mm", scales.distance_mm, _positive, "a number above 0"))
+    return rules
+
+
+def _segment_rules(config: Any) -> list[Rule]:
+    data = config.data
+    return [
+        ("steps", config.steps, _whole(1), "at least 1"),
+        ("eval_images", config.eval_images, _whole(1), "at least 1"),
+        ("data.image_px", data.image_px, _whole(1), "at least 1"),
+        ("data.batch_images", data.batch_images, _whole(1), "at least 1"),
+        ("data.train_sections", data.train_sections, _texts, "names of sections: ('a', 'b')"),
+        ("encoder_rate", config.encoder_rate, _not_negative, "0 (frozen) or more"),
+        ("init_from", config.init_from, _none_or(bool), "the folder of a pre-training run"),
+    ]
+
+
+def _none_or(holds: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    return lambda value: value is None or bool(holds(value))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(v, str) for v in value)
 
 
 def _names(value: Any) -> bool:
@@ -102,11 +136,25 @@ def _widths(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) > 0 and all(map(_whole(1), value))
 
 
-def _patch_size(config: Config) -> list[str]:
-    model = config.model
-    sizes = Geometry(model.stem_kernel, model.stem_stride, len(model.widths)).siamese_sizes
+def _patch_size(config: Any) -> list[str]:
+    sizes = _geometry(config).siamese_sizes
     if config.data.patch_px in sizes:
         return []
     return [
         f"data.patch_px = {config.data.patch_px}; this network takes {sizes[0]} ... {sizes[-1]} px"
     ]
+
+
+def _segment_fields(config: Any) -> list[str]:
+    try:
+        _geometry(config).output_size(config.data.image_px)
+    except ValueError as error:
+        return [f"data.image_px = {config.data.image_px}: {error}"]
+    if config.init_from is not None and config.scales is not None:
+        return ["scales: those of init_from are taken; leave the field out"]
+    return []
+
+
+def _geometry(config: Any) -> Geometry:
+    model = config.model
+    return Geometry(model.stem_kernel, model.stem_stride, len(model.widths))

@@ -1,5 +1,6 @@
 """Augmentation: identities, group laws, SciPy as peer, independence of the batch."""
 
+import functools
 import itertools
 
 import jax
@@ -186,3 +187,31 @@ def test_blur_has_its_standard_deviation_and_keeps_the_sum():
 def test_strengths_out_of_range(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
         augment.intensity(ROOT, jnp.zeros((4, 4, 1)), **wrong)
+
+
+# ---- windows -------------------------------------------------------------------------------------
+
+
+def test_image_label_and_atlas_move_together():
+    """One picture on three grids: after any symmetry the three still show the same."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 200, (16, 6, 6)).astype(np.uint8)
+    image = np.repeat(np.repeat(label, 4, axis=1), 4, axis=2)[..., None]
+    atlas = np.repeat(np.repeat(label, 2, axis=1), 2, axis=2)[..., None]
+    keys = augment.example_keys(jax.random.key(1), 0, np.arange(16))
+    move = functools.partial(augment.augment_windows, mean=0.0, std=1.0, flip=True, rotate=True)
+    moved = jax.jit(move)(keys, (image, label, atlas))
+    np.testing.assert_array_equal(moved[0][:, ::4, ::4, 0], moved[1])
+    np.testing.assert_array_equal(moved[2][:, ::2, ::2, 0], moved[1])
+    assert moved[1].dtype == moved[2].dtype == np.uint8
+    changed = [not np.array_equal(a, b) for a, b in zip(moved[1], label, strict=True)]
+    assert 8 <= sum(changed) < 16
+
+
+def test_intensities_change_the_image_alone():
+    image = np.full((3, 8, 8, 1), 100, np.uint8)
+    label = np.arange(3 * 16, dtype=np.uint8).reshape(3, 4, 4)
+    keys = augment.example_keys(jax.random.key(1), 0, np.arange(3))
+    moved = augment.augment_windows(keys, (image, label), 100.0, 10.0, brightness=1.0, noise=0.1)
+    np.testing.assert_array_equal(moved[1], label)
+    assert np.abs(np.diff(moved[0].mean((1, 2, 3)))).min() > 0.01

@@ -81,7 +81,7 @@ def test_order_is_that_of_the_seed_alone(config, table, source):
             rows = np.concatenate([part[k]["all_distances"] for part in parts])
             pairs = np.stack([table.first[joined], table.second[joined]], axis=1).reshape(-1)
             np.testing.assert_array_equal(rows, table.distances_mm(pairs))
-    late = iterate(train_batches(source, table, config, 5), config, lambda x: x, start=2)
+    late = iterate(train_batches(source, table, config, 5), config.threads, lambda x: x, start=2)
     batch = next(late)
     late.close()
     for key, value in whole[2].items():

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
+import sklearn.metrics
 
 from jaxcyto import losses
 from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
@@ -249,3 +251,77 @@ def test_documented_own_term(my_losses, outputs, batch):
     expected = np.where(batch["distance_target"] < 1.0, distance_loss(outputs, batch), 0).mean()
     np.testing.assert_allclose(total_loss(((near, 0.5),), outputs, batch), expected / 2, rtol=1e-6)
     assert 0 < np.sum(batch["distance_target"] < 1.0) < B
+
+
+# ---- segmentation --------------------------------------------------------------------------------
+
+
+def logits_and_labels(seed: int = 0, ignored: float = 0.4):
+    rng = np.random.default_rng(seed)
+    logits = 3 * rng.normal(size=(4, 5, 6, 3)).astype(np.float32)
+    label = rng.integers(0, 3, (4, 5, 6)).astype(np.uint8)
+    label[rng.random(label.shape) < ignored] = 255
+    label[3] = 255  # an example without annotation
+    return {"logits": logits}, {"label": label}
+
+
+def test_cross_entropy_is_that_of_scikit_learn():
+    outputs, batch = logits_and_labels()
+    values = losses.cross_entropy(outputs, batch)
+    assert values.shape == (4,) and values[3] == 0
+    for k in range(3):
+        use = batch["label"][k] != 255
+        probability = scipy.special.softmax(outputs["logits"][k][use].astype(np.float64), axis=-1)
+        expected = sklearn.metrics.log_loss(batch["label"][k][use], probability, labels=[0, 1, 2])
+        np.testing.assert_allclose(values[k], expected, rtol=1e-5)
+
+
+def test_focal_loss_in_numpy():
+    """Lin et al. 2017, equations 3 to 5, class by class against the others; gamma 0 is plain."""
+    outputs, batch = logits_and_labels()
+    for gamma in (0.0, 2.0):
+        values = losses.focal_loss(outputs, batch, gamma=gamma)
+        p = scipy.special.expit(outputs["logits"].astype(np.float64))
+        one_hot = batch["label"][..., None] == np.arange(3)
+        right = np.where(one_hot, p, 1 - p)
+        pixels = (-((1 - right) ** gamma) * np.log(right)).sum(-1)
+        for k in range(3):
+            expected = pixels[k][batch["label"][k] != 255].mean()
+            np.testing.assert_allclose(values[k], expected, rtol=1e-4)
+        assert values[3] == 0
+
+
+def test_dice_loss_in_numpy():
+    outputs, batch = logits_and_labels()
+    values = losses.dice_loss(outputs, batch, smooth=0.5)
+    p = scipy.special.softmax(outputs["logits"].astype(np.float64), axis=-1)
+    for k in range(4):
+        use = batch["label"][k] != 255
+        one_hot = batch["label"][k][use][:, None] == np.arange(3)
+        both = (p[k][use] * one_hot).sum(0)
+        dice = (both + 0.5) / ((p[k][use].sum(0) + one_hot.sum(0)) / 2 + 0.5)
+        np.testing.assert_allclose(values[k], (1 - dice).mean(), rtol=1e-4, atol=1e-7)
+
+
+SEGMENTATION = (losses.cross_entropy, losses.focal_loss, losses.dice_loss)
+
+
+@pytest.mark.parametrize("loss", SEGMENTATION)
+def test_pixels_without_annotation_do_not_count(loss):
+    """Neither in the value nor in the gradient, whatever stands there, NaN included."""
+    outputs, batch = logits_and_labels()
+    ignored = batch["label"] == 255
+    for number in (1e4, np.nan):
+        odd = np.where(ignored[..., None], np.float32(number), outputs["logits"])
+        np.testing.assert_array_equal(loss({"logits": odd}, batch), loss(outputs, batch))
+    gradient = jax.grad(lambda x: loss({"logits": x}, batch).sum())(outputs["logits"])
+    assert np.isfinite(gradient).all()
+    assert not np.asarray(gradient)[ignored].any()
+    assert np.abs(np.asarray(gradient)[~ignored]).min() > 0
+
+
+@pytest.mark.parametrize("loss", SEGMENTATION)
+def test_labels_of_another_shape_are_refused(loss):
+    outputs, batch = logits_and_labels()
+    with pytest.raises(ValueError, match="expected"):
+        loss(outputs, {"label": batch["label"][:, 1:]})

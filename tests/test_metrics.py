@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from jaxcyto import metrics
 
@@ -111,13 +112,6 @@ def test_predictions_return_to_mm():
     np.testing.assert_allclose(predicted["coordinates"], expected, rtol=1e-6)
 
 
-def test_states_of_loss_terms():
-    values = {"a": jnp.asarray([1.0, 2.0, jnp.nan]), "b": jnp.asarray([4.0, 0.0, 5.0])}
-    valid = jnp.asarray([True, True, False])
-    assert metrics.compute(metrics.mean_metrics(values, valid)) == {"a": 1.5, "b": 2.0}
-    assert metrics.compute(metrics.mean_metrics({"b": values["b"]})) == {"b": 3.0}
-
-
 def test_nothing_counted_is_nan_and_names_may_be_missing():
     state = {"a": (np.float32(0), np.float32(0)), "b": (np.zeros(3), np.float32(0))}
     result = metrics.compute(state)
@@ -135,3 +129,64 @@ def test_shape_mismatch(name):
     predicted, batch = pairs(4)
     with pytest.raises(ValueError, match=r"valid'\] has shape \(3,\)"):
         metrics.pretext_metrics(predicted, {**batch, "valid": np.ones(3, bool)})
+
+
+# ---- segmentation --------------------------------------------------------------------------------
+
+NAMES = ("a", "b", "c", "other", "never")
+AREAS = (True, True, True, False, True)
+
+
+def random_maps(seed: int, shape=(6, 9, 7)):
+    """Predictions and sparse labels; class 4 is predicted but never annotated."""
+    rng = np.random.default_rng(seed)
+    label = rng.choice([0, 1, 2, 3, 255], shape, p=[0.3, 0.2, 0.1, 0.1, 0.3]).astype(np.uint8)
+    guess = rng.integers(0, 5, shape)
+    predicted = np.where((rng.random(shape) < 0.6) & (label != 255), label, guess)
+    return predicted.astype(np.uint8), label
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_are_those_of_scikit_learn(seed):
+    predicted, label = random_maps(seed)
+    valid = np.array([True, True, False, True, True, True])
+    matrices = jax.jit(metrics.confusion_matrices, static_argnums=2)(predicted, label, 5, valid)
+    matrix = np.asarray(matrices).sum(0)
+    truth, guess = (x[valid][label[valid] != 255] for x in (label, predicted))
+    np.testing.assert_array_equal(matrix, confusion_matrix(truth, guess, labels=range(5)))
+    scores = metrics.segmentation_scores(matrix, NAMES, AREAS)
+    dice = f1_score(truth, guess, labels=range(5), average=None, zero_division=0)
+    np.testing.assert_allclose([scores["dice"][name] for name in NAMES[:4]], dice[:4])
+    assert scores["dice"]["never"] is None
+    macro = f1_score(truth, guess, labels=range(4), average="macro")
+    areas = f1_score(truth, guess, labels=range(3), average="macro")
+    np.testing.assert_allclose(scores["dice_macro"], macro)
+    np.testing.assert_allclose(scores["dice_macro_areas"], areas)
+    wrong = 100 * (1 - accuracy_score(truth, guess))
+    np.testing.assert_allclose(scores["err_seg_percent"], wrong)
+    assert scores["pixels"] == len(truth)
+
+
+def test_states_of_batches_add_up_to_the_whole():
+    """Halves of unequal annotation: the mean of their scores is another number."""
+    predicted, label = random_maps(7)
+    label[:3, 1:] = 255
+    parts = [
+        metrics.confusion_matrices(predicted[k : k + 3], label[k : k + 3], 5).sum(0) for k in (0, 3)
+    ]
+    merged = metrics.merge(*({"confusion": (part, part.sum())} for part in parts))
+    whole = metrics.confusion_matrices(predicted, label, 5).sum(0)
+    np.testing.assert_array_equal(merged["confusion"][0], whole)
+    err = [metrics.segmentation_scores(p, NAMES, AREAS)["err_seg_percent"] for p in (*parts, whole)]
+    assert abs(np.mean(err[:2]) - err[2]) > 1
+
+
+def test_nothing_annotated_has_no_score():
+    scores = metrics.segmentation_scores(np.zeros((5, 5)), NAMES, AREAS)
+    assert scores["err_seg_percent"] is scores["dice_macro"] is scores["dice_macro_areas"] is None
+    assert set(scores["dice"].values()) == {None} and scores["pixels"] == 0
+
+
+def test_maps_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match="expected"):
+        metrics.confusion_matrices(jnp.zeros((2, 3, 3)), jnp.zeros((2, 3, 4)), 5)

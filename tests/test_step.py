@@ -16,9 +16,9 @@ from jaxcyto.config import AugmentConfig, LossConfig, Scales, Term
 from jaxcyto.losses import coordinate_loss, distance_loss, is_batchwise
 from jaxcyto.models import SiameseNet
 from jaxcyto.training import parallel
+from jaxcyto.training.pretext import PretextTask as Task
 from jaxcyto.training.state import init_state
 from jaxcyto.training.step import (
-    Task,
     eval_step,
     from_moments,
     statistics_step,
@@ -81,7 +81,7 @@ def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def fresh_state(task: Task):
-    return init_state(task.model, jnp.zeros((1, 2, SIDE, SIDE, 1)), task.optimizer, seed=1)
+    return init_state(task.model, (jnp.zeros((1, 2, SIDE, SIDE, 1)),), task.optimizer, seed=1)
 
 
 def run_single(task: Task, steps: int = 3):

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxcyto.brain.atlas_images import section_atlas
 from jaxcyto.brain.check_results import check_results
-from jaxcyto.brain.label_images import IGNORE, LABEL_UM, atlas_layout, label_counts, open_label
+from jaxcyto.brain.label_images import IGNORE, check_numbers, label_counts, section_label
 from jaxcyto.brain.manifest import Brain, Hemisphere, SectionRow, inspect_brain
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.registration import Registration, registration
@@ -145,33 +146,15 @@ def _check_section(
     # The last tile is what a copy that broke off lacks.
     report.attempt(section.read, height - 1, width - 1, 1, 1)
     section.close()
-    expected = (
-        max(1, round(height * row.pixel_um / LABEL_UM)),
-        max(1, round(width * row.pixel_um / LABEL_UM)),
-    )
-    size = f"{expected[0]} x {expected[1]} px at {LABEL_UM:g} um"
-    label = report.attempt(open_label, row.label) if row.label else None
+    label = report.attempt(section_label, row, section.shape) if row.label else None
     if label is not None:
-        if _same_size(label.shape, expected):
-            counts = report.attempt(label_counts, label)
-            if counts is not None:
-                labels += counts
-                _check_numbers(report, brain, row, counts)
-        else:
-            report.fault(
-                f"section {row.name}: label {row.label} has {label.shape[0]} x {label.shape[1]} "
-                f"px, but the image calls for {size}; rasterise the annotation at that size"
-            )
+        counts = report.attempt(label_counts, label)
+        if counts is not None:
+            labels += counts
+            report.attempt(check_numbers, row, counts, len(brain.classes))
         label.close()
-    atlas = report.attempt(atlas_layout, row.atlas) if row.atlas else None
-    if atlas is not None:
-        areas = sum(each.kind == "area" for each in brain.classes)
-        if atlas[0] != areas or not _same_size(atlas[1], expected):
-            report.fault(
-                f"section {row.name}: atlas {row.atlas} has {atlas[0]} channels of {atlas[1][0]} x "
-                f"{atlas[1][1]} px; needed is one for each of the {areas} areas of brain.toml, "
-                f"{size}"
-            )
+    if row.atlas:
+        report.attempt(section_atlas, row, section.shape, brain.classes)
     if row.affine is None and row.coordinates is None:  # said by inspect_brain
         return None
     place = report.attempt(registration, row, section.shape)
@@ -182,22 +165,6 @@ def _check_section(
         message = f"the registration scales pixels of {row.pixel_um:g} um to {step_um[0]:.4g} x"
         odd.setdefault(f"{message} {step_um[1]:.4g} um; is pixel_um right?", []).append(row.name)
     return _Placed(row, (height, width), place)
-
-
-def _same_size(found: tuple[int, ...], expected: tuple[int, int]) -> bool:
-    """To one pixel: images need not be whole multiples of a label pixel."""
-    return abs(found[0] - expected[0]) <= 1 and abs(found[1] - expected[1]) <= 1
-
-
-def _check_numbers(report: Report, brain: Brain, row: SectionRow, counts: np.ndarray) -> None:
-    unknown = [n for n in np.flatnonzero(counts[:IGNORE]).tolist() if n >= len(brain.classes)]
-    if unknown:
-        known = f"0 ... {len(brain.classes) - 1} and " if brain.classes else ""
-        report.fault(
-            f"section {row.name}: label {row.label} holds {unknown[:8]}, but brain.toml lists "
-            f"{len(brain.classes)} classes ({known}{IGNORE} = not annotated are known); add the "
-            "classes or correct the image"
-        )
 
 
 def _check_labels(report: Report, brain: Brain, counts: np.ndarray) -> None:
@@ -288,7 +255,8 @@ def _tissue(brain: Brain, section: _Placed, columns: np.ndarray, rows: np.ndarra
 def _check_splits(report: Report, brain: Brain) -> None:
     splits = [row.split for row in brain.sections]
     if not any(splits):
-        report.facts.append("split column: empty; `jaxcyto sample` fills it")
+        how = "`jaxcyto sample` fills it" if brain.hemispheres else "fill it in by hand"
+        report.facts.append(f"split column: empty; {how}")
     elif not all(splits):
         empty = [row.name for row in brain.sections if not row.split]
         report.fault(

@@ -1,4 +1,4 @@
-"""Label and atlas images: numbers that stand for classes and probabilities, not for grey.
+"""Label images: numbers that stand for classes, not for grey.
 
 A label image holds class numbers, so it is read only where its samples are the numbers themselves:
 nothing that `sections` would turn into grey values (palettes, colours, other depths, MinIsWhite)
@@ -11,8 +11,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from jaxcyto.brain.section_table import SectionRow
 from jaxcyto.brain.sections import TIFF_MAGIC, Section, open_section
-from jaxcyto.brain.tiff_level import tiff_level
 from jaxcyto.brain.tiff_pages import check_pages
 from jaxcyto.errors import InputError
 
@@ -64,37 +64,81 @@ def label_counts(label: Section) -> np.ndarray:
     return counts
 
 
-def atlas_layout(path: Path) -> tuple[int, tuple[int, int]]:
-    """Number of 8-bit channels and (height, width) px of an atlas image.
+def expected_shape(section_shape: tuple[int, int], pixel_um: float) -> tuple[int, int]:
+    """(height, width) px of the label and atlas images that a section image calls for."""
+    height, width = (max(1, round(side * pixel_um / LABEL_UM)) for side in section_shape)
+    return height, width
 
-    Channels are the samples of one page (planar or interleaved) or a page each.
+
+def same_shape(found: tuple[int, ...], expected: tuple[int, int]) -> bool:
+    """To one pixel: images need not be whole multiples of a label pixel."""
+    return all(abs(a - b) <= 1 for a, b in zip(found, expected, strict=True))
+
+
+def section_label(row: SectionRow, section_shape: tuple[int, int]) -> Section:
+    """Opens the label image of a section whose image has this shape.
 
     Raises:
-        InputError: not a readable TIFF, of another kind, or truncated.
+        InputError: not a label image (see `open_label`), or of another size than the section.
     """
-    check_pages(path)
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            axes, shape, dtype = series.axes, series.shape, series.dtype
-            pages = [page.aspage() for page in series.pages if page is not None]
-            others = [axis for axis in axes if axis not in "YX"]
-            if dtype != np.uint8 or len(others) > 1 or not {"Y", "X"} <= set(axes):
-                raise InputError(
-                    f"{path}: an atlas image of {dtype} {list(shape)} ({axes}); expected uint8 "
-                    "with one channel for each area"
-                )
-            for page in pages:
-                tiff_level(path, page, None)  # finds tiles beyond the end of the file
-            sizes = dict(zip(axes, shape, strict=True))
-            return sizes.get(others[0], 1) if others else 1, (sizes["Y"], sizes["X"])
-    except InputError:
-        raise
-    except Exception as error:  # a damaged header shows in many ways
+    assert row.label is not None
+    label = open_label(row.label)
+    height, width = expected_shape(section_shape, row.pixel_um)
+    if not same_shape(label.shape, (height, width)):
         raise InputError(
-            f"{path}: not a readable TIFF ({error or type(error).__name__}); an atlas image is a "
-            "TIFF with one 8-bit channel for each area: export it again"
-        ) from None
+            f"section {row.name}: label {row.label} has {label.shape[0]} x {label.shape[1]} px, "
+            f"but the image calls for {height} x {width} px at {LABEL_UM:g} um; rasterise the "
+            "annotation at that size"
+        )
+    return label
+
+
+def check_numbers(row: SectionRow, counts: np.ndarray, num_classes: int) -> None:
+    """Of a label image that holds these numbers (see `label_counts`).
+
+    Raises:
+        InputError: some are not classes.
+    """
+    unknown = [n for n in np.flatnonzero(counts[:IGNORE]).tolist() if n >= num_classes]
+    if unknown:
+        known = f"0 ... {num_classes - 1} and " if num_classes else ""
+        raise InputError(
+            f"section {row.name}: label {row.label} holds {unknown[:8]}, but brain.toml lists "
+            f"{num_classes} classes ({known}{IGNORE} = not annotated are known); add the "
+            "classes or correct the image"
+        )
+
+
+def majority(label: np.ndarray, factor: int) -> np.ndarray:
+    """Labels on a grid `factor` times coarser: the most frequent class of each block.
+
+    Pixels that are not annotated do not count; of classes equally frequent the lowest is taken; a
+    block without annotated pixels is IGNORE.
+
+    Args:
+        label: uint8 [factor * h, factor * w].
+        factor: side of a block, px.
+
+    Returns:
+        uint8 [h, w].
+    """
+    if factor == 1:
+        return label
+    height, width = (side // factor for side in label.shape)
+    out = np.full((height, width), IGNORE, np.uint8)
+    most = np.zeros((height, width), np.uint16)
+    present = np.asarray(Image.fromarray(label).histogram())[:IGNORE]
+    for number in np.flatnonzero(present):
+        found = label == number
+        rows = np.zeros((height, label.shape[1]), np.uint16)
+        count = np.zeros((height, width), np.uint16)
+        for shift in range(factor):
+            rows += found[shift::factor]
+        for shift in range(factor):
+            count += rows[:, shift::factor]
+        out[count > most] = number
+        np.maximum(most, count, out=most)
+    return out
 
 
 def _tiff_kind(path: Path) -> str:

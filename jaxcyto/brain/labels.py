@@ -24,15 +24,16 @@ def read_labels(path: str | os.PathLike, num_vertices: int) -> np.ndarray:
     """
     path = Path(path)
     data = load_bytes(path)
-    if xml_root(data) == b"GIFTI":
+    kind = _kind(data)
+    if kind == "gifti":
         arrays = [array.data for array in load_gifti(path, data).darrays]
         arrays = [array for array in arrays if array is not None and array.ndim == 1]
         if len(arrays) != 1:
             raise InputError(f"{path}: {len(arrays)} maps in the GIFTI file; one map is needed")
         values = arrays[0]
-    elif data[:4] == b"\0\0\0\1" and len(data) > 284:
+    elif kind == "mgh":
         values = _mgh(path, data)
-    elif re.fullmatch(rb"[\s\d.eE+-]*\d[\s\d.eE+-]*", data):
+    elif kind == "text":
         try:
             values = np.array(data.split(), "S").astype(np.float64)
         except ValueError as error:
@@ -47,6 +48,34 @@ def read_labels(path: str | os.PathLike, num_vertices: int) -> np.ndarray:
     if not (np.isfinite(values) & (np.abs(values) < 2**31)).all() or (values % 1 != 0).any():
         raise InputError(f"{path}: holds values that are not whole numbers; not area labels")
     return values.astype(np.int32)
+
+
+def read_label_names(path: str | os.PathLike) -> dict[int, str]:
+    """Names of the numbers that `read_labels` gives: of a GIFTI label table or an .annot.
+
+    Empty for formats that hold none.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = Path(path)
+    data = load_bytes(path)
+    kind = _kind(data)
+    if kind == "gifti":
+        table = load_gifti(path, data).labeltable.get_labels_as_dict()
+        return {int(key): str(name) for key, name in table.items() if name}
+    if kind == "annot":
+        names = _read_annot(path, data)[2]
+        return {key: name.decode("utf-8", "replace") for key, name in enumerate(names)}
+    return {}
+
+
+def _kind(data: bytes) -> str:
+    if xml_root(data) == b"GIFTI":
+        return "gifti"
+    if data[:4] == b"\0\0\0\1" and len(data) > 284:
+        return "mgh"
+    return "text" if re.fullmatch(rb"[\s\d.eE+-]*\d[\s\d.eE+-]*", data) else "annot"
 
 
 def _mgh(path: Path, data: bytes) -> np.ndarray:
@@ -72,10 +101,15 @@ def _annot(path: Path, data: bytes, num_vertices: int) -> np.ndarray:
     vertices = np.frombuffer(data, ">i4", 2 * count, 4)[::2]
     if not np.array_equal(np.sort(vertices), np.arange(count)):
         raise InputError(f"{path}: an .annot that does not name every vertex once")
+    return _read_annot(path, data)[0]
+
+
+def _read_annot(path: Path, data: bytes):
+    """Index [V] into the table of areas, their colours, and their names."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "labels.annot"
         file.write_bytes(data)
         try:
-            return read_annot(str(file))[0]
+            return read_annot(str(file))
         except Exception as error:
             raise InputError(f"{path}: not a readable .annot file: {error}") from None

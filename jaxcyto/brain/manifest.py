@@ -31,7 +31,9 @@ __all__ = [
     "Hemisphere",
     "SectionRow",
     "inspect_brain",
+    "need_hemispheres",
     "read_brain",
+    "table_rows",
     "write_splits",
     "write_table",
 ]
@@ -72,7 +74,10 @@ class AreaClass:
 
 @dataclasses.dataclass(frozen=True)
 class Brain:
-    """A validated brain folder. `background` is the grey value outside of every image."""
+    """A validated brain folder; without hemispheres it serves segmentation alone.
+
+    `background` is the grey value outside of every image.
+    """
 
     root: Path
     name: str
@@ -138,7 +143,7 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
     brain = Brain(
         root=root,
         name=text("name", root.name),
-        hemispheres=_hemispheres(root, path, table.get("hemispheres"), faults),
+        hemispheres=_hemispheres(root, path, table.get("hemispheres", []), faults),
         sections=(),
         classes=_classes(path, table.get("classes", []), faults),
         background=background,
@@ -154,12 +159,35 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
 
 def write_splits(brain: Brain, splits: list[str]) -> None:
     """Fills the split column of the section table; every other column is kept as it is."""
+    rows = [row | {"split": split} for row, split in zip(table_rows(brain), splits, strict=True)]
+    write_table(brain.root / brain.section_table, rows)
+
+
+def table_rows(brain: Brain) -> list[dict[str, str]]:
+    """The rows of the section table as it is on disk, all columns, one for each section.
+
+    Raises:
+        InputError: it does not hold the brain's sections any more.
+    """
     path = brain.root / brain.section_table
     faults: list[str] = []
     rows = [row for _, row in read_table(path, faults)]
-    if faults or len(rows) != len(splits):
+    if faults or [row["section"] for row in rows] != [row.name for row in brain.sections]:
         raise InputError(f"{path}: changed while it was in use; run the command again")
-    write_table(path, [row | {"split": split} for row, split in zip(rows, splits, strict=True)])
+    return rows
+
+
+def need_hemispheres(brain: Brain, what: str) -> None:
+    """For what a brain of sections alone does not serve.
+
+    Raises:
+        InputError: the brain has no hemisphere.
+    """
+    if not brain.hemispheres:
+        raise InputError(
+            f"{brain.root / 'brain.toml'}: hemispheres: none given, and {what} needs a surface; "
+            "add a [[hemispheres]] table as docs/data.md describes"
+        )
 
 
 def _unknown(path: Path, where: str, table: dict, known: tuple[str, ...]) -> list[str]:
@@ -173,8 +201,8 @@ def _unknown(path: Path, where: str, table: dict, known: tuple[str, ...]) -> lis
 def _hemispheres(
     root: Path, path: Path, value: object, faults: list[str]
 ) -> tuple[Hemisphere, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
-        faults.append(f"{path}: hemispheres: at least one [[hemispheres]] table is needed")
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        faults.append(f"{path}: hemispheres: expected [[hemispheres]] tables")
         return ()
     hemispheres, names = [], set()
     for number, table in enumerate(value):

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from jaxcyto.brain.phantom_shape import Cortex
+from jaxcyto.brain.scanline import edge_rows, expand, winding_number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,8 +44,18 @@ def cut_cortex(cortex: Cortex, grid_affine: np.ndarray) -> Cut:
     def project(vertices):
         return (vertices - grid_affine[:, 3]) @ to_grid.T
 
-    faces = np.sort(cortex.faces, axis=1)
-    pial, white = project(cortex.pial), project(cortex.white)
+    return cut_prisms(project(cortex.pial), project(cortex.white), cortex.faces)
+
+
+def cut_prisms(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> Cut:
+    """Cuts the prisms between two vertex-matched surfaces where the third coordinate is zero.
+
+    Args:
+        pial, white: vertices [V, 3]: (column, row) on the grid and the distance to its plane.
+        faces: int64 [F, 3].
+    """
+    contour = _contour(white, faces)
+    faces = np.sort(faces, axis=1)
     above = np.concatenate([pial[:, 2] >= 0, white[:, 2] >= 0])
     num = len(pial)
     points = np.concatenate([pial, white])
@@ -84,7 +95,7 @@ def cut_cortex(cortex: Cortex, grid_affine: np.ndarray) -> Cut:
         value=np.concatenate(value),
         face=np.concatenate(found),
         sorted_faces=faces,
-        contour=_contour(white, cortex.faces),
+        contour=contour,
     )
 
 
@@ -108,34 +119,13 @@ def _contour(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.where(alone_up[:, None, None], ends, ends[:, ::-1])
 
 
-def _edge_rows(start: np.ndarray, end: np.ndarray, top: int, height: int):
-    """For edges [N, 2] to [N, 2]: (edge, row, column) of every row of the window they cross."""
-    low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
-    first = np.clip(np.ceil(low), top, top + height).astype(np.int64)
-    last = np.clip(np.ceil(high), top, top + height).astype(np.int64)
-    edge, row = expand(first, last)
-    flip = start[edge, 1] > end[edge, 1]
-    a = np.where(flip[:, None], end[edge], start[edge])
-    b = np.where(flip[:, None], start[edge], end[edge])
-    t = (row - a[:, 1]) / (b[:, 1] - a[:, 1])
-    return edge, row, a[:, 0] + t * (b[:, 0] - a[:, 0])
-
-
-def expand(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Owner and value of every whole number in the half-open ranges [first, last)."""
-    length = np.maximum(last - first, 0)
-    owner = np.repeat(np.arange(len(length)), length)
-    start = np.cumsum(length) - length
-    return owner, np.arange(len(owner)) - start[owner] + first[owner]
-
-
 def rasterise(cut: Cut, top: int, height: int, width: int) -> np.ndarray:
     """The triangle that covers each pixel of a row block: int32 [height, width], -1 for none."""
     out = np.full(height * width, -1, np.int32)
     rows = cut.corner[:, :, 1]
     near = np.flatnonzero((rows.max(1) >= top) & (rows.min(1) <= top + height))
     corner = cut.corner[near]
-    crossings = [_edge_rows(corner[:, k], corner[:, (k + 1) % 3], top, height) for k in range(3)]
+    crossings = [edge_rows(corner[:, k], corner[:, (k + 1) % 3], top, height) for k in range(3)]
     owner, row, column = (np.concatenate(parts) for parts in zip(*crossings, strict=True))
     # Each triangle crosses a row in exactly two edges: after sorting they lie side by side.
     order = np.lexsort((column, row, owner))
@@ -150,12 +140,7 @@ def rasterise(cut: Cut, top: int, height: int, width: int) -> np.ndarray:
 def inside_white(cut: Cut, top: int, height: int, width: int) -> np.ndarray:
     """Where the pixels of a row block lie within the white surface: bool, by winding number."""
     start, end = cut.contour[:, 0], cut.contour[:, 1]
-    edge, row, column = _edge_rows(start, end, top, height)
-    change = np.zeros((height, width + 1), np.int16)
-    first = np.clip(np.ceil(column), 0, width).astype(np.int64)
-    direction = np.where(end[edge, 1] > start[edge, 1], 1, -1).astype(np.int16)
-    np.add.at(change, (row - top, first), direction)
-    return np.cumsum(change, axis=1, dtype=np.int16)[:, :width] != 0
+    return winding_number(start, end, top, height, width) != 0
 
 
 def planes(cut: Cut) -> np.ndarray:

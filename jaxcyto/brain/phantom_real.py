@@ -5,11 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from jaxcyto.brain import phantom_shape as shape
-from jaxcyto.brain.labels import read_labels
+from jaxcyto.brain.labels import read_label_names, read_labels
 from jaxcyto.brain.phantom_plan import PhantomSettings, coronal_plans
 from jaxcyto.brain.phantom_write import area_classes, write_brain
 from jaxcyto.brain.progress import Progress
@@ -77,7 +76,7 @@ def paint_surfaces(
         labels = np.zeros(count, np.int32)
         if given.labels is not None:
             labels = read_labels(given.labels, count)
-            names |= _label_names(given.labels)
+            names |= read_label_names(given.labels)
         parts.append((given, pial, white, labels))
         keys.append(labels)
     keys = [int(key) for key in np.unique(np.concatenate(keys)) if key > 0]
@@ -168,11 +167,3 @@ def _layer_share(path, count: int) -> np.ndarray:
     share = um / np.maximum(total, 1)
     share[total[:, 0] == 0] = shape.LAYER_SHARE
     return np.maximum(share, MIN_LAYER_SHARE)
-
-
-def _label_names(path) -> dict[int, str]:
-    """Names of a GIFTI file's label table; other formats hold none that `read_labels` keeps."""
-    if not str(path).endswith((".gii", ".gii.gz")):
-        return {}
-    table = nib.load(os.fspath(path)).labeltable  # pyright: ignore
-    return {int(key): str(name) for key, name in table.get_labels_as_dict().items() if name}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxcyto.brain.check_results import check_points
-from jaxcyto.brain.manifest import SPLITS, read_brain
+from jaxcyto.brain.manifest import SPLITS, need_hemispheres, read_brain
 from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, make_pairs
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import StderrProgress
@@ -36,6 +36,7 @@ def sample_brain(
     """
     path = _in_folder(root, out)
     brain = read_brain(root)
+    need_hemispheres(brain, "sampling")
     if not settings.get("split_axis"):
         brain = assign_splits(brain, seed=seed)
     patches = sample_patches(
@@ -65,6 +66,7 @@ def pair_brain(
     """
     path = _in_folder(root, out)
     brain = read_brain(root)
+    need_hemispheres(brain, "pairing")
     patches = load_patches(_in_folder(root, patches_file), brain)
     surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
     check_points(_in_folder(root, patches_file), patches, surfaces)  # the surfaces may be new

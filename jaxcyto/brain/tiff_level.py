@@ -44,7 +44,7 @@ class TiffLevel:
         decode: encoded bytes and index -> samples [h, w, samples in a segment].
         raw: the type of the samples as they lie in the file, if they can be read unchanged.
         samples: samples a pixel has in one segment.
-        grey: samples [h, w, samples of all planes] -> uint8 [h, w]; None if they are grey already.
+        grey: samples [h, w, samples of all planes] -> what is read; None: the first one, as it is.
     """
 
     path: Path
@@ -129,15 +129,23 @@ class TiffLevel:
         return InputError(f"{self.path}: {self.kind} {index} {what}; copy or export the file again")
 
 
-def tiff_level(path: Path, page: tifffile.TiffPage, bits_used: int | None) -> TiffLevel:
-    """Prepares a page. `bits_used`: the bits of a sample in use, where metadata states them.
+def tiff_level(
+    path: Path, page: tifffile.TiffPage, bits_used: int | None, as_grey: bool = True
+) -> TiffLevel:
+    """Prepares a page.
+
+    Args:
+        path: the file, for messages.
+        page: the page.
+        bits_used: the bits of a sample in use, where metadata states them.
+        as_grey: else the samples stay as they are, and windows are read into [h, w, samples].
 
     Raises:
         InputError: a kind of image that has no grey value here, or tiles beyond the file's end.
     """
     samples = page.samplesperpixel
     separate = page.planarconfig == 2 and samples > 1
-    grey, used = _grey_rule(path, page, bits_used)
+    grey, used = _grey_rule(path, page, bits_used) if as_grey else (_as_it_is, samples)
     height, width = page.imagelength, page.imagewidth
     if page.imagedepth > 1 or min(height, width) < 1:
         raise InputError(f"{path}: {page.imagedepth} x {height} x {width} px is not a plane")
@@ -241,6 +249,10 @@ def _jpeg_pixels(data: np.ndarray) -> int:
         else:
             place += 2 + int.from_bytes(data[place + 2 : place + 4].tobytes())
     return 0
+
+
+def _as_it_is(samples: np.ndarray) -> np.ndarray:
+    return samples
 
 
 def _grey_rule(path, page: tifffile.TiffPage, bits_used) -> tuple[Grey | None, int]:

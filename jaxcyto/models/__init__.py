@@ -3,5 +3,6 @@
 from jaxcyto.models.encoder import Encoder
 from jaxcyto.models.geometry import Geometry
 from jaxcyto.models.siamese import SiameseNet
+from jaxcyto.models.unet import UNet
 
-__all__ = ["Encoder", "Geometry", "SiameseNet"]
+__all__ = ["Encoder", "Geometry", "SiameseNet", "UNet"]

@@ -18,13 +18,28 @@ BN_EPSILON = 1e-5
 KERNEL_INIT = nn.initializers.he_normal()
 
 
+def batch_norm(
+    x: jax.Array, train: bool, dtype: DTypeLike, axis_name: str | None, name: str
+) -> jax.Array:
+    """Batch norm as every layer has it; for use inside a module's compact method."""
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=BN_MOMENTUM,
+        epsilon=BN_EPSILON,
+        dtype=dtype,
+        axis_name=axis_name,
+        name=name,
+    )(x)
+
+
 class Block(nn.Module):
-    """Two valid convolutions without bias, each followed by batch norm and ReLU.
+    """Valid convolutions without bias, each followed by batch norm and ReLU.
 
     Attributes:
         width: output channels.
-        kernel: side of the first convolution (the second is 3x3).
+        kernel: side of the first convolution (further ones are 3x3).
         stride: stride of the first convolution.
+        convs: number of convolutions.
         dtype: compute dtype; parameters and statistics are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
     """
@@ -32,12 +47,14 @@ class Block(nn.Module):
     width: int
     kernel: int = 3
     stride: int = 1
+    convs: int = 2
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for number, (kernel, stride) in enumerate([(self.kernel, self.stride), (3, 1)], start=1):
+        for number in range(1, self.convs + 1):
+            kernel, stride = (self.kernel, self.stride) if number == 1 else (3, 1)
             x = nn.Conv(
                 self.width,
                 (kernel, kernel),
@@ -48,25 +65,22 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{number}",
             )(x)
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=BN_MOMENTUM,
-                epsilon=BN_EPSILON,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-                name=f"bn{number}",
-            )(x)
-            x = nn.relu(x)
+            x = nn.relu(batch_norm(x, train, self.dtype, self.axis_name, f"bn{number}"))
         return x
 
 
 class Encoder(nn.Module):
     """Blocks with 2x2 pooling between them; the names `block1`, ... are those of checkpoints.
 
+    The defaults are the paper's texture path. The atlas path of the U-Net is an encoder, too, whose
+    first block is one 5x5 convolution without pooling after it.
+
     Attributes:
         stem_kernel: side of the very first convolution.
         stem_stride: its stride.
         widths: channels of the blocks.
+        stem_convs: convolutions of the first block.
+        stem_pool: whether pooling follows the first block.
         dtype: compute dtype; parameters and statistics are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
     """
@@ -74,6 +88,8 @@ class Encoder(nn.Module):
     stem_kernel: int = 5
     stem_stride: int = 4
     widths: Sequence[int] = (16, 32, 64, 64, 128, 128)
+    stem_convs: int = 2
+    stem_pool: bool = True
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
@@ -91,14 +107,17 @@ class Encoder(nn.Module):
         """
         outputs: list[jax.Array] = []
         for number, width in enumerate(self.widths, start=1):
+            if number > 2 or (number == 2 and self.stem_pool):
+                x = max_pool(x)
             first = number == 1
             x = Block(
                 width,
                 kernel=self.stem_kernel if first else 3,
                 stride=self.stem_stride if first else 1,
+                convs=self.stem_convs if first else 2,
                 dtype=self.dtype,
                 axis_name=self.axis_name,
                 name=f"block{number}",
-            )(x if first else max_pool(x), train)
+            )(x, train)
             outputs.append(x)
         return tuple(outputs)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 _BLOCK_LOSS = 4  # two valid 3x3 convolutions
-_ATLAS_KERNEL = 5  # first block of the atlas path: one 5x5 convolution, no pooling
+ATLAS_KERNEL = 5  # first block of the atlas path: one 5x5 convolution, no pooling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Geometry:
 
     def atlas_size(self, side: int) -> int:
         """Side of the atlas patch, in atlas px of `output_stride` image px each."""
-        return self.block_sizes(side)[0] // 2 + _ATLAS_KERNEL - 1
+        return self.block_sizes(side)[0] // 2 + ATLAS_KERNEL - 1
 
     # ---- where pixels lie -----------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Geometry:
     def atlas_origin(self) -> float:
         """Position of atlas pixel 0 in the input (outside it: negative)."""
         block1 = (self.stem_kernel - 1) / 2 + 1.5 * self.stem_stride  # first pixel after pooling
-        return block1 - (_ATLAS_KERNEL - 1) / 2 * self.output_stride
+        return block1 - (ATLAS_KERNEL - 1) / 2 * self.output_stride
 
     @property
     def label_offset(self) -> int:

@@ -67,31 +67,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """One line with step, loss, patches/s, share of time waiting for data, time left."""
+    """One line with step, loss, error, examples/s, share of time waiting for data, time left."""
 
-    def __init__(self, start: int, total: int, patches_per_step: int):
+    def __init__(self, start: int, total: int, examples_per_step: int, unit: str):
         self._total = total
-        self._patches = patches_per_step
+        self._examples = examples_per_step
+        self._unit = unit
         self._step = start
         self._time = time.monotonic()
         self.waited = 0.0  # seconds, in the loader since the last line
 
-    def line(self, step: int, scalars: dict[str, float]) -> dict[str, float]:
+    def line(self, step: int, loss: float, headline: str) -> dict[str, float]:
         """Logs the line; returns its rates for the metrics file."""
         seconds = max(time.monotonic() - self._time, 1e-9)
         rate = (step - self._step) / seconds
         values = {
-            "patches_per_second": rate * self._patches,
+            f"{self._unit}_per_second": rate * self._examples,
             "data_wait_share": min(1.0, self.waited / seconds),
         }
         left = (self._total - step) / rate if rate else float("inf")
         logger.info(
-            "step %d/%d  loss %.4f  distance error %.2f mm  %.0f patches/s  wait %.0f%%  left %s",
+            "step %d/%d  loss %.4f  %s  %.3g %s/s  wait %.0f%%  left %s",
             step,
             self._total,
-            scalars["train/loss"],
-            scalars["train/distance_mae_mm"],
-            values["patches_per_second"],
+            loss,
+            headline,
+            rate * self._examples,
+            self._unit,
             100 * values["data_wait_share"],
             duration(left),
         )

@@ -1,34 +1,86 @@
 """The training loop: data, state, steps, validation, checkpoints, results, in this order.
 
-Resuming: 1. a checkpoint in the run folder is continued from; 2. else training starts from scratch.
-Scales always come from the run's config.json if it exists: a run never changes its units.
+Resuming: 1. a checkpoint in the run folder is continued from; 2. else training starts from scratch,
+or from the weights of another run (`init_from`). Scales come from the run's config.json if it
+exists: a run never changes its units. What differs between the tasks is in `Experiment`.
 """
 
 import dataclasses
-import json
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxcyto import metrics, plots
-from jaxcyto.config import Config, Scales, differences, scales_from_json, to_json, total_steps
+from jaxcyto import metrics, runs
+from jaxcyto.config import Config, InputScales, Scales, SegmentConfig, to_json
 from jaxcyto.errors import InputError
-from jaxcyto.evaluate import Evaluator, constant_errors, results_table
-from jaxcyto.input import PairSource, PairTable, fit_scales, iterate, open_pairs, train_batches
-from jaxcyto.models import SiameseNet
-from jaxcyto.training import parallel
+from jaxcyto.input import iterate
+from jaxcyto.training import parallel, record
 from jaxcyto.training.checkpoint import Checkpoints
+from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import MetricsWriter, Progress, logger
-from jaxcyto.training.optim import make_optimizer
-from jaxcyto.training.state import State, init_state, parameter_count
+from jaxcyto.training.pretext import open_pretraining
+from jaxcyto.training.segment import open_segmentation
+from jaxcyto.training.state import State, parameter_count
 from jaxcyto.training.step import Task, train_step
-from jaxcyto.validate import validate
+from jaxcyto.validate import batch_size, validate
+
+
+class Experiment(Protocol):
+    """One task on its data: pre-training or segmentation."""
+
+    unit: str  # of what is counted as throughput
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def examples_per_step(self) -> int: ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Fields of config.json that a run which continues must find unchanged."""
+        ...
+
+    def describe(self) -> str:
+        """The data, in one line."""
+        ...
+
+    def init_state(self, fresh: bool) -> State:
+        """The state before the first step; not `fresh`: about to be replaced by a checkpoint."""
+        ...
+
+    def train_batches(self, seed: int) -> grain.MapDataset:
+        """Endless; element k is the batch of step k."""
+        ...
+
+    def name_examples(self, index: np.ndarray) -> str:
+        """What a batch holds, for an error message."""
+        ...
+
+    def summary(self, errors: metrics.State) -> dict[str, float]:
+        """Scalars of (sum, count) states."""
+        ...
+
+    def headline(self, values: dict[str, float]) -> str:
+        """The one of these that the progress line shows."""
+        ...
+
+    def validate(self, evaluator: Evaluator, state: State) -> tuple[dict[str, float], float] | None:
+        """Scalars to log and the error that picks the best checkpoint; None without data."""
+        ...
+
+    def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
+        """The content of results.json; prints a table and draws the figures."""
+        ...
 
 
 class Interrupted(Exception):
@@ -65,20 +117,17 @@ class Stop:
 class Run:
     """What stays the same from the first step to the last."""
 
-    config: Config
+    config: Config | SegmentConfig
     workdir: Path
-    table: PairTable
-    source: PairSource
-    task: Task
+    experiment: Experiment
     evaluator: Evaluator
-    steps: int
 
 
-def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Trains, or continues to train, and evaluates on the test pairs.
+def train(config: Config | SegmentConfig, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Trains, or continues to train, and evaluates on the test data.
 
     Args:
-        config: the run.
+        config: the run; its type says which task.
         workdir: its folder; made if missing. The same folder continues the same run.
 
     Returns:
@@ -90,7 +139,7 @@ def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
         FloatingPointError: the loss is not finite.
     """
     validate(config)
-    parallel.check_batch(config.data.batch_pairs)
+    parallel.check_batch(*batch_size(config))
     workdir = Path(workdir).resolve()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -98,19 +147,31 @@ def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
         raise InputError(f"--workdir {workdir}: cannot be made: {error.strerror}") from None
     if config.prepare is not None:
         config.prepare(config)
-    table = open_pairs(config.data)
-    source = PairSource(table, config.data)
-    scales, table_of_config = _resolve_config(config, workdir, source, table)
-    steps = total_steps(config, len(table.of_split("train")))
-    optimizer = make_optimizer(config.optim, steps)
-    task = Task(make_model(config), config.loss, config.augment, scales, optimizer, config.seed)
-    run = Run(config, workdir, table, source, task, Evaluator.of(task), steps)
-    side = config.data.patch_px
-    state = init_state(task.model, jnp.zeros((1, 2, side, side, 1)), optimizer, config.seed)
-    _banner(run, state)
+    experiment: Experiment
+    if isinstance(config, SegmentConfig):
+        saved = record.read_saved(workdir, InputScales, "classes")
+        experiment = open_segmentation(config, saved and saved["scales"])
+    else:
+        saved = record.read_saved(workdir, Scales, "pairs_sha256")
+        experiment = open_pretraining(config, saved and saved["scales"])
+    task, steps = experiment.task, experiment.steps
+    resolved = {**to_json(config), "scales": to_json(task.scales), **experiment.identity}
+    if saved is not None:
+        given = {} if config.scales is None else {"scales": to_json(config.scales)}
+        fixed = [*experiment.identity, *given]
+        record.check_saved(workdir, saved, resolved | given, fixed)
+    logger.info(
+        "%d process(es), %d %s device(s)",
+        jax.process_count(),
+        jax.device_count(),
+        jax.local_devices()[0].platform,
+    )
+    logger.info("%s", experiment.describe())
+    run = Run(config, workdir, experiment, Evaluator.of(task, config.data.threads))
 
     with Stop() as stop, Checkpoints(workdir / "checkpoints", keep=config.keep) as checkpoints:
         start = checkpoints.latest() or 0
+        state = experiment.init_state(fresh=not start)
         if start:
             state = checkpoints.restore(start, state)
             if start > steps:
@@ -119,7 +180,8 @@ def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
                     "give at least as many, or another --workdir"
                 )
             logger.info("resuming at step %d of %d from %s", start, steps, workdir)
-        _write_json(workdir / "config.json", table_of_config)  # now that it is known to fit
+        logger.info("%d parameters; %d steps", parameter_count(state.params), steps)
+        record.write_json(workdir / "config.json", resolved)  # now that it is known to fit
         writer = MetricsWriter(workdir, start)
         try:
             state = _steps(run, parallel.replicate(state), start, writer, checkpoints, stop)
@@ -128,31 +190,19 @@ def train(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
     return _finish(run, state)
 
 
-def make_model(config: Config) -> SiameseNet:
-    """The network of a config; its batch norm is local until a step names an axis."""
-    model = config.model
-    return SiameseNet(
-        stem_kernel=model.stem_kernel,
-        stem_stride=model.stem_stride,
-        widths=tuple(model.widths),
-        features=model.features,
-        dtype=jnp.dtype(model.dtype),
-    )
-
-
 def _steps(
     run: Run, state: State, start: int, writer: MetricsWriter, checkpoints: Checkpoints, stop: Stop
 ) -> State:
     """From step `start` to the last. Order matters: step, log, validate, save, next batch."""
-    config = run.config
-    step_fn = parallel.pmap_train(train_step, task=run.task)
-    batches = train_batches(run.source, run.table, config.data, config.seed)
-    iterator = iterate(batches, config.data, parallel.place, start)
-    progress = Progress(start, run.steps, 2 * config.data.batch_pairs)
+    config, experiment, steps = run.config, run.experiment, run.experiment.steps
+    step_fn = parallel.pmap_train(train_step, task=experiment.task)
+    batches = experiment.train_batches(config.seed)
+    iterator = iterate(batches, config.data.threads, parallel.place, start)
+    progress = Progress(start, steps, experiment.examples_per_step, experiment.unit)
     pending: list[tuple[int, jax.Array, jax.Array]] = []  # not yet looked at: dispatch goes ahead
     best = np.inf
     try:
-        for step in range(start + 1, run.steps + 1):
+        for step in range(start + 1, steps + 1):
             before = time.monotonic()
             batch = next(iterator)
             progress.waited += time.monotonic() - before
@@ -160,22 +210,29 @@ def _steps(
             scalars = measured["scalars"]
             pending.append((step, scalars["loss"], scalars["l2_gradients"]))
 
-            logs = step % config.log_every == 0 or step in (1, run.steps)
-            validates = step % config.eval_every == 0 or step == run.steps
-            saves = step % config.checkpoint_every == 0 or step == run.steps
+            logs = step % config.log_every == 0 or step in (1, steps)
+            validates = step % config.eval_every == 0 or step == steps
+            saves = step % config.checkpoint_every == 0 or step == steps
             if logs or validates or saves or stop.signum is not None:
-                _check_finite(pending, batches, run.table)
+                _check_finite(pending, batches, experiment)
                 pending.clear()
             if logs:
-                values = _host_values(measured)
-                values |= {f"speed/{k}": v for k, v in progress.line(step, values).items()}
-                writer.write(step, values)
+                host = jax.device_get(measured)
+                values = {key: float(value) for key, value in host["scalars"].items()}
+                errors = experiment.summary(host["errors"])
+                rates = progress.line(step, values["loss"], experiment.headline(errors))
+                writer.write(
+                    step,
+                    {f"train/{key}": value for key, value in (values | errors).items()}
+                    | {f"speed/{key}": value for key, value in rates.items()},
+                )
             if step == start + 1:
                 progress.restart(step)  # what came before is compilation
-            error = None
+            found = None
             if validates:
-                error = _validate(run, state, step, writer)
+                found = _validate(run, state, step, writer)
                 progress.restart(step)
+            error = None if found is None else found[1]
             improves = error is not None and error < best
             best = min(best, error) if error is not None else best
             if saves or improves or stop.signum is not None:
@@ -187,143 +244,42 @@ def _steps(
     return state
 
 
-def _host_values(measured: dict[str, Any]) -> dict[str, float]:
-    host = jax.device_get(measured)
-    values = {f"train/{key}": float(value) for key, value in host["scalars"].items()}
-    return values | {f"train/{k}": v for k, v in flat(metrics.compute(host["errors"])).items()}
-
-
-def flat(errors: dict[str, Any]) -> dict[str, float]:
-    """Errors with those per axis under a name each."""
-    values = {}
-    for key, value in errors.items():
-        if np.ndim(value):
-            values |= {f"{key}/{axis}": float(v) for axis, v in zip("xyz", value, strict=True)}
-        else:
-            values[key] = float(value)
-    return values
-
-
 def _check_finite(
-    pending: list[tuple[int, jax.Array, jax.Array]], batches: Any, table: PairTable
+    pending: list[tuple[int, jax.Array, jax.Array]], batches: Any, experiment: Experiment
 ) -> None:
     for step, *values in pending:
         loss, gradient = (float(value) for value in jax.device_get(values))
         if not (np.isfinite(loss) and np.isfinite(gradient)):
-            pairs = batches[step - 1]["index"]
-            patches = [f"{table.first[i]}-{table.second[i]}" for i in pairs]
             raise FloatingPointError(
-                f"the loss is {loss}, the gradient's norm {gradient} at step {step}; pairs "
-                f"{pairs.tolist()} (patches {', '.join(patches)}). Lower optim.learning_rate "
-                "or set optim.clip_norm; the last checkpoint is intact"
+                f"the loss is {loss}, the gradient's norm {gradient} at step {step}; "
+                f"{experiment.name_examples(batches[step - 1]['index'])}. Lower "
+                "optim.learning_rate or set optim.clip_norm; the last checkpoint is intact"
             )
 
 
-def _validate(run: Run, state: State, step: int, writer: MetricsWriter) -> float | None:
-    """Errors on the validation pairs with re-estimated statistics; None without such pairs."""
-    config = run.config
-    pairs = run.table.of_split("val")
-    if not len(pairs):
-        return None
-    # evenly over all of them: pairs are numbered brain by brain
-    chosen = np.linspace(0, len(pairs) - 1, min(config.eval_pairs, len(pairs)))
-    pairs = pairs[chosen.astype(int)]
-    data = (run.source, run.table, config.data)
-    state = run.evaluator.reestimate(state, *data, config.batch_stats_steps)
-    errors, _ = run.evaluator.run(state, *data, pairs)
-    values = {f"val/{key}": value for key, value in flat(errors["eval"]).items()}
-    values |= {f"val_train_mode/{k}": v for k, v in flat(errors["train_mode"]).items()}
-    writer.write(step, values)
-    logger.info(
-        "validation at step %d: distance error %.2f mm (batch statistics: %.2f), "
-        "coordinate error %.2f mm",
-        step,
-        values["val/distance_mae_mm"],
-        values["val_train_mode/distance_mae_mm"],
-        values["val/coordinate_mae_mm"],
-    )
-    return values["val/distance_mae_mm"]
+def _with_statistics(run: Run, state: State) -> State:
+    """The state with batch statistics as evaluation and other programs get them."""
+    batches = run.experiment.train_batches(seed=0)
+    return run.evaluator.reestimate(state, batches, run.config.batch_stats_steps)
+
+
+def _validate(
+    run: Run, state: State, step: int, writer: MetricsWriter
+) -> tuple[dict[str, float], float] | None:
+    found = run.experiment.validate(run.evaluator, _with_statistics(run, state))
+    if found is not None:
+        writer.write(step, found[0])
+    return found
 
 
 def _finish(run: Run, state: State) -> dict[str, Any]:
-    """Test errors, results.json, figures; prints the table."""
-    table, data = run.table, (run.source, run.table, run.config.data)
-    pairs = table.of_split("test")
-    results: dict[str, Any] = {
-        "steps": int(state.step),
-        "absolute_x": run.config.data.absolute_x,
-        "pairs": {split: len(table.of_split(split)) for split in ("train", "val", "test")},
-    }
-    state = run.evaluator.reestimate(state, *data, run.config.batch_stats_steps)
-    predictions = None
-    if len(pairs):
-        errors, predictions = run.evaluator.run(state, *data, pairs)
-        results["test"] = errors["eval"] | constant_errors(table, pairs, run.task.scales)
-        results["test_train_mode"] = errors["train_mode"]
-        print(results_table(results["test"], run.config.data.absolute_x), flush=True)
-    else:
-        logger.warning("no test pairs: results.json has no test errors")
-    _write_json(run.workdir / "results.json", results)
-    figures = plots.pretext_figures(run.workdir, table, run.source, predictions)
-    logger.info("results.json and figures (%s) are in %s", ", ".join(figures), run.workdir)
+    """weights.safetensors, the test and its figures, results.json."""
+    state = _with_statistics(run, state)
+    host = jax.device_get(state)
+    runs.save_weights(run.workdir, {"params": host.params, "batch_stats": host.batch_stats})
+    (run.workdir / "figures").mkdir(exist_ok=True)
+    results = {"steps": int(host.step)}
+    results |= run.experiment.finish(run.evaluator, state, run.workdir)
+    record.write_json(run.workdir / "results.json", results)
+    logger.info("weights, results.json and figures are in %s", run.workdir)
     return results
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
-
-
-def _resolve_config(
-    config: Config, workdir: Path, source: PairSource, table: PairTable
-) -> tuple[Scales, dict[str, Any]]:
-    """Scales of the run, and its config.json; says what changed in it since the first start.
-
-    Raises:
-        InputError: the run's config.json is damaged, its pairs are others than those of today, or
-            other scales are given.
-    """
-    path = workdir / "config.json"
-    pairs = {str(brain.root.name): key for brain, key in zip(table.brains, table.keys, strict=True)}
-    if not path.exists():
-        scales = config.scales or fit_scales(source, table)
-        return scales, to_json(dataclasses.replace(config, scales=scales)) | {"pairs_sha256": pairs}
-    try:
-        old = json.loads(path.read_text())
-        scales = scales_from_json(old["scales"])
-        old_pairs = old["pairs_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); start in a new --workdir") from None
-    if old_pairs != pairs:
-        raise InputError(
-            f"{workdir}: this run was started on other pairs than the brains hold now (a new "
-            "sample or split may put training patches into the test); start in a new --workdir"
-        )
-    if config.scales is not None and config.scales != scales:
-        raise InputError(f"{path}: scales are those of the first start; start in a new --workdir")
-    new = to_json(dataclasses.replace(config, scales=scales)) | {"pairs_sha256": pairs}
-    for line in differences(old, new):
-        logger.warning("config differs from the run's so far: %s", line)
-    return scales, new
-
-
-def _banner(run: Run, state: State) -> None:
-    table, config = run.table, run.config
-    counts = {split: len(table.of_split(split)) for split in ("train", "val", "test")}
-    logger.info(
-        "%d process(es), %d %s device(s), %d pairs a device and step",
-        jax.process_count(),
-        jax.device_count(),
-        jax.local_devices()[0].platform,
-        config.data.batch_pairs // jax.device_count(),
-    )
-    logger.info(
-        "pairs: %s; brains: %s",
-        ", ".join(f"{count} {split}" for split, count in counts.items()),
-        ", ".join(brain.name for brain in table.brains),
-    )
-    epochs = run.steps * config.data.batch_pairs / max(1, counts["train"])
-    logger.info(
-        "%d parameters; %d steps (%.3g epochs)", parameter_count(state.params), run.steps, epochs
-    )

@@ -22,12 +22,26 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, steps: int, encoder_rate: float = 1.0
+) -> optax.GradientTransformation:
     """Clipping (if asked for), then the optimizer with its schedule.
 
     Weight decay is no part of it: the paper's lambda * ||w||^2 is a term of the loss.
+
+    Args:
+        config: the optimizer.
+        steps: of the whole run.
+        encoder_rate: learning rate of the parameters under `encoder`, relative to the others'; 0
+            freezes them (their batch norm still sees the statistics of the batch).
     """
     optimizer = config.optimizer(learning_rate=schedule(config, steps))
+    if encoder_rate != 1.0:
+        slower = optax.chain(optimizer, optax.scale(encoder_rate))
+        optimizer = optax.multi_transform(
+            {"encoder": slower if encoder_rate else optax.set_to_zero(), "rest": optimizer},
+            lambda params: {key: "encoder" if key == "encoder" else "rest" for key in params},
+        )
     if config.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

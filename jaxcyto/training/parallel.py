@@ -21,17 +21,15 @@ def _mesh() -> Mesh:
     return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
-def check_batch(batch_pairs: int) -> None:
+def check_batch(field: str, size: int) -> None:
     """Raises InputError unless this process's devices share the global batch evenly."""
     if jax.process_count() > 1:
         raise InputError(
             f"{jax.process_count()} processes: training runs in one process with all its devices; "
             "start it without a cluster's environment variables"
         )
-    if batch_pairs % jax.device_count():
-        raise InputError(
-            f"data.batch_pairs = {batch_pairs} must be divisible by {jax.device_count()} devices"
-        )
+    if size % jax.device_count():
+        raise InputError(f"{field} = {size} must be divisible by {jax.device_count()} devices")
 
 
 def replicate(tree: Any) -> Any:

@@ -20,10 +20,10 @@ class State:
 
 
 def init_state(
-    model: nn.Module, example: jax.Array, optimizer: optax.GradientTransformation, seed: int
+    model: nn.Module, example: tuple[Any, ...], optimizer: optax.GradientTransformation, seed: int
 ) -> State:
-    """A fresh state; `example` is an input of the model, of batch size 1."""
-    variables = jax.jit(model.init)(jax.random.key(seed), example)
+    """A fresh state; `example` holds the model's arguments, of batch size 1."""
+    variables = jax.jit(model.init)(jax.random.key(seed), *example)
     params = variables["params"]
     return State(
         step=jnp.zeros((), jnp.int32),

@@ -1,72 +1,73 @@
-"""The steps of pre-training as pure functions of (state, batch), for one device.
+"""The steps of training as pure functions of (state, batch), for one device.
 
 `axis_name` names the mapped axis of `parallel.py`; with None a step is a plain function to jit or
-to export. A batch on a device holds its share of the global batch.
+to export. A batch on a device holds its share of the global batch. What differs between the tasks
+is in `Task`.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcyto import augment, losses, metrics
-from jaxcyto.config import AugmentConfig, LossConfig, Scales, Term
-from jaxcyto.models import SiameseNet
+from jaxcyto import augment, losses
+from jaxcyto.config import LossConfig, Term
+from jaxcyto.metrics import State as Metrics
 from jaxcyto.models.encoder import BN_MOMENTUM
 from jaxcyto.training.state import State
 
 Batch = dict[str, Any]
+IMAGES = ("patches", "image", "atlas")  # fields that losses do not see
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What a step needs beside state and batch: all of it static."""
+class Task(Protocol):
+    """What a step needs beside state and batch, all of it static; the methods are pure."""
 
-    model: SiameseNet
-    loss: LossConfig
-    augment: AugmentConfig
-    scales: Scales
-    optimizer: optax.GradientTransformation
-    seed: int = 0
+    @property
+    def model(self) -> nn.Module:
+        """With the attribute `axis_name` for its batch norm."""
+        ...
 
+    @property
+    def loss(self) -> LossConfig: ...
 
-def model_inputs(task: Task, batch: Batch, keys: jax.Array | None) -> Batch:
-    """Adds scaled targets to a batch and turns its uint8 patches into normalised float.
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Statistics that evaluation uses: "eval" (stored) and maybe "train_mode" (the batch's)."""
+        ...
 
-    Args:
-        task: gives the scales and the augmentation.
-        batch: as the loader gives it, distances and coordinates in mm.
-        keys: [B] one key an example; None: no augmentation.
-    """
-    scales = task.scales
-    low = jnp.asarray(scales.coordinate_low_mm, jnp.float32)[None, None]
-    high = jnp.asarray(scales.coordinate_high_mm, jnp.float32)[None, None]
-    batch = dict(batch)
-    batch["distance_target"] = batch["distance"] / scales.distance_mm
-    batch["coordinate_target"] = 2 * (batch["coordinates"] - low) / (high - low) - 1
-    if "all_distances" in batch:
-        batch["all_distances_target"] = batch["all_distances"] / scales.distance_mm
-    mean, std = scales.input_mean, scales.input_std
-    if keys is None:
-        patches = augment.normalise(batch["patches"], mean, std)
-    else:
-        options = dataclasses.asdict(task.augment)
-        patches = augment.augment_patches(keys, batch["patches"], mean, std, **options)
-    batch["patches"] = patches
-    return batch
+    @property
+    def scales(self) -> Any:
+        """Units of inputs and outputs, for config.json."""
+        ...
 
+    @property
+    def optimizer(self) -> optax.GradientTransformation: ...
 
-def outputs_mm(task: Task, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Predictions in mm: `distance` [B] and `coordinates` [B, 2, 3]."""
-    return metrics.predictions_mm(
-        outputs,
-        distance_scale_mm=task.scales.distance_mm,
-        low_mm=jnp.asarray(task.scales.coordinate_low_mm, jnp.float32),
-        high_mm=jnp.asarray(task.scales.coordinate_high_mm, jnp.float32),
-    )
+    @property
+    def seed(self) -> int: ...
+
+    def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
+        """A loader's batch with normalised, augmented (keys [B], unless None) float images and
+        scaled targets."""
+        ...
+
+    def forward(
+        self, model: nn.Module, variables: dict[str, Any], batch: Batch, train: bool
+    ) -> tuple[Batch, Any]:
+        """Outputs by name, and the batch statistics after this batch."""
+        ...
+
+    def errors(self, outputs: Batch, batch: Batch) -> Metrics:
+        """(sum, count) states of one batch."""
+        ...
+
+    def predictions(self, outputs: Batch, batch: Batch) -> Batch:
+        """What evaluation keeps of each example: arrays [B, ...]."""
+        ...
 
 
 def gather(tree: Any, axis_name: str | None) -> Any:
@@ -85,7 +86,7 @@ def loss_terms(
     number of devices; the other terms are this device's share, averaged afterwards.
     """
     # images stay where they are: a loss of outputs and targets does not need them
-    targets = {key: value for key, value in batch.items() if key != "patches"}
+    targets = {key: value for key, value in batch.items() if key not in IMAGES}
     shared = (outputs, targets)
     if any(losses.is_batchwise(term.function) for term in terms):
         shared = gather(shared, axis_name)
@@ -111,25 +112,21 @@ def train_step(
         "errors", all of them over the global batch.
     """
     keys = augment.example_keys(jax.random.key(task.seed), state.step, batch["index"])
-    batch = model_inputs(task, batch, keys)
+    batch = task.inputs(batch, keys)
     model = task.model.clone(axis_name=axis_name)
 
     def loss_fn(params):
-        outputs, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch["patches"],
-            train=True,
-            mutable=["batch_stats"],
-        )
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        outputs, batch_stats = task.forward(model, variables, batch, True)
         total, terms = loss_terms(task.loss.terms, outputs, batch, axis_name)
         squared_norm = losses.weight_decay(params)
         total = total + task.loss.weight_decay * squared_norm
         scalars = {"loss": total, "l2_kernels": jnp.sqrt(squared_norm)}
         scalars |= {f"loss/{name}": value for name, value in terms.items()}
-        return total, (scalars, outputs, updated["batch_stats"])
+        return total, (scalars, outputs, batch_stats)
 
     gradients, (scalars, outputs, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-    errors = metrics.pretext_metrics(outputs_mm(task, outputs), batch)
+    errors = task.errors(outputs, batch)
     if axis_name is not None:
         # outside of loss_fn: inside, pmean would change the gradients (pmap does not type them)
         gradients, scalars = jax.lax.pmean((gradients, scalars), axis_name)
@@ -147,44 +144,35 @@ def train_step(
 
 def eval_step(
     state: State, batch: Batch, *, task: Task, axis_name: str | None = None
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """Errors of the stored statistics, and beside them those of batch statistics (train mode).
+) -> tuple[dict[str, Any], Batch]:
+    """Errors in the modes of the task, and its predictions with the stored statistics.
 
     Returns:
-        (sum, count) states over the global batch, under "eval" and "train_mode"; and this device's
-        predictions in mm, `distance` [b] and `coordinates` [b, 2, 3].
+        (sum, count) states over the global batch, by mode; and the task's predictions for this
+        device's examples.
     """
-    batch = model_inputs(task, batch, None)
+    batch = task.inputs(batch, None)
     model = task.model.clone(axis_name=axis_name)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    outputs: Any = model.apply(variables, batch["patches"], train=False)
-    predictions = outputs_mm(task, outputs)
-    train_mode, _ = model.apply(variables, batch["patches"], train=True, mutable=["batch_stats"])
-    errors = {
-        "eval": metrics.pretext_metrics(predictions, batch),
-        "train_mode": metrics.pretext_metrics(outputs_mm(task, train_mode), batch),
+    outputs = {
+        mode: task.forward(model, variables, batch, mode == "train_mode")[0] for mode in task.modes
     }
+    errors: Any = {mode: task.errors(outputs[mode], batch) for mode in task.modes}
     if axis_name is not None:
         errors = jax.lax.psum(errors, axis_name)
-    return errors, predictions
+    return errors, task.predictions(outputs["eval"], batch)
 
 
 def statistics_step(
     state: State, batch: Batch, *, task: Task, axis_name: str | None = None
 ) -> dict[str, Any]:
     """Batch statistics of one batch as first and second moments, to be averaged over batches."""
-    batch = model_inputs(task, batch, None)
+    batch = task.inputs(batch, None)
     model = task.model.clone(axis_name=axis_name)
     # from zeros, the running average after one batch is (1 - momentum) times the batch's value
     zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    _, updated = model.apply(
-        {"params": state.params, "batch_stats": zeros},
-        batch["patches"],
-        train=True,
-        mutable=["batch_stats"],
-    )
-    one_batch = jax.tree.map(lambda x: x / (1.0 - BN_MOMENTUM), updated["batch_stats"])
-    return to_moments(one_batch)
+    _, updated = task.forward(model, {"params": state.params, "batch_stats": zeros}, batch, True)
+    return to_moments(jax.tree.map(lambda x: x / (1.0 - BN_MOMENTUM), updated))
 
 
 def to_moments(batch_stats: Any) -> Any:

@@ -1,0 +1,78 @@
+"""Label and atlas images written into a brain's folder and its section table: all or none."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from jaxcyto.brain.manifest import Brain, SectionRow, table_rows, write_table
+from jaxcyto.errors import InputError
+
+FOLDERS = {"label": "labels", "atlas": "atlas"}
+
+
+def select_sections(brain: Brain, names: Sequence[str]) -> list[SectionRow]:
+    """The sections of these names, all if none is given.
+
+    Raises:
+        InputError: a name that is not in the table.
+    """
+    known = {row.name: row for row in brain.sections}
+    for name in names:
+        if name not in known:
+            some = ", ".join(list(known)[:8]) + ", ..." * (len(known) > 8)
+            raise InputError(
+                f"{brain.root / brain.section_table}: no section {name!r}; there are {some}"
+            )
+    return [known[name] for name in names] if names else list(brain.sections)
+
+
+@contextlib.contextmanager
+def image_column(
+    brain: Brain, column: str, sections: Sequence[SectionRow], overwrite: bool
+) -> Iterator[Callable[[SectionRow], Path]]:
+    """Images for a column of the section table, `labels/<section>.tif` or `atlas/<section>.tif`.
+
+    Yields a function that says where to write a section's image. On success the images written
+    take their places and the table names them; on an error nothing has changed.
+
+    Args:
+        brain: the brain.
+        column: "label" or "atlas".
+        sections: those that may get an image.
+        overwrite: whether those that have one may get another.
+
+    Raises:
+        InputError: a section has an image and `overwrite` is not set, or its name is no file name.
+    """
+    folder = brain.root / FOLDERS[column]
+    table = brain.root / brain.section_table
+    if not Path(os.path.realpath(folder)).is_relative_to(brain.root):
+        raise InputError(f"{folder}: leaves the brain's folder; make it a folder, not a link")
+    for row in sections:
+        file = f"{row.name}.tif"
+        if Path(file).name != file or row.name.startswith("."):
+            raise InputError(
+                f"{table}: section {row.name!r} cannot be the name of its {column} image; rename it"
+            )
+        old = getattr(row, column) or folder / file
+        if not overwrite and old.exists():
+            raise InputError(
+                f"section {row.name}: has the {column} image {old}; add --overwrite to replace it"
+            )
+    staging = brain.root / f".{folder.name}.{os.getpid()}.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield lambda row: staging / f"{row.name}.tif"
+        rows = table_rows(brain)
+        folder.mkdir(exist_ok=True)
+        for row in sections:
+            file = staging / f"{row.name}.tif"
+            if file.exists():
+                os.replace(file, folder / file.name)
+                rows[row.index][column] = f"{folder.name}/{file.name}"
+        write_table(table, rows)
+    finally:
+        shutil.rmtree(staging)

@@ -1,0 +1,218 @@
+"""Commands around segmentation: annotations in, class maps and scores out."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from jaxcyto.cli_command import BRAIN, Command
+
+SECTIONS = click.option(
+    "--section", "sections", multiple=True, metavar="NAME", help="Only this one; may be repeated."
+)
+
+
+@click.command(cls=Command)
+@BRAIN
+@click.option(
+    "--geojson",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A file, or a folder of files named after their sections.",
+)
+@click.option("--section", metavar="NAME", help="The section of a single file.")
+@click.option(
+    "--unit",
+    type=click.Choice(["px", "um"]),
+    default="px",
+    show_default=True,
+    help="Of the coordinates: pixels at full resolution (QuPath), or micrometres.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace label images.")
+def annotate(brain: Path, **settings) -> None:
+    """Turn annotations drawn as polygons into label images.
+
+    Reads GeoJSON as QuPath exports it, writes labels/SECTION.tif and fills the column `label` of
+    the section table. Classes are those of brain.toml, found by name. Later polygons paint over
+    earlier ones. Prints the square millimetres of each class.
+
+    \b
+    Examples:
+      jaxcyto annotate brains/bigbrain --geojson export/
+      jaxcyto annotate brains/bigbrain --geojson drawn.geojson --section 1081
+    """
+    from jaxcyto.brain.annotate import annotate_brain
+
+    click.echo(annotate_brain(brain, **settings))
+
+
+def _classes(_context, _option, values: tuple[str, ...]) -> dict[int, str]:
+    found = {}
+    for value in values:
+        key, equals, name = value.partition("=")
+        if not equals or not key.strip().lstrip("-").isdecimal():
+            raise click.BadParameter(f"{value!r}: expected LABEL=CLASS, such as 1=hOc1")
+        found[int(key)] = name.strip()
+    return found
+
+
+@click.command(cls=Command)
+@BRAIN
+@SECTIONS
+@click.option(
+    "--map",
+    "classes",
+    multiple=True,
+    metavar="LABEL=CLASS",
+    callback=_classes,
+    help="Class of a label that has no name, or another; LABEL= leaves it not annotated.",
+)
+@click.option(
+    "--into",
+    type=click.Choice(["label", "atlas"]),
+    default="label",
+    show_default=True,
+    help="Label images (class numbers), or atlas images (probability of each area).",
+)
+@click.option(
+    "--fwhm-mm",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Of an atlas: smooth along the surface by this width.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace images.")
+def carry(brain: Path, **settings) -> None:
+    """Carry the area labels of the surfaces into the section planes.
+
+    Writes labels/SECTION.tif or atlas/SECTION.tif for every section that meets the cortex, from the
+    `labels` of each hemisphere, and fills the section table. Prints which label became which class.
+
+    \b
+    Examples:
+      jaxcyto carry brains/bigbrain --map 181=hOc1
+      jaxcyto carry brains/bigbrain --into atlas --fwhm-mm 4
+    """
+    from jaxcyto.brain.carry import carry_labels
+    from jaxcyto.brain.progress import StderrProgress
+
+    if settings["fwhm_mm"] and settings["into"] == "label":
+        raise click.UsageError("--fwhm-mm is for --into atlas")
+    click.echo(carry_labels(brain, progress=StderrProgress("carrying", "sections"), **settings))
+
+
+def _shard(_context, _option, value: str) -> tuple[int, int]:
+    number, slash, count = value.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise click.BadParameter(f"{value!r}: expected I/N, such as 3/16")
+    if not 1 <= int(number) <= int(count):
+        raise click.BadParameter(f"{value!r}: I counts from 1 to N")
+    return int(number), int(count)
+
+
+@click.command(cls=Command)
+@click.argument("run", type=click.Path(path_type=Path))
+@BRAIN
+@SECTIONS
+@click.option(
+    "--shard",
+    metavar="I/N",
+    default="1/1",
+    callback=_shard,
+    help="The I-th of N parts of the sections, for job arrays.",
+)
+@click.option(
+    "--tile",
+    "tile_px",
+    type=click.IntRange(1),
+    help="Side of the windows in pixels; default: what memory allows. Large ones are fast.",
+)
+@click.option("--probabilities", is_flag=True, help="Also write the probability of each class.")
+@click.option("--overlay", is_flag=True, help="Also draw the borders of the classes on the tissue.")
+@click.option("--surface", is_flag=True, help="Also write the class of each vertex as GIFTI.")
+def predict(
+    run: Path, brain: Path, shard: tuple[int, int], tile_px: int | None, **settings
+) -> None:
+    """Segment whole sections with a trained network.
+
+    Writes RUN/predictions/BRAIN/SECTION.ome.tif, class numbers as a pyramidal OME-TIFF with names
+    and colours. Where there is no tissue nearby the class of kind "background" is assumed. Finished
+    sections are skipped, so the same command continues after a stop. Exit status 1 if a section
+    could not be read; the others are finished.
+
+    \b
+    Examples:
+      jaxcyto predict runs/segment brains/bigbrain --overlay
+      jaxcyto predict runs/segment brains/bigbrain --shard $SLURM_ARRAY_TASK_ID/16
+      jaxcyto predict runs/segment brains/bigbrain --surface
+    """
+    from jaxcyto.brain.progress import StderrProgress
+    from jaxcyto.predict import Outputs, predict_brain
+
+    sections = settings.pop("sections")
+    if settings["surface"] and shard != (1, 1):
+        raise click.UsageError("--surface needs all sections: give it once all shards are finished")
+    report = predict_brain(
+        run,
+        brain,
+        sections=sections,
+        shard=shard,
+        tile_px=tile_px,
+        outputs=Outputs(**settings),
+        progress=StderrProgress("predicting", "px of the maps"),
+    )
+    if report.predicted:
+        maps, images = (px / report.seconds / 1e6 for px in (report.pixels, report.image_pixels))
+        click.echo(
+            f"{len(report.predicted)} section(s) in {report.seconds:.1f} s with tiles of "
+            f"{report.tile_px} px: {maps:.3g} Mpx/s of maps, {images:.3g} Mpx/s of images"
+        )
+    if report.finished:
+        click.echo(f"{len(report.finished)} section(s) finished before")
+    for path, share in report.labels:
+        click.echo(f"{path}: {100 * share:.0f} % of the vertices have a class")
+    click.echo(f"class maps are in {report.folder}")
+    for line in report.failures:
+        click.echo(f"error: {line}", err=True)
+    if report.failures:
+        click.echo(f"{len(report.failures)} section(s) failed", err=True)
+        sys.exit(1)
+
+
+@click.command(cls=Command)
+@click.argument("run", type=click.Path(path_type=Path))
+@BRAIN
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="A second run, such as the one without pre-training: both confusion matrices in a figure.",
+)
+def evaluate(run: Path, brain: Path, split: str, against: Path | None) -> None:
+    """Score a trained network on the annotated sections of a split.
+
+    Predicts what `jaxcyto predict` has not yet. Writes results.json, the confusion matrix and a
+    figure of each section to RUN/evaluation/BRAIN/SPLIT, and prints the scores.
+
+    \b
+    Examples:
+      jaxcyto evaluate runs/segment brains/bigbrain
+      jaxcyto evaluate runs/segment brains/bigbrain --against runs/random
+    """
+    from jaxcyto.brain.progress import StderrProgress
+    from jaxcyto.evaluate import compare, evaluate_brain, scores_table
+
+    def score(folder: Path) -> dict:
+        progress = StderrProgress("predicting", "px of the maps")
+        return evaluate_brain(folder, brain, split, progress)
+
+    if against is None:
+        click.echo(scores_table(score(run)))
+        return
+    results = {str(folder): score(folder) for folder in (against, run)}
+    for folder, found in results.items():
+        click.echo(f"{folder}\n{scores_table(found)}\n")
+    click.echo(f"confusion matrices of both: {compare(results, run, brain, split)}")

@@ -1,0 +1,201 @@
+"""All sections of a brain: class maps in the run's folder, whatever happens on the way.
+
+    RUN/predictions/BRAIN/SECTION.ome.tif                 class map
+    RUN/predictions/BRAIN/SECTION.probabilities.ome.tif   if asked for
+    RUN/predictions/BRAIN/SECTION.png                     overlay, if asked for
+    RUN/predictions/BRAIN/HEMISPHERE.label.gii            classes of the vertices, if asked for
+
+A class map takes its name when it and its probability map are complete, and says what it was
+computed with, so the same command skips what is finished and does the rest.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from jaxcyto.brain.image_column import select_sections
+from jaxcyto.brain.manifest import AreaClass, Brain, read_brain
+from jaxcyto.brain.progress import Progress
+from jaxcyto.brain.sections import open_section
+from jaxcyto.errors import InputError
+from jaxcyto.predict.maps import open_class_map, write_class_map, write_probability_map
+from jaxcyto.predict.memory import bytes_per_px, free_bytes
+from jaxcyto.predict.overlay import write_overlay
+from jaxcyto.predict.planes import Plane
+from jaxcyto.predict.predictor import Failure, Predictor, geometry
+from jaxcyto.predict.reading import Source
+from jaxcyto.predict.surface import write_surface_labels
+from jaxcyto.predict.task import Task, open_source, plan, remove_unfinished
+from jaxcyto.predict.tiling import choose_tile
+from jaxcyto.runs import load_segment_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What is written beside class maps."""
+
+    probabilities: bool = False
+    overlay: bool = False
+    surface: bool = False
+
+
+@dataclasses.dataclass
+class Report:
+    """What became of the sections, by name, and what it took.
+
+    Attributes:
+        folder: where the maps are.
+        predicted: computed now.
+        finished: computed before, with the same settings.
+        failures: one message for each section that could not be read.
+        labels: files with labels of a surface, and the share of vertices that have one.
+        tile_px: side of the windows; 0: nothing was computed.
+        pixels: map px computed.
+        image_pixels: px of the sections that they cover, as the network sees them.
+        seconds: for these.
+    """
+
+    folder: Path
+    predicted: list[str] = dataclasses.field(default_factory=list)
+    finished: list[str] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    labels: list[tuple[Path, float]] = dataclasses.field(default_factory=list)
+    tile_px: int = 0
+    pixels: int = 0
+    image_pixels: int = 0
+    seconds: float = 0.0
+
+
+def predict_brain(
+    run_folder: Path,
+    brain_folder: Path,
+    *,
+    sections: Sequence[str] = (),
+    shard: tuple[int, int] = (1, 1),
+    tile_px: int | None = None,
+    outputs: Outputs | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Predicts the sections of a brain that are not finished yet.
+
+    Args:
+        run_folder: of a finished segmentation run.
+        brain_folder: of the brain.
+        sections: names; all if empty.
+        shard: (i, n): every n-th of them from the i-th on, counted from 1.
+        tile_px: side of the windows; by default what memory allows and the largest section needs.
+        outputs: what else is written.
+        progress: told the map px done.
+
+    Returns:
+        A report; sections that cannot be read are in its `failures`, all others are finished.
+
+    Raises:
+        InputError: no such run or brain, an unknown section, or an impossible tile size.
+    """
+    outputs = outputs or Outputs()
+    run, brain = load_segment_run(run_folder), read_brain(brain_folder)
+    rows = select_sections(brain, list(dict.fromkeys(sections)))[shard[0] - 1 :: shard[1]]
+    report = Report(run.path / "predictions" / brain.root.name)
+    report.folder.mkdir(parents=True, exist_ok=True)
+    tasks, report.failures = plan(run, brain, rows, report.folder)
+    remove_unfinished(tasks, report.folder)
+    finished = [task for task in tasks if task.is_finished(outputs.probabilities)]
+    report.finished = [task.row.name for task in finished]
+    todo = [task for task in tasks if task not in finished]
+    if todo:
+        tile_px = tile_px or choose_tile(
+            geometry(run.model),
+            longest=max(max(task.shape) for task in todo),
+            at_least=run.image_px,
+            memory_bytes=free_bytes(),
+            bytes_per_px=bytes_per_px(run.model),
+        )
+        predictor = Predictor(run, tile_px, outputs.probabilities)
+        _make_maps(predictor, brain, todo, outputs, progress, report)
+    if outputs.overlay:
+        for task in finished:
+            if not task.has_overlay():
+                _write_overlay(brain, task, run.classes, report)
+    if outputs.surface:
+        complete = {*report.predicted, *report.finished}
+        maps = [
+            (task.row, open_class_map(task.class_map))
+            for task in tasks
+            if task.row.name in complete
+        ]
+        report.labels = write_surface_labels(report.folder, brain.hemispheres, maps, run.classes)
+    return report
+
+
+def _make_maps(
+    predictor: Predictor,
+    brain: Brain,
+    tasks: list[Task],
+    outputs: Outputs,
+    progress: Progress | None,
+    report: Report,
+) -> None:
+    """Computes the maps; while those of one section are written, the next one is computed."""
+    run, stride = predictor.run, predictor.tiling.geometry.output_stride
+    out_um = run.um_per_px * stride
+    by_name = {task.row.name: task for task in tasks}
+    total, started = sum(task.shape[0] * task.shape[1] for task in tasks), time.monotonic()
+
+    def sources() -> Iterator[Source]:
+        for task in tasks:
+            try:
+                yield open_source(run, brain, task.row, out_um)
+            except InputError as error:  # it changed since its header was read
+                report.failures.append(f"section {task.row.name}: {error}")
+
+    def write(task: Task, planes: list[Plane]) -> None:
+        about = (out_um, run.classes, task.settings)
+        if outputs.probabilities:
+            write_probability_map(task.probability_map, planes[1:], *about)
+        write_class_map(task.class_map, planes[0], *about)
+        report.predicted.append(task.row.name)
+        if outputs.overlay:
+            _write_overlay(brain, task, run.classes, report)
+
+    planes: list[Plane] = []
+    with ThreadPoolExecutor(1, "writer") as writer:
+        writing: Future[None] | None = None
+        for part in predictor.sections(sources()):
+            task = by_name[part.source.name]
+            if isinstance(part, Failure):
+                report.failures.append(f"section {task.row.name}: {part.error}")
+                part.source.section.close()
+                continue
+            if part.top == 0:
+                count = 1 + len(run.classes) * outputs.probabilities
+                planes = [Plane(report.folder, task.shape) for _ in range(count)]
+            planes[0].write(part.top, part.classes)
+            if part.probabilities is not None:
+                for plane, rows in zip(planes[1:], part.probabilities, strict=True):
+                    plane.write(part.top, rows)
+            report.pixels += part.classes.size
+            if progress is not None:
+                progress(report.pixels, total)
+            if part.top + len(part.classes) == task.shape[0]:
+                part.source.section.close()
+                if writing is not None:
+                    writing.result()  # no more than one section waits
+                writing = writer.submit(write, task, planes)
+        if writing is not None:
+            writing.result()
+    report.tile_px = predictor.tiling.tile_px
+    report.image_pixels = report.pixels * stride**2
+    report.seconds = time.monotonic() - started
+
+
+def _write_overlay(
+    brain: Brain, task: Task, classes: tuple[AreaClass, ...], report: Report
+) -> None:
+    try:
+        with open_section(task.row.image, task.row.pixel_um, brain.background) as section:
+            write_overlay(task.overlay, section, open_class_map(task.class_map), classes)
+    except InputError as error:
+        report.failures.append(f"section {task.row.name}: {error}")

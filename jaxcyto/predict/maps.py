@@ -1,0 +1,218 @@
+"""Class and probability maps on disk: tiled, pyramidal OME-TIFF (OME schema 2016-06).
+
+A class map holds class numbers (uint8, 255 = not predicted) with a palette of the classes' colours;
+a probability map one channel for each class (uint8, 255 = probability 1), named after it. Reduced
+images are sub-IFDs of the first, as Bio-Formats, QuPath and tifffile read them. The names of the
+classes and what the map was computed with are a MapAnnotation of the OME-XML.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+
+from jaxcyto.brain.manifest import AreaClass
+from jaxcyto.brain.tiff_level import TiffLevel, tiff_level
+from jaxcyto.brain.tiff_pages import check_pages
+from jaxcyto.errors import InputError
+from jaxcyto.predict.planes import Plane, mean, mode
+
+NOT_PREDICTED = 255
+TILE = 512  # px
+SMALLEST = 512  # px: no reduced image is made of one that is no larger
+SETTINGS = "settings SHA-256"  # key of the annotation
+OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
+
+
+def write_class_map(
+    path: Path, plane: Plane, pixel_um: float, classes: Sequence[AreaClass], settings: str
+) -> None:
+    """Writes a class map under a temporary name, then renames it into place.
+
+    Args:
+        path: the file; its name should end in .ome.tif.
+        plane: class numbers.
+        pixel_um: pixel size.
+        classes: names and colours, in the order of their numbers.
+        settings: digest of all that the map depends on, see `ClassMap`.
+    """
+    names = {f"class {number}": entry.name for number, entry in enumerate(classes)}
+    palette = np.zeros((256, 3), np.uint16)
+    palette[: len(classes)] = 257 * colors(classes).astype(np.uint16)
+    metadata = {"axes": "YX", "MapAnnotation": names | {SETTINGS: settings}}
+    options = {"photometric": "palette", "colormap": palette.T}
+    _write(path, _pyramids([plane], mode), pixel_um, metadata, options)
+
+
+def write_probability_map(
+    path: Path,
+    planes: Sequence[Plane],
+    pixel_um: float,
+    classes: Sequence[AreaClass],
+    settings: str,
+) -> None:
+    """Writes a probability map, a plane for each class; arguments as in `write_class_map`."""
+    names = [entry.name for entry in classes]
+    metadata = {
+        "axes": "CYX",
+        "Channel": {"Name": names, "Color": [_ome_color(entry) for entry in classes]},
+        "MapAnnotation": {SETTINGS: settings},
+    }
+    options = {"photometric": "minisblack"}
+    _write(path, _pyramids(planes, mean), pixel_um, metadata, options)
+
+
+def colors(classes: Sequence[AreaClass]) -> np.ndarray:
+    """The classes' colours, uint8 [classes, 3]."""
+    return np.array([list(bytes.fromhex(entry.color[1:])) for entry in classes], np.uint8)
+
+
+def settings_of(path: Path) -> str | None:
+    """The digest of settings that a map on disk was written with; None if there is no such map."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return _annotation(tiff.ome_metadata or "").get(SETTINGS)
+    except Exception:  # absent, damaged or of another kind: not ours to say
+        return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClassMap:
+    """A class map on disk; threads may share it.
+
+    Attributes:
+        path: the file.
+        pixel_um: pixel size of the full resolution.
+        names: of the classes.
+        levels: of the pyramid, each with a `shape`.
+    """
+
+    path: Path
+    pixel_um: float
+    names: tuple[str, ...]
+    levels: tuple[TiffLevel, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) px at full resolution."""
+        return self.levels[0].shape
+
+    def read(self, top: int, left: int, height: int, width: int, level: int = 0) -> np.ndarray:
+        """Class numbers uint8 [height, width] of a window; outside of the map NOT_PREDICTED.
+
+        Raises:
+            InputError: a tile of the file is damaged.
+        """
+        out = np.full((height, width), NOT_PREDICTED, np.uint8)
+        rows, columns = self.levels[level].shape
+        y0, y1, x0, x1 = (
+            max(top, 0),
+            min(top + height, rows),
+            max(left, 0),
+            min(left + width, columns),
+        )
+        if y0 < y1 and x0 < x1:
+            fd = os.open(self.path, os.O_RDONLY)
+            try:
+                part = out[y0 - top : y1 - top, x0 - left : x1 - left]
+                self.levels[level].read_into(fd, y0, x0, part[..., None])
+            finally:
+                os.close(fd)
+        return out
+
+
+def open_class_map(path: str | os.PathLike) -> ClassMap:
+    """Opens a class map that `write_class_map` wrote.
+
+    Raises:
+        InputError: it is none.
+    """
+    path = Path(path)
+    try:
+        check_pages(path)
+        with tifffile.TiffFile(path) as tiff:
+            annotation = _annotation(tiff.ome_metadata or "")
+            pages = [level.pages[0].aspage() for level in tiff.series[0].levels]  # pyright: ignore
+            levels = [tiff_level(path, page, None, as_grey=False) for page in pages]
+            pixels = ElementTree.fromstring(tiff.ome_metadata or "").find(f".//{OME}Pixels")
+            pixel_um = float(pixels.attrib["PhysicalSizeX"])  # pyright: ignore
+            names = [annotation[f"class {k}"] for k in range(len(annotation) - 1)]
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a class map of `jaxcyto predict` ({error or type(error).__name__}); "
+            "run it again"
+        ) from None
+    return ClassMap(path, pixel_um, tuple(names), tuple(levels))
+
+
+def _annotation(ome: str) -> dict[str, str]:
+    entries = ElementTree.fromstring(ome).iter(f"{OME}M")
+    return {entry.attrib["K"]: entry.text or "" for entry in entries}
+
+
+def _pyramids(planes: Sequence[Plane], reduce) -> list[list[Plane]]:
+    """For each resolution, the full one first, all planes."""
+    levels = [list(planes)]
+    while max(levels[-1][0].shape) > SMALLEST:
+        levels.append([plane.half(reduce) for plane in levels[-1]])
+    return levels
+
+
+def _write(
+    path: Path,
+    levels: list[list[Plane]],
+    pixel_um: float,
+    metadata: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    size = {"PhysicalSizeX": pixel_um, "PhysicalSizeY": pixel_um}
+    units = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    name = path.name.removesuffix(".ome.tif")
+    try:
+        with tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as tiff:
+            for level, planes in enumerate(levels):
+                per_cm = 1e4 / (pixel_um * 2**level)
+                planar = (len(planes),) if metadata["axes"] == "CYX" else ()
+                tiff.write(
+                    _tiles(planes),
+                    shape=(*planar, *planes[0].shape),
+                    dtype=np.uint8,
+                    tile=(TILE, TILE),
+                    compression="adobe_deflate",
+                    resolution=(per_cm, per_cm),
+                    resolutionunit="CENTIMETER",
+                    subifds=len(levels) - 1 if level == 0 else 0,
+                    subfiletype=int(level > 0),
+                    metadata={**metadata, "Name": name, **size, **units} if level == 0 else None,
+                    software="jaxcyto",
+                    maxworkers=1,
+                    **options,
+                )
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tiles(planes: Sequence[Plane]) -> Iterator[np.ndarray]:
+    for plane in planes:
+        for top in range(0, plane.shape[0], TILE):
+            band = plane.read(top, TILE)
+            for left in range(0, plane.shape[1], TILE):
+                part = band[:, left : left + TILE]
+                yield np.pad(part, [(0, TILE - side) for side in part.shape])
+
+
+def _ome_color(entry: AreaClass) -> int:
+    """RGBA as the signed 32-bit number of the OME schema."""
+    value = int(entry.color[1:] + "ff", 16)
+    return value - (1 << 32) if value >= 1 << 31 else value

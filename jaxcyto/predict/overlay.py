@@ -1,0 +1,49 @@
+"""A picture of a predicted section: tissue, thin borders of the classes, and a legend."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from jaxcyto.brain.files import atomic_write
+from jaxcyto.brain.manifest import AreaClass
+from jaxcyto.brain.sections import Section
+from jaxcyto.predict.maps import ClassMap
+from jaxcyto.segment_plots import outline
+
+LONGEST = 2000  # px of the picture of the section
+DPI = 100
+
+
+def write_overlay(
+    path: Path, section: Section, predicted: ClassMap, classes: tuple[AreaClass, ...]
+) -> None:
+    """Writes a PNG of at most `LONGEST` px, one pixel for each px of the section at that scale."""
+    tissue, numbers = _images(section, predicted)
+    seen = [entry for k, entry in enumerate(classes) if entry.kind != "background" and k in numbers]
+    height, width = tissue.shape
+    columns = max(1, width // 150)
+    legend = 14 + 22 * -(-len(seen) // columns)  # px
+    figure = Figure(figsize=(width / DPI, (height + legend) / DPI), dpi=DPI)
+    axis = figure.add_axes((0, legend / (height + legend), 1, height / (height + legend)))
+    axis.imshow(outline(tissue, numbers, classes), interpolation="none")
+    axis.axis("off")
+    handles = [Patch(color=entry.color, label=entry.name) for entry in seen]
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
+
+
+def _images(section: Section, predicted: ClassMap) -> tuple[np.ndarray, np.ndarray]:
+    """Section and map uint8 [h, w] on one grid: the map's, coarser or finer by a power of two."""
+    longest, level, repeat = max(predicted.shape), 0, 1
+    while longest > LONGEST:
+        level, longest = level + 1, -(-longest // 2)
+    pixel_um = predicted.pixel_um * 2**level
+    while 2 * longest <= LONGEST and pixel_um / 2 >= (section.pixel_um or pixel_um) * 0.999:
+        repeat, longest, pixel_um = 2 * repeat, 2 * longest, pixel_um / 2
+    numbers = predicted.read(0, 0, *predicted.levels[level].shape, level=level)
+    numbers = numbers.repeat(repeat, axis=0).repeat(repeat, axis=1)
+    return section.read_at(pixel_um, 0, 0, *numbers.shape), numbers

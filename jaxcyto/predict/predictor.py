@@ -1,0 +1,256 @@
+"""The network over whole sections: read ahead by threads, computed on all local devices.
+
+A map is the same whatever the size of the windows (bit for bit where XLA computes them alike: in
+float32 on one device from 2025 px up, see docs) and however many devices there are.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcyto.augment import normalise
+from jaxcyto.errors import InputError
+from jaxcyto.models import Geometry, UNet
+from jaxcyto.predict.maps import NOT_PREDICTED
+from jaxcyto.predict.reading import Source, Window, read_window
+from jaxcyto.predict.tiling import Tiling
+from jaxcyto.runs import SegmentRun
+from jaxcyto.training import parallel
+
+READERS = 4  # threads
+IN_FLIGHT = 2  # batches given to the devices before the first one's result is fetched
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Band:
+    """Rows of a section's map, over its whole width.
+
+    Attributes:
+        source: the section.
+        top: first row.
+        classes: uint8 [rows, width], class numbers.
+        probabilities: uint8 [classes, rows, width], 255 = probability 1, if asked for.
+    """
+
+    source: Source
+    top: int
+    classes: np.ndarray
+    probabilities: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Failure:
+    """A section that cannot be read; no band of it follows."""
+
+    source: Source
+    error: InputError
+
+
+@dataclasses.dataclass(eq=False)
+class _Tile:
+    """One window on its way: read (`window`, None without tissue), computed (`output`), pasted."""
+
+    source: Source
+    row: int
+    column: int
+    window: Window | None = None
+    output: dict[str, np.ndarray] | None = None
+    error: InputError | None = None
+
+
+class Predictor:
+    """A run's network, compiled once for windows of one size.
+
+    Where no tissue is within reach (see `reading.Window`), the map holds the class of kind
+    "background", NOT_PREDICTED if the run has none; windows without any tissue are left out.
+
+    Args:
+        run: the network.
+        tile_px: side of the windows, image px.
+        probabilities: whether bands hold probabilities, too.
+
+    Raises:
+        InputError: the network takes no windows of that size.
+    """
+
+    def __init__(self, run: SegmentRun, tile_px: int, probabilities: bool = False):
+        self.run = run
+        self.tiling = Tiling(geometry(run.model), tile_px)
+        self.probabilities = probabilities
+        kinds = [entry.kind for entry in run.classes]
+        self.background = kinds.index("background") if "background" in kinds else NOT_PREDICTED
+        self._variables = parallel.replicate(run.variables)
+        self._forward = parallel.pmap_eval(
+            forward,
+            0,
+            model=run.model,
+            mean=run.input_mean,
+            std=run.input_std,
+            probabilities=probabilities,
+        )
+
+    def section(self, source: Source) -> Iterator[Band]:
+        """The bands of one section, from the top.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        for band in self.sections([source]):
+            if isinstance(band, Failure):
+                raise band.error
+            yield band
+
+    def sections(self, sources: Iterable[Source]) -> Iterator[Band | Failure]:
+        """The bands of all sections in order, each from the top; reading runs ahead of them."""
+        with ThreadPoolExecutor(READERS, "reader") as pool:
+            tiles = (
+                _Tile(source, row, column)
+                for source in sources
+                for row, column in self.tiling.origins(source.shape)
+            )
+            yield from self._bands(self._computed(self._read(tiles, pool)))
+
+    def _read(self, tiles: Iterator[_Tile], pool: ThreadPoolExecutor) -> Iterator[_Tile]:
+        """Tiles with their windows, in order; a few are read ahead."""
+        ahead = READERS + jax.local_device_count()
+        broken: set[Source] = set()
+
+        def read(tile: _Tile) -> _Tile:
+            if tile.source not in broken:
+                try:
+                    tile.window = read_window(
+                        tile.source, self.tiling, self.run.um_per_px, tile.row, tile.column
+                    )
+                except InputError as error:
+                    broken.add(tile.source)
+                    tile.error = error
+            return tile
+
+        pending: collections.deque[Future[_Tile]] = collections.deque()
+        try:
+            for tile in tiles:
+                pending.append(pool.submit(read, tile))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _computed(self, tiles: Iterator[_Tile]) -> Iterator[_Tile]:
+        """Tiles with the network's output, in order; those without tissue wait for their turn."""
+        devices = jax.local_device_count()
+        batch: list[_Tile] = []
+        waiting: collections.deque[_Tile] = collections.deque()
+        flying: collections.deque[tuple[list[_Tile], Any]] = collections.deque()
+
+        def ready() -> Iterator[_Tile]:
+            while waiting and (waiting[0].window is None or waiting[0].output is not None):
+                yield waiting.popleft()
+
+        for tile in tiles:
+            waiting.append(tile)
+            if tile.window is not None:
+                batch.append(tile)
+            if len(batch) == devices:
+                flying.append((batch, self._launch(batch)))
+                batch = []
+            if len(flying) == IN_FLIGHT:
+                _land(*flying.popleft())
+            yield from ready()
+        if batch:
+            flying.append((batch, self._launch(batch)))
+        for flight in flying:
+            _land(*flight)
+        yield from ready()
+
+    def _launch(self, tiles: list[_Tile]) -> Any:
+        """Starts the network on a tile for each device; a short batch repeats its last tile."""
+        windows = [tile.window for tile in tiles if tile.window is not None]
+        windows += windows[-1:] * (jax.local_device_count() - len(windows))
+        batch = {"image": np.stack([window.image for window in windows])}
+        if self.run.atlas_channels:
+            batch["atlas"] = np.stack([window.atlas for window in windows])  # pyright: ignore
+        return self._forward(self._variables, parallel.split_over_devices(batch))
+
+    def _bands(self, tiles: Iterator[_Tile]) -> Iterator[Band | Failure]:
+        """Rows of tiles, joined; of a section that fails nothing further."""
+        failed: set[Source] = set()
+        band = None
+        for tile in tiles:
+            if tile.source in failed:
+                continue
+            if tile.error is not None:
+                failed.add(tile.source)
+                yield Failure(tile.source, tile.error)
+                continue
+            if tile.column == 0:
+                band = self._empty_band(tile.source, tile.row)
+            assert band is not None
+            self._paste(band, tile)
+            if tile.column + self.tiling.step >= tile.source.shape[1]:
+                yield band
+
+    def _empty_band(self, source: Source, top: int) -> Band:
+        height, width = min(self.tiling.step, source.shape[0] - top), source.shape[1]
+        classes = np.full((height, width), self.background, np.uint8)
+        if not self.probabilities:
+            return Band(source, top, classes)
+        probabilities = np.zeros((len(self.run.classes), height, width), np.uint8)
+        if self.background != NOT_PREDICTED:
+            probabilities[self.background] = 255
+        return Band(source, top, classes, probabilities)
+
+    def _paste(self, band: Band, tile: _Tile) -> None:
+        if tile.window is None or tile.output is None:
+            return
+        columns = slice(tile.column, tile.column + self.tiling.step)
+        target = band.classes[:, columns]
+        height, width = target.shape
+        tissue = tile.window.tissue[:height, :width]
+        np.copyto(target, tile.output["classes"][:height, :width], where=tissue)
+        if band.probabilities is not None:
+            found = np.moveaxis(tile.output["probabilities"][:height, :width], 2, 0)
+            np.copyto(band.probabilities[:, :, columns], found, where=tissue)
+
+
+def _land(tiles: list[_Tile], outputs: Any) -> None:
+    """Waits for a batch and hands each tile its part."""
+    outputs = parallel.join_devices(outputs)
+    for number, tile in enumerate(tiles):
+        tile.output = {key: value[number] for key, value in outputs.items()}
+
+
+def forward(
+    variables: dict[str, Any],
+    batch: dict[str, jax.Array],
+    *,
+    model: UNet,
+    mean: float,
+    std: float,
+    probabilities: bool,
+    axis_name: str | None = None,
+) -> dict[str, jax.Array]:
+    """Images and atlas uint8 -> `classes` uint8 [B, n, n] and, if asked for, `probabilities` uint8
+    [B, n, n, C], 255 = probability 1."""
+    del axis_name  # examples do not depend on each other
+    atlas = batch.get("atlas")
+    if atlas is not None:
+        atlas = atlas.astype(jnp.float32) / 255
+    logits: Any = model.apply(variables, normalise(batch["image"], mean, std), atlas)
+    outputs = {"classes": jnp.argmax(logits, axis=-1).astype(jnp.uint8)}
+    if probabilities:
+        outputs["probabilities"] = jnp.round(255 * jax.nn.softmax(logits)).astype(jnp.uint8)
+    return outputs
+
+
+def geometry(model: UNet) -> Geometry:
+    """Sizes of a network."""
+    return Geometry(model.stem_kernel, model.stem_stride, len(model.widths))

@@ -1,0 +1,105 @@
+"""Class maps of the sections carried to the surfaces: one class for each vertex."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiLabel
+
+from jaxcyto.brain.manifest import AreaClass, Hemisphere, SectionRow
+from jaxcyto.brain.registration import Registration, registration
+from jaxcyto.brain.surfaces import Surface, hemisphere_surface
+from jaxcyto.predict.maps import ClassMap, colors
+
+BAND_ROWS = 1024  # of a map, read at once
+
+
+def surface_classes(
+    surface: Surface, maps: Sequence[tuple[SectionRow, ClassMap]], num_classes: int
+) -> np.ndarray:
+    """The class of each vertex, int32 [V]; -1 where no section is near.
+
+    A vertex takes, of each section within reach, the map's pixel where it projects to; the class
+    most frequent among them, the lowest number of equally frequent ones. Within reach is half the
+    median spacing of the sections or half the median side of the triangles, whichever is more: so
+    far a vertex stands for the surface around it.
+
+    Raises:
+        InputError: a registration or a map cannot be read.
+    """
+    votes = np.zeros((len(surface.vertices), num_classes), np.uint16)
+    places = [registration(row) for row, _ in maps]
+    reach = 0.5 * max(_spacing(places, surface.vertices.mean(axis=0)), _side(surface))
+    for (row, numbers), place in zip(maps, places, strict=True):
+        column, line, offset = place.to_px(surface.vertices)
+        near = np.flatnonzero(np.abs(offset) <= reach)
+        # pixel m of the map covers px [m / scale, (m + 1) / scale) of the section
+        scale = row.pixel_um / numbers.pixel_um
+        x, y = (np.floor((c[near] + 0.5) * scale).astype(np.int64) for c in (column, line))
+        found = _pixels(numbers, y, x)
+        known = found < num_classes
+        votes[near[known], found[known]] += 1
+    return np.where(votes.any(axis=1), votes.argmax(axis=1), -1).astype(np.int32)
+
+
+def write_surface_labels(
+    folder: Path,
+    hemispheres: Sequence[Hemisphere],
+    maps: Sequence[tuple[SectionRow, ClassMap]],
+    classes: Sequence[AreaClass],
+) -> list[tuple[Path, float]]:
+    """Writes HEMISPHERE.label.gii for each hemisphere: key 0 = no section near, k + 1 = class k.
+
+    Returns:
+        Each file, and the share of vertices that have a class.
+    """
+    written = []
+    for hemisphere in hemispheres:
+        labels = surface_classes(hemisphere_surface(hemisphere), maps, len(classes)) + 1
+        array = GiftiDataArray(
+            labels.astype(np.int32),
+            intent="NIFTI_INTENT_LABEL",
+            datatype="NIFTI_TYPE_INT32",
+            encoding="GIFTI_ENCODING_B64GZ",
+        )
+        image = GiftiImage(darrays=[array])
+        entries = [("unlabelled", (0.0, 0.0, 0.0, 0.0))]
+        for entry, color in zip(classes, colors(classes) / 255, strict=True):
+            entries.append((entry.name, (*color.tolist(), 1.0)))
+        for key, (name, rgba) in enumerate(entries):
+            label = GiftiLabel(key, *rgba)
+            label.label = name  # pyright: ignore[reportAttributeAccessIssue]
+            image.labeltable.labels.append(label)
+        path = folder / f"{hemisphere.name}.label.gii"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(image.to_bytes())
+        temporary.replace(path)
+        written.append((path, float((labels > 0).mean())))
+    return written
+
+
+def _spacing(places: Sequence[Registration], centre: np.ndarray) -> float:
+    """Median distance of neighbouring sections, mm, near a point [3]; 0 of one section."""
+    if len(places) < 2:
+        return 0.0
+    feet = [centre - place.to_px(centre[None])[2] * place.normal for place in places]
+    return float(np.median(np.diff(np.sort(np.array(feet) @ places[0].normal))))
+
+
+def _side(surface: Surface) -> float:
+    corners = surface.vertices[surface.faces]
+    return float(np.median(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2)))
+
+
+def _pixels(numbers: ClassMap, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The map's pixels at (y, x), read in bands; outside of the map 255."""
+    out = np.full(len(y), 255, np.uint8)
+    height, width = numbers.shape
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    for band in np.unique(y[inside] // BAND_ROWS):
+        chosen = np.flatnonzero(inside & (y // BAND_ROWS == band))
+        left, right = x[chosen].min(), x[chosen].max() + 1
+        part = numbers.read(band * BAND_ROWS, left, BAND_ROWS, right - left)
+        out[chosen] = part[y[chosen] - band * BAND_ROWS, x[chosen] - left]
+    return out

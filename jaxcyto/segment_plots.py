@@ -1,0 +1,153 @@
+"""Pictures of segmentation: curves, confusion matrices, sections with annotation and prediction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from skimage.segmentation import find_boundaries
+
+from jaxcyto.brain.label_images import IGNORE
+from jaxcyto.brain.manifest import AreaClass
+from jaxcyto.plots import error_panel, loss_curves, save_figures
+from jaxcyto.training.log import read_metrics
+
+Classes = Sequence[AreaClass]
+RIGHT, WRONG = "#56B4E9", "#D55E00"  # Okabe and Ito's sky blue and vermilion
+
+
+def segment_figures(workdir: Path, classes: Classes, confusion: np.ndarray | None) -> None:
+    """Curves and, where there was a test, the confusion matrix, into `workdir/figures`."""
+    figures = {
+        "curves.png": loss_curves(
+            read_metrics(workdir / "metrics.jsonl"),
+            [
+                error_panel("wrong pixels, %", "err_seg_percent"),
+                error_panel("Dice, mean of areas", "dice_macro_areas"),
+            ],
+        )
+    }
+    if confusion is not None:
+        figures["confusion.png"] = confusion_matrices([("test", confusion)], classes)
+    save_figures(workdir / "figures", figures)
+
+
+def confusion_matrices(matrices: Sequence[tuple[str, np.ndarray]], classes: Classes) -> Figure:
+    """Confusion matrices side by side, such as before and after pre-training.
+
+    Each row is the percentage of the pixels annotated as a class that got each prediction.
+
+    Args:
+        matrices: (title, [C, C or more] pixels; rows annotated, columns predicted).
+        classes: their names.
+    """
+    count, names = len(classes), [entry.name for entry in classes]
+    side = 2.2 + 0.42 * count
+    figure, axes = plt.subplots(
+        1, len(matrices), figsize=(side * len(matrices) + 0.6, side), squeeze=False,
+        sharey=True, layout="constrained",
+    )  # fmt: skip
+    for axis, (title, matrix) in zip(axes[0], matrices, strict=True):
+        total = matrix.sum(axis=1, keepdims=True)
+        share = np.where(total > 0, 100 * matrix / np.maximum(total, 1), np.nan)
+        wrong = 100 * (1 - np.trace(matrix) / max(1, matrix.sum()))
+        axis.imshow(share[:, :count], cmap="Blues", vmin=0, vmax=100)
+        for i in range(count):
+            for j in range(count):
+                if share[i, j] >= 0.5:  # also false for classes without a pixel
+                    color = "white" if share[i, j] > 55 else "black"
+                    text = f"{share[i, j]:.0f}"
+                    axis.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
+        axis.set_xticks(range(count), names, rotation=60, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(count), names)
+        axis.set(xlabel="predicted", title=f"{title}: {wrong:.1f} % wrong")
+    axes[0, 0].set_ylabel("annotated")
+    shown = axes[0, 0].images[0]
+    figure.colorbar(shown, ax=axes[0].tolist(), label="% of the annotated pixels", shrink=0.7)
+    return figure
+
+
+def section_figure(
+    tissue: np.ndarray, label: np.ndarray, predicted: np.ndarray, classes: Classes, title: str
+) -> Figure:
+    """A section three times: with its annotation, with the prediction, and where they differ.
+
+    Args:
+        tissue: uint8 [h, w] grey image.
+        label: uint8 [h, w]; 255 = not annotated.
+        predicted: uint8 [h, w]; 255 = not predicted.
+        classes: names and colours.
+        title: of the figure.
+    """
+    height, width = tissue.shape
+    across = 5.2
+    figure, axes = plt.subplots(
+        1, 3, figsize=(3 * across, across * height / width + 1.5), layout="constrained"
+    )
+    annotated = label != IGNORE
+    wrong = annotated & (label != predicted)
+    differences = fill(fill(tissue, annotated & ~wrong, RIGHT), wrong, WRONG)
+    for axis, image, caption in zip(
+        axes,
+        (outline(tissue, label, classes), outline(tissue, predicted, classes), differences),
+        ("annotation", "prediction", "right and wrong, where annotated"),
+        strict=True,
+    ):
+        axis.imshow(image, interpolation="nearest")
+        axis.set_title(caption)
+        axis.axis("off")
+    if not annotated.all():
+        _inset(axes[1], outline(tissue, np.where(annotated, label, IGNORE), classes), annotated)
+    seen = np.union1d(label[annotated], predicted[predicted != IGNORE])
+    handles = [Patch(color=classes[k].color, label=classes[k].name) for k in seen]
+    handles += [Patch(color=RIGHT, label="right"), Patch(color=WRONG, label="wrong")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=9, frameon=False)
+    share = 100 * wrong.sum() / max(1, annotated.sum())
+    figure.suptitle(f"{title}: {share:.1f} % of the annotated pixels wrong")
+    return figure
+
+
+def fill(image: np.ndarray, where: np.ndarray, color: str, strength: float = 0.55) -> np.ndarray:
+    """Tints an image, grey [h, w] or RGB [h, w, 3], where a mask is true; uint8 RGB [h, w, 3]."""
+    rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    rgb = rgb.copy()
+    tint = 255 * np.array(to_rgb(color))
+    rgb[where] = (1 - strength) * rgb[where] + strength * tint
+    return rgb
+
+
+def outline(
+    tissue: np.ndarray, label: np.ndarray, classes: Classes, strength: float = 0.25
+) -> np.ndarray:
+    """Classes as a faint tint with a line of one px inside of their borders; uint8 RGB [h, w, 3].
+
+    What is not labelled (255) stays grey; so do classes of kind "background".
+    """
+    rgb = np.repeat(tissue[..., None], 3, axis=2)
+    border = find_boundaries(label, mode="inner", background=IGNORE)
+    for number, entry in enumerate(classes):
+        if entry.kind == "background":
+            continue
+        inside = label == number
+        rgb = fill(rgb, inside, entry.color, strength)
+        rgb = fill(rgb, inside & border, entry.color, 1.0)
+    return rgb
+
+
+def _inset(axis: Axes, image: np.ndarray, annotated: np.ndarray) -> None:
+    """The annotated part of a section, small, in the corner with the least of it."""
+    rows, columns = (np.flatnonzero(annotated.any(axis=k)) for k in (1, 0))
+    if not len(rows):
+        return
+    part = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    half = [np.array_split(annotated.any(axis=k), 2) for k in (1, 0)]
+    top = half[0][0].sum() <= half[0][1].sum()
+    left = half[1][0].sum() <= half[1][1].sum()
+    inset = axis.inset_axes((0.0 if left else 0.7, 0.7 if top else 0.0, 0.3, 0.3))
+    inset.imshow(part, interpolation="nearest")
+    inset.set(xticks=[], yticks=[])
+    inset.set_title("annotation", fontsize=8, pad=2)

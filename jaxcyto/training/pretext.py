@@ -1,0 +1,269 @@
+"""Pre-training: distance along the cortex and position of pairs of patches."""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcyto import augment, metrics, plots
+from jaxcyto.config import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    Scales,
+    scales_from_json,
+    total_steps,
+)
+from jaxcyto.input import (
+    PairSource,
+    PairTable,
+    eval_batches,
+    fit_scales,
+    open_pairs,
+    train_batches,
+)
+from jaxcyto.models import SiameseNet
+from jaxcyto.training.evaluator import Evaluator
+from jaxcyto.training.log import logger
+from jaxcyto.training.optim import make_optimizer
+from jaxcyto.training.state import State, init_state
+from jaxcyto.training.step import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PretextTask:
+    """The `step.Task` of pre-training."""
+
+    model: SiameseNet
+    loss: LossConfig
+    augment: AugmentConfig
+    scales: Scales
+    optimizer: optax.GradientTransformation
+    seed: int = 0
+
+    # the last batch norm sees 1x1 maps, so that its running statistics are in doubt
+    modes = ("eval", "train_mode")
+
+    def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
+        """Adds scaled targets to a batch and turns its uint8 patches into normalised float.
+
+        Args:
+            batch: as the loader gives it, distances and coordinates in mm.
+            keys: [B] one key an example; None: no augmentation.
+        """
+        scales = self.scales
+        low, high = self._range_mm()
+        batch = dict(batch)
+        batch["distance_target"] = batch["distance"] / scales.distance_mm
+        batch["coordinate_target"] = 2 * (batch["coordinates"] - low) / (high - low) - 1
+        if "all_distances" in batch:
+            batch["all_distances_target"] = batch["all_distances"] / scales.distance_mm
+        mean, std = scales.input_mean, scales.input_std
+        if keys is None:
+            patches = augment.normalise(batch["patches"], mean, std)
+        else:
+            options = dataclasses.asdict(self.augment)
+            patches = augment.augment_patches(keys, batch["patches"], mean, std, **options)
+        batch["patches"] = patches
+        return batch
+
+    def forward(
+        self, model: Any, variables: dict[str, Any], batch: Batch, train: bool
+    ) -> tuple[Batch, Any]:
+        """`features` and `coordinates` in scaled units, and the batch statistics."""
+        outputs, updated = model.apply(
+            variables, batch["patches"], train=train, mutable=["batch_stats"]
+        )
+        return outputs, updated["batch_stats"]
+
+    def errors(self, outputs: Batch, batch: Batch) -> metrics.State:
+        """`metrics.pretext_metrics`, in mm."""
+        return metrics.pretext_metrics(self.predictions(outputs, batch), batch)
+
+    def predictions(self, outputs: Batch, batch: Batch) -> Batch:
+        """Predictions in mm: `distance` [B] and `coordinates` [B, 2, 3]."""
+        low, high = self._range_mm()
+        return metrics.predictions_mm(
+            outputs,
+            distance_scale_mm=self.scales.distance_mm,
+            low_mm=low[0, 0],
+            high_mm=high[0, 0],
+        )
+
+    def _range_mm(self) -> tuple[jax.Array, jax.Array]:
+        scales = self.scales
+        low = jnp.asarray(scales.coordinate_low_mm, jnp.float32)
+        high = jnp.asarray(scales.coordinate_high_mm, jnp.float32)
+        return low[None, None], high[None, None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretraining:
+    """The `loop.Experiment` of pre-training; made by `open_pretraining`."""
+
+    config: Config
+    table: PairTable
+    source: PairSource
+    task: PretextTask
+    steps: int
+
+    unit = "patches"
+
+    @property
+    def examples_per_step(self) -> int:
+        return 2 * self.config.data.batch_pairs
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        brains = zip(self.table.brains, self.table.keys, strict=True)
+        return {"pairs_sha256": {brain.root.name: key for brain, key in brains}}
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Pairs of each split."""
+        return {split: len(self.table.of_split(split)) for split in ("train", "val", "test")}
+
+    def describe(self) -> str:
+        return "pairs: {}; brains: {}; {:.3g} epochs".format(
+            ", ".join(f"{count} {split}" for split, count in self.counts.items()),
+            ", ".join(brain.name for brain in self.table.brains),
+            self.steps * self.config.data.batch_pairs / max(1, self.counts["train"]),
+        )
+
+    def init_state(self, fresh: bool) -> State:
+        del fresh
+        side = self.config.data.patch_px
+        example = jnp.zeros((1, 2, side, side, 1))
+        return init_state(self.task.model, (example,), self.task.optimizer, self.config.seed)
+
+    def train_batches(self, seed: int) -> grain.MapDataset:
+        return train_batches(self.source, self.table, self.config.data, seed)
+
+    def name_examples(self, index: np.ndarray) -> str:
+        patches = [f"{self.table.first[i]}-{self.table.second[i]}" for i in index]
+        return f"pairs {index.tolist()} (patches {', '.join(patches)})"
+
+    def summary(self, errors: metrics.State) -> dict[str, float]:
+        """Errors with those per axis under a name each."""
+        values = {}
+        for key, value in metrics.compute(errors).items():
+            if isinstance(value, list):
+                values |= {f"{key}/{axis}": v for axis, v in zip("xyz", value, strict=True)}
+            else:
+                values[key] = value
+        return values
+
+    def headline(self, values: dict[str, float]) -> str:
+        return f"distance error {values['distance_mae_mm']:.2f} mm"
+
+    def validate(self, evaluator: Evaluator, state: State) -> tuple[dict[str, float], float] | None:
+        """Errors on validation pairs; None without any."""
+        pairs = self.table.of_split("val")
+        if not len(pairs):
+            return None
+        # evenly over all of them: pairs are numbered brain by brain
+        chosen = np.linspace(0, len(pairs) - 1, min(self.config.eval_pairs, len(pairs)))
+        errors, _ = evaluator.run(state, self._eval_batches(pairs[chosen.astype(int)]))
+        found = {mode: self.summary(errors[mode]) for mode in errors}
+        values = {f"val/{key}": value for key, value in found["eval"].items()}
+        values |= {f"val_train_mode/{key}": value for key, value in found["train_mode"].items()}
+        logger.info(
+            "validation: distance error %.2f mm (batch statistics: %.2f), coordinate error %.2f mm",
+            values["val/distance_mae_mm"],
+            values["val_train_mode/distance_mae_mm"],
+            values["val/coordinate_mae_mm"],
+        )
+        return values, values["val/distance_mae_mm"]
+
+    def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
+        """Test errors beside those of constants; prints the table, draws the figures."""
+        pairs = self.table.of_split("test")
+        absolute_x = self.config.data.absolute_x
+        results: dict[str, Any] = {"absolute_x": absolute_x, "pairs": self.counts}
+        predictions = None
+        if len(pairs):
+            errors, predictions = evaluator.run(state, self._eval_batches(pairs))
+            found = {mode: metrics.compute(errors[mode]) for mode in errors}
+            results["test"] = found["eval"] | constant_errors(self.table, pairs, self.task.scales)
+            results["test_train_mode"] = found["train_mode"]
+            print(results_table(results["test"], absolute_x), flush=True)
+        else:
+            logger.warning("no test pairs: results.json has no test errors")
+        plots.pretext_figures(workdir, self.table, self.source, predictions)
+        return results
+
+    def _eval_batches(self, pairs: np.ndarray) -> grain.MapDataset:
+        return eval_batches(self.source, self.table, self.config.data, pairs)
+
+
+def open_pretraining(config: Config, saved: dict[str, Any] | None) -> Pretraining:
+    """Opens the data of a config.
+
+    Args:
+        config: the run.
+        saved: `scales` as config.json holds them, of a run that continues.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    table = open_pairs(config.data)
+    source = PairSource(table, config.data)
+    if saved is not None:
+        scales = scales_from_json(saved)
+    else:
+        scales = config.scales or fit_scales(source, table)
+    steps = total_steps(config, len(table.of_split("train")))
+    model = config.model
+    net = SiameseNet(
+        stem_kernel=model.stem_kernel,
+        stem_stride=model.stem_stride,
+        widths=tuple(model.widths),
+        features=model.features,
+        dtype=jnp.dtype(model.dtype),
+    )
+    optimizer = make_optimizer(config.optim, steps)
+    task = PretextTask(net, config.loss, config.augment, scales, optimizer, config.seed)
+    return Pretraining(config, table, source, task, steps)
+
+
+def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict[str, Any]:
+    """Errors of always predicting the training medians (`scales`): the floor to beat.
+
+    Returns:
+        `distance_mae_mm_constant`, `coordinate_mae_mm_constant` and
+        `coordinate_mae_mm_per_axis_constant`, defined as in `metrics.pretext_metrics`.
+    """
+    distance = np.abs(table.distance_mm[pairs] - scales.distance_median_mm)
+    patches = np.stack([table.first[pairs], table.second[pairs]], axis=1)
+    offset = table.coordinates_mm[patches] - np.array(scales.coordinate_median_mm)
+    return {
+        "distance_mae_mm_constant": float(distance.mean()),
+        "coordinate_mae_mm_constant": float(np.linalg.norm(offset, axis=-1).mean()),
+        "coordinate_mae_mm_per_axis_constant": np.abs(offset).mean(axis=(0, 1)).tolist(),
+    }
+
+
+def results_table(test: dict[str, Any], absolute_x: bool = False) -> str:
+    """The test errors as a short table; `absolute_x`: |x| was the target."""
+    rows = [
+        ("distance, mm", test["distance_mae_mm"], test["distance_mae_mm_constant"]),
+        ("coordinates, mm", test["coordinate_mae_mm"], test["coordinate_mae_mm_constant"]),
+    ]
+    for axis, error, constant in zip(
+        ("|x|" if absolute_x else "x", "y", "z"),
+        test["coordinate_mae_mm_per_axis"],
+        test["coordinate_mae_mm_per_axis_constant"],
+        strict=True,
+    ):
+        rows.append((f"  {axis}", error, constant))
+    lines = [f"{'mean absolute error on the test pairs':<40}{'network':>9}{'constant':>10}{'':>9}"]
+    for name, error, constant in rows:
+        change = 100 * (error / constant - 1) if constant else float("nan")
+        lines.append(f"{name:<40}{error:>9.2f}{constant:>10.2f}{change:>+8.0f}%")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""config.json of a run folder: what a run that continues must find unchanged."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxcyto.config import differences
+from jaxcyto.errors import InputError
+from jaxcyto.training.log import logger
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes under a temporary name, then renames it into place."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:
+    """config.json of a run that continues; None at its first start.
+
+    Args:
+        workdir: of the run.
+        scales: dataclass whose fields its `scales` must have.
+        mark: a field that only runs of this task have.
+
+    Raises:
+        InputError: it is damaged, or of a run of the other task.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        saved = json.loads(path.read_text())
+        fields = {field.name for field in dataclasses.fields(scales)}
+        if mark in saved and saved["scales"].keys() != fields:
+            raise ValueError(f"scales should have the fields {', '.join(sorted(fields))}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}); start in a new --workdir") from None
+    if mark not in saved:
+        raise InputError(
+            f"{workdir}: holds a run of the other task (pre-training or segmentation); start in a "
+            "new --workdir"
+        )
+    return saved
+
+
+def check_saved(
+    workdir: Path, saved: dict[str, Any], new: dict[str, Any], fixed: list[str]
+) -> None:
+    """Compares the config of a run that continues with the one it was started with.
+
+    Args:
+        workdir: of the run.
+        saved: its config.json.
+        new: what will replace it.
+        fixed: fields that must not have changed; other changes are logged.
+
+    Raises:
+        InputError: one of these has changed.
+    """
+    for field in fixed:
+        if saved.get(field) != new[field]:
+            what = {
+                "scales": "with other scales than those of this config",
+                "classes": "with other classes than the brains have now",
+            }.get(field, "on other data than the brains hold now (a new sample, split or "
+                  "annotation may put training data into the test)")  # fmt: skip
+            raise InputError(f"{workdir}: this run was started {what}; start in a new --workdir")
+    for line in differences(saved, new):
+        logger.warning("config differs from the run's so far: %s", line)

@@ -1,0 +1,228 @@
+"""Segmentation: fine-tuning of the U-Net on sparse annotations, and its scores."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcyto import augment, metrics, segment_plots
+from jaxcyto.annotations import SegmentTable, open_windows
+from jaxcyto.config import (
+    AugmentConfig,
+    InputScales,
+    LossConfig,
+    SegmentConfig,
+    SegmentData,
+    to_json,
+)
+from jaxcyto.evaluate import scores, scores_table, test_results
+from jaxcyto.models import Geometry, UNet
+from jaxcyto.segment_input import SegmentSource, eval_batches, fit_input_scales, train_batches
+from jaxcyto.training.evaluator import Evaluator
+from jaxcyto.training.log import logger
+from jaxcyto.training.optim import make_optimizer
+from jaxcyto.training.state import State, init_state
+from jaxcyto.training.step import Batch
+from jaxcyto.training.transfer import pretraining_scales, transfer
+
+# Side of images in evaluation, of that in training. 5097 px instead of 2025 px cost a quarter of
+# the work per output pixel.
+EVALUATION_SIDE = 2.5
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentTask:
+    """The `step.Task` of segmentation."""
+
+    model: UNet
+    loss: LossConfig
+    augment: AugmentConfig
+    scales: InputScales
+    optimizer: optax.GradientTransformation
+    seed: int = 0
+
+    modes = ("eval",)
+
+    def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
+        """Normalises the image, scales the atlas to 0 ... 1; augmentation moves all images alike.
+
+        Args:
+            batch: as the loader gives it.
+            keys: [B] one key an example; None: no augmentation.
+        """
+        batch = dict(batch)
+        mean, std = self.scales.input_mean, self.scales.input_std
+        if keys is None:
+            batch["image"] = augment.normalise(batch["image"], mean, std)
+        else:
+            names = [name for name in ("image", "label", "atlas") if name in batch]
+            options = dataclasses.asdict(self.augment)
+            images = tuple(batch[name] for name in names)
+            moved = augment.augment_windows(keys, images, mean, std, **options)
+            batch |= dict(zip(names, moved, strict=True))
+        if "atlas" in batch:
+            batch["atlas"] = batch["atlas"].astype(jnp.float32) / 255
+        return batch
+
+    def forward(
+        self, model: Any, variables: dict[str, Any], batch: Batch, train: bool
+    ) -> tuple[Batch, Any]:
+        """`logits`, and the batch statistics."""
+        logits, updated = model.apply(
+            variables, batch["image"], batch.get("atlas"), train=train, mutable=["batch_stats"]
+        )
+        return {"logits": logits}, updated["batch_stats"]
+
+    def errors(self, outputs: Batch, batch: Batch) -> metrics.State:
+        """The confusion matrix [C, C] of a batch, and its pixels."""
+        matrix = jnp.sum(self.predictions(outputs, batch)["confusion"], axis=0)
+        return {"confusion": (matrix, jnp.sum(matrix))}
+
+    def predictions(self, outputs: Batch, batch: Batch) -> Batch:
+        """`confusion` [B, C, C] of each window."""
+        predicted = jnp.argmax(outputs["logits"], axis=-1)
+        classes = self.model.num_classes
+        label, valid = batch["label"], batch["valid"]
+        return {"confusion": metrics.confusion_matrices(predicted, label, classes, valid)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The `loop.Experiment` of segmentation; made by `open_segmentation`."""
+
+    config: SegmentConfig
+    table: SegmentTable  # of training images
+    eval_table: SegmentTable  # of the larger ones of evaluation
+    task: SegmentTask
+
+    unit = "images"
+
+    @property
+    def steps(self) -> int:
+        return self.config.steps
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.config.data.batch_images
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"classes": to_json(self.table.classes), "annotation_sha256": list(self.table.keys)}
+
+    def describe(self) -> str:
+        return self.table.describe()
+
+    def init_state(self, fresh: bool) -> State:
+        data = self.config.data
+        example = [jnp.zeros((1, data.image_px, data.image_px, 1))]
+        if data.atlas:
+            side = self.table.geometry.atlas_size(data.image_px)
+            example.append(jnp.zeros((1, side, side, self.table.atlas_channels)))
+        state = init_state(self.task.model, tuple(example), self.task.optimizer, self.config.seed)
+        if fresh and self.config.init_from is not None:
+            state, report = transfer(state, self.config.init_from)
+            logger.info("weights of %s:\n%s", self.config.init_from, report)
+        return state
+
+    def train_batches(self, seed: int) -> grain.MapDataset:
+        return train_batches(SegmentSource(self.table), self.table, self.config.data, seed)
+
+    def name_examples(self, index: np.ndarray) -> str:
+        source = SegmentSource(self.table)
+        return "; ".join(source.describe(self.config.seed, int(i)) for i in index)
+
+    def summary(self, errors: metrics.State) -> dict[str, float]:
+        """The scores that are single numbers; those that cannot be told are left out."""
+        scores = self._scores(np.asarray(errors["confusion"][0]))
+        keys = ("err_seg_percent", "dice_macro", "dice_macro_areas")
+        return {key: scores[key] for key in keys if scores[key] is not None}
+
+    def headline(self, values: dict[str, float]) -> str:
+        return f"wrong {values.get('err_seg_percent', float('nan')):.1f} %"
+
+    def validate(self, evaluator: Evaluator, state: State) -> tuple[dict[str, float], float] | None:
+        """Scores on windows of the validation sections; None without any."""
+        windows = self.eval_table.of_split("val")
+        if not len(windows):
+            return None
+        chosen = np.linspace(0, len(windows) - 1, min(self.config.eval_images, len(windows)))
+        errors, _ = evaluator.run(state, self._eval_batches(windows[chosen.astype(int)]))
+        values = {f"val/{key}": value for key, value in self.summary(errors["eval"]).items()}
+        logger.info(
+            "validation: wrong %.1f %%, Dice %.3f",
+            values["val/err_seg_percent"],
+            values["val/dice_macro"],
+        )
+        return values, values["val/err_seg_percent"]
+
+    def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
+        """Scores on every annotated pixel of the test sections; table and figures."""
+        windows = self.eval_table.of_split("test")
+        if not len(windows):
+            logger.warning("no annotated test section: results.json has no test scores")
+            segment_plots.segment_figures(workdir, self.table.classes, None)
+            return {}
+        logger.info("test: %d images of %d px", len(windows), self._eval_data.image_px)
+        _, found = evaluator.run(state, self._eval_batches(windows))
+        names = np.array([self.eval_table.section_name(index) for index in found["index"]])
+        matrices = found["confusion"].astype(np.int64)
+        by_section = {name: matrices[names == name].sum(axis=0) for name in np.unique(names)}
+        results = test_results(by_section, self.table.classes)
+        print(scores_table(results), flush=True)
+        total = np.array(results["confusion"])
+        segment_plots.segment_figures(workdir, self.table.classes, total)
+        return results
+
+    def _scores(self, confusion: np.ndarray) -> dict[str, Any]:
+        return scores(confusion, self.table.classes)
+
+    @property
+    def _eval_data(self) -> SegmentData:
+        return evaluation_data(self.config.data, self.table.geometry)
+
+    def _eval_batches(self, windows: np.ndarray) -> grain.MapDataset:
+        table = self.eval_table
+        return eval_batches(SegmentSource(table), table, self._eval_data, windows)
+
+
+def evaluation_data(data: SegmentData, geometry: Geometry) -> SegmentData:
+    """One image per device, of larger sides: less of it is margin (`EVALUATION_SIDE`)."""
+    side = geometry.nearest_valid_sizes(round(EVALUATION_SIDE * data.image_px))[-1]
+    return dataclasses.replace(data, image_px=side, batch_images=jax.local_device_count())
+
+
+def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Segmentation:
+    """Opens the data of a config.
+
+    Args:
+        config: the run.
+        saved: `scales` as config.json holds them, of a run that continues.
+
+    Raises:
+        InputError: the data or `init_from` cannot be used.
+    """
+    model = config.model
+    table = open_windows(config.data, model)
+    eval_table = open_windows(evaluation_data(config.data, table.geometry), model)
+    if saved is not None:
+        scales = InputScales(**saved)
+    elif config.init_from is not None:
+        scales = pretraining_scales(config.init_from, config.data.um_per_px)
+    else:
+        scales = config.scales or fit_input_scales(SegmentSource(table))
+    net = UNet(
+        num_classes=len(table.classes),
+        stem_kernel=model.stem_kernel,
+        stem_stride=model.stem_stride,
+        widths=tuple(model.widths),
+        dtype=jnp.dtype(model.dtype),
+    )
+    rate = config.encoder_rate if config.init_from is not None else 1.0
+    optimizer = make_optimizer(config.optim, config.steps, rate)
+    task = SegmentTask(net, config.loss, config.augment, scales, optimizer, config.seed)
+    return Segmentation(config, table, eval_table, task)
