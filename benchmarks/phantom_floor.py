@@ -27,9 +27,9 @@ from jaxcyto.brain.phantom import PRESETS, make_phantom
 from jaxcyto.brain.prepare import pair_brain, sample_brain
 from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.config import Config
-from jaxcyto.training.pretext import constant_errors
 from jaxcyto.input import PairSource, PairTable, fit_scales, open_pairs
 from jaxcyto.training import log, loop
+from jaxcyto.training.pretext import constant_errors
 
 ERRORS = ("distance_mae_mm", "coordinate_mae_mm")
 BINS = 32

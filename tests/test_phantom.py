@@ -147,7 +147,8 @@ def test_stamps_keep_area_and_place_and_cross_blocks(seed, um_per_px):
     assert whole.sum() * um_per_px**2 == pytest.approx(area.sum(), rel=0.3)  # sizes are binned
     one = stamps.draw((64, 64), 0, [tuple(values[:1] for values in cells)])
     at = [(one.sum(axis) * np.arange(64)).sum() / one.sum() for axis in (1, 0)]
-    assert at == pytest.approx([row[0], column[0]], abs=0.2)
+    # a cell that lies in one pixel has its centre there
+    assert at == pytest.approx([row[0], column[0]], abs=0.2 if diameter[0] > 2 * um_per_px else 0.5)
     parts = [stamps.draw((size, 64), top, [cells]) for top, size in ((0, 30), (30, 34))]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
 
