@@ -72,8 +72,10 @@ def write_run(root: Path) -> None:
     """A finished run of the paper's network with random weights."""
     root.mkdir()
     model = UNet(CLASSES)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1513, 1513, 1)))
-    save_weights(root, variables)
+    leaves = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1513, 1513, 1)))
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32)  # noqa: E731
+    save_weights(root, jax.tree.map(draw, leaves))
     kinds = ["area"] * (CLASSES - 1) + ["background"]
     classes = [
         {"name": f"class {k}", "color": f"#{16 * k:02x}8080", "kind": kind}

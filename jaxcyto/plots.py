@@ -62,7 +62,7 @@ def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
     """Writes figures by file name and closes them."""
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=120)
+        figure.savefig(folder / name, dpi=120, bbox_inches="tight")
         plt.close(figure)
 
 

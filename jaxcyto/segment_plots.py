@@ -13,10 +13,11 @@ from skimage.segmentation import find_boundaries
 
 from jaxcyto.brain.label_images import IGNORE
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.plots import error_panel, loss_curves, save_figures
+from jaxcyto.plots import GREY, error_panel, loss_curves, save_figures
 from jaxcyto.training.log import read_metrics
 
 Classes = Sequence[AreaClass]
+INSET_SIDE = 0.25  # of the axis
 RIGHT, WRONG = "#56B4E9", "#D55E00"  # Okabe and Ito's sky blue and vermilion
 
 
@@ -101,10 +102,12 @@ def section_figure(
         axis.set_title(caption)
         axis.axis("off")
     if not annotated.all():
-        _inset(axes[1], outline(tissue, np.where(annotated, label, IGNORE), classes), annotated)
+        paper = [k for k, entry in enumerate(classes) if entry.kind == "background"]
+        _inset(axes[1], outline(tissue, label, classes), annotated, ~np.isin(predicted, paper))
     seen = np.union1d(label[annotated], predicted[predicted != IGNORE])
-    handles = [Patch(color=classes[k].color, label=classes[k].name) for k in seen]
-    handles += [Patch(color=RIGHT, label="right"), Patch(color=WRONG, label="wrong")]
+    colors = [(classes[k].color, classes[k].name) for k in seen]
+    colors += [(RIGHT, "right"), (WRONG, "wrong")]
+    handles = [Patch(facecolor=color, label=name, edgecolor=GREY) for color, name in colors]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=9, frameon=False)
     share = 100 * wrong.sum() / max(1, annotated.sum())
     figure.suptitle(f"{title}: {share:.1f} % of the annotated pixels wrong")
@@ -138,16 +141,26 @@ def outline(
     return rgb
 
 
-def _inset(axis: Axes, image: np.ndarray, annotated: np.ndarray) -> None:
-    """The annotated part of a section, small, in the corner with the least of it."""
+def _inset(axis: Axes, image: np.ndarray, annotated: np.ndarray, used: np.ndarray) -> None:
+    """The annotated part of an image, in the corner where least of a mask lies.
+
+    Left out where the annotation spans half of the image or more: it would be no larger.
+    """
     rows, columns = (np.flatnonzero(annotated.any(axis=k)) for k in (1, 0))
     if not len(rows):
         return
     part = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    half = [np.array_split(annotated.any(axis=k), 2) for k in (1, 0)]
-    top = half[0][0].sum() <= half[0][1].sum()
-    left = half[1][0].sum() <= half[1][1].sum()
-    inset = axis.inset_axes((0.0 if left else 0.7, 0.7 if top else 0.0, 0.3, 0.3))
+    if part[..., 0].size > 0.5 * annotated.size:
+        return
+    side = INSET_SIDE
+    height, width = (round(side * size) for size in used.shape)
+    corners = {(x, y): used[-height:] if y == 0 else used[:height] for x in (0, 1) for y in (0, 1)}
+    covered = {
+        (x, y): (band[:, :width] if x == 0 else band[:, -width:]).sum()
+        for (x, y), band in corners.items()
+    }
+    x, y = min(covered, key=lambda corner: covered[corner])
+    inset = axis.inset_axes((x * (1 - side), y * (1 - side), side, side))
     inset.imshow(part, interpolation="nearest")
     inset.set(xticks=[], yticks=[])
-    inset.set_title("annotation", fontsize=8, pad=2)
+    inset.set_xlabel("annotation", fontsize=7, labelpad=1)

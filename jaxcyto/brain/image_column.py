@@ -1,6 +1,7 @@
 """Label and atlas images written into a brain's folder and its section table: all or none."""
 
 import contextlib
+import difflib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,8 @@ def select_sections(brain: Brain, names: Sequence[str]) -> list[SectionRow]:
     known = {row.name: row for row in brain.sections}
     for name in names:
         if name not in known:
-            some = ", ".join(list(known)[:8]) + ", ..." * (len(known) > 8)
+            near = difflib.get_close_matches(name, known, n=8) or list(known)[:8]
+            some = ", ".join(near) + ", ..." * (len(known) > len(near))
             raise InputError(
                 f"{brain.root / brain.section_table}: no section {name!r}; there are {some}"
             )

@@ -20,7 +20,12 @@ from jaxcyto.brain.manifest import AreaClass, Brain, read_brain
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.sections import open_section
 from jaxcyto.errors import InputError
-from jaxcyto.predict.maps import open_class_map, write_class_map, write_probability_map
+from jaxcyto.predict.maps import (
+    open_class_map,
+    settings_of,
+    write_class_map,
+    write_probability_map,
+)
 from jaxcyto.predict.memory import bytes_per_px, free_bytes
 from jaxcyto.predict.overlay import write_overlay
 from jaxcyto.predict.planes import Plane
@@ -102,9 +107,11 @@ def predict_brain(
     report.folder.mkdir(parents=True, exist_ok=True)
     tasks, report.failures = plan(run, brain, rows, report.folder)
     remove_unfinished(tasks, report.folder)
-    finished = [task for task in tasks if task.is_finished(outputs.probabilities)]
+    finished: list[Task] = []
+    todo: list[Task] = []
+    for task in tasks:
+        (finished if task.is_finished(outputs.probabilities) else todo).append(task)
     report.finished = [task.row.name for task in finished]
-    todo = [task for task in tasks if task not in finished]
     if todo:
         tile_px = tile_px or choose_tile(
             geometry(run.model),
@@ -153,6 +160,9 @@ def _make_maps(
 
     def write(task: Task, planes: list[Plane]) -> None:
         about = (out_um, run.classes, task.settings)
+        if settings_of(task.class_map) != task.settings:  # what was made of another map
+            task.probability_map.unlink(missing_ok=True)
+            task.overlay.unlink(missing_ok=True)
         if outputs.probabilities:
             write_probability_map(task.probability_map, planes[1:], *about)
         write_class_map(task.class_map, planes[0], *about)

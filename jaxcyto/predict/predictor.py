@@ -1,7 +1,8 @@
 """The network over whole sections: read ahead by threads, computed on all local devices.
 
-A map is the same whatever the size of the windows (bit for bit where XLA computes them alike: in
-float32 on one device from 2025 px up, see docs) and however many devices there are.
+A map does not depend on the size of the windows or the number of devices. The logits agree bit for
+bit in float32 on XLA:CPU from 2025 px up; smaller windows make XLA choose other convolution
+algorithms, whose logits differ by less than 1e-4.
 """
 
 import collections
