@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from skimage.segmentation import find_boundaries
 
 from jaxcyto.brain.label_images import IGNORE
 from jaxcyto.brain.manifest import AreaClass
@@ -23,15 +22,13 @@ RIGHT, WRONG = "#56B4E9", "#D55E00"  # Okabe and Ito's sky blue and vermilion
 
 def segment_figures(workdir: Path, classes: Classes, confusion: np.ndarray | None) -> None:
     """Curves and, where there was a test, the confusion matrix, into `workdir/figures`."""
-    figures = {
-        "curves.png": loss_curves(
-            read_metrics(workdir / "metrics.jsonl"),
-            [
-                error_panel("wrong pixels, %", "err_seg_percent"),
-                error_panel("Dice, mean of areas", "dice_macro_areas"),
-            ],
-        )
-    }
+    areas = any(entry.kind == "area" for entry in classes)
+    dice = ("areas", "dice_macro_areas") if areas else ("classes", "dice_macro")
+    panels = [
+        error_panel("wrong pixels, %", "err_seg_percent"),
+        error_panel(f"Dice, mean of {dice[0]}", dice[1]),
+    ]
+    figures = {"curves.png": loss_curves(read_metrics(workdir / "metrics.jsonl"), panels)}
     if confusion is not None:
         figures["confusion.png"] = confusion_matrices([("test", confusion)], classes)
     save_figures(workdir / "figures", figures)
@@ -139,6 +136,16 @@ def outline(
         rgb = fill(rgb, inside, entry.color, strength)
         rgb = fill(rgb, inside & border, entry.color, 1.0)
     return rgb
+
+
+def borders(label: np.ndarray) -> np.ndarray:
+    """Pixels of [h, w] next to a pixel of another class, bool [h, w]."""
+    found = np.zeros(label.shape, bool)
+    for axis in (0, 1):
+        differs = np.diff(label.astype(np.int16), axis=axis) != 0
+        found |= np.insert(differs, 0, False, axis=axis)
+        found |= np.insert(differs, differs.shape[axis], False, axis=axis)
+    return found
 
 
 def _inset(axis: Axes, image: np.ndarray, annotated: np.ndarray, used: np.ndarray) -> None:
