@@ -128,7 +128,7 @@ def outline(
     What is not labelled (255) stays grey; so do classes of kind "background".
     """
     rgb = np.repeat(tissue[..., None], 3, axis=2)
-    border = find_boundaries(label, mode="inner", background=IGNORE)
+    border = borders(label)
     for number, entry in enumerate(classes):
         if entry.kind == "background":
             continue
