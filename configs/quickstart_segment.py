@@ -4,7 +4,9 @@
         --config.init_from=runs/quickstart
 
 Fine-tunes what configs/quickstart.py has pre-trained; without `init_from` it is the random
-baseline, on the same batches.
+baseline, on the same batches. Cost: about six minutes each on two cores. What to expect, one seed:
+16.1 % of the test's annotated pixels wrong and a mean Dice of the areas of 0.20; from scratch
+17.2 % and 0.14. The areas are hard, the annotations few and the steps far from enough.
 """
 
 import optax
@@ -23,6 +25,8 @@ def get_config() -> SegmentConfig:
         ),
         model=small(),
         optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=20),
+        # on the validation sections better than 1 (mean Dice of the areas 0.29 against 0.14)
+        encoder_rate=0.1,
         steps=300,
         log_every=10,
         eval_every=100,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from jaxcyto import metrics, segment_plots
 from jaxcyto.brain.label_images import IGNORE, LABEL_UM, check_numbers, majority, section_label
@@ -45,10 +46,10 @@ def evaluate_brain(
         InputError: run and brain do not fit, or a section cannot be read.
     """
     run, brain = load_segment_run(run_folder), read_brain(brain_folder)
-    found, wanted = ([c.name for c in x.classes] for x in (brain, run))
-    if found != wanted:
+    own, wanted = ([c.name for c in x.classes] for x in (brain, run))
+    if own != wanted:
         raise InputError(
-            f"{brain.root}/brain.toml: classes {', '.join(found) or 'none'}; but {run.path} was "
+            f"{brain.root}/brain.toml: classes {', '.join(own) or 'none'}; but {run.path} was "
             f"trained for {', '.join(wanted)}; the same are needed, in the same order"
         )
     rows = [row for row in brain.sections if row.split == split and row.label is not None]
@@ -67,8 +68,12 @@ def evaluate_brain(
         predicted = open_class_map(report.folder / f"{row.name}.ome.tif")
         with open_section(row.image, row.pixel_um, brain.background) as image:
             with section_label(row, image.shape) as label:
-                by_section[row.name] = section_confusion(row, label, predicted, run)
-                figure = _section_figure(row, image, label, predicted, run)
+                found = section_confusion(row, label, predicted, run)
+                figure = _section_figure(image, label, predicted, run)
+        wrong = scores(found, run.classes)["err_seg_percent"]
+        wrong = "nothing annotated" if wrong is None else f"{wrong:.1f} % of the annotated px wrong"
+        figure.suptitle(f"section {row.name}: {wrong}")
+        by_section[row.name] = found
         save_figures(folder, {f"{row.name}.png": figure})
     results = test_results(by_section, run.classes)
     total = np.array(results["confusion"])
@@ -120,9 +125,7 @@ def section_confusion(
     return total
 
 
-def _section_figure(
-    row: SectionRow, image: Section, label: Section, predicted: ClassMap, run: SegmentRun
-) -> Any:
+def _section_figure(image: Section, label: Section, predicted: ClassMap, run: SegmentRun) -> Figure:
     level = next(
         (k for k, found in enumerate(predicted.levels) if max(found.shape) <= FIGURE_PX),
         len(predicted.levels) - 1,
@@ -135,7 +138,6 @@ def _section_figure(
         truth,
         predicted.read(0, 0, *shape, level=level),
         run.classes,
-        f"section {row.name}",
     )
 
 

@@ -70,7 +70,7 @@ def confusion_matrices(matrices: Sequence[tuple[str, np.ndarray]], classes: Clas
 
 
 def section_figure(
-    tissue: np.ndarray, label: np.ndarray, predicted: np.ndarray, classes: Classes, title: str
+    tissue: np.ndarray, label: np.ndarray, predicted: np.ndarray, classes: Classes
 ) -> Figure:
     """A section three times: with its annotation, with the prediction, and where they differ.
 
@@ -79,7 +79,6 @@ def section_figure(
         label: uint8 [h, w]; 255 = not annotated.
         predicted: uint8 [h, w]; 255 = not predicted.
         classes: names and colours.
-        title: of the figure.
     """
     height, width = tissue.shape
     across = 5.2
@@ -106,8 +105,6 @@ def section_figure(
     colors += [(RIGHT, "right"), (WRONG, "wrong")]
     handles = [Patch(facecolor=color, label=name, edgecolor=GREY) for color, name in colors]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=9, frameon=False)
-    share = 100 * wrong.sum() / max(1, annotated.sum())
-    figure.suptitle(f"{title}: {share:.1f} % of the annotated pixels wrong")
     return figure
 
 

@@ -19,7 +19,7 @@ from jaxcyto.predict import open_class_map
 from jaxcyto.training.log import read_metrics
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "real_segmentation.py"
-TINY = ModelConfig(stem_kernel=3, stem_stride=1, widths=(4, 4, 8))  # sides 68 + 4 n px
+TINY = ModelConfig(stem_kernel=3, stem_stride=1, widths=(4, 8))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def brains(shared_data, example, tmp_path_factory):
 
 def run(example, root, workdir, um_per_px=32.0, sections=()):
     """A few steps, both scores."""
-    settings = example.config(root, um_per_px, 76, 3, TINY)
+    settings = example.config(root, um_per_px, 60, 3, TINY)
     settings.data.train_sections = sections
     settings.log_every, settings.eval_every, settings.batch_stats_steps = 1, 9, 1
     found = example.train_and_evaluate(settings, workdir)
