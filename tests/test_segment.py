@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from click.testing import CliRunner
+from sklearn.metrics import confusion_matrix, f1_score
 
 from jaxcyto import runs
 from jaxcyto.annotations import open_windows
@@ -26,6 +27,8 @@ from jaxcyto.config import (
     SegmentData,
 )
 from jaxcyto.errors import InputError
+from jaxcyto.evaluate import confusion
+from jaxcyto.metrics import segmentation_scores
 from jaxcyto.models import UNet
 from jaxcyto.training import loop, parallel
 from jaxcyto.training.log import read_metrics
@@ -298,6 +301,20 @@ def test_evaluation_of_maps_is_that_of_training(finished, tiny_brain, tmp_path):
     )
     assert found.exit_code == 0, found.output
     assert (where / "confusion_compared.png").stat().st_size > 10_000
+
+
+def test_confusion_is_that_of_scikit_learn():
+    """With pixels that have no prediction (255), and others that nobody annotated."""
+    rng = np.random.default_rng(0)
+    predicted, label = rng.choice([0, 1, 2, 255], (2, 30, 40)).astype(np.uint8)
+    found = confusion(predicted, label, 3)
+    truth, guess = label[label != 255], predicted[label != 255]
+    wanted = confusion_matrix(truth, guess, labels=[0, 1, 2, 255])[:3]
+    np.testing.assert_array_equal(found, wanted)
+    scores = segmentation_scores(found, "abc", [True, True, False])
+    np.testing.assert_allclose(scores["err_seg_percent"], 100 * (1 - (truth == guess).mean()))
+    dice = f1_score(truth, guess, labels=[0, 1, 2], average=None)
+    np.testing.assert_allclose(list(scores["dice"].values()), dice)
 
 
 def test_evaluation_says_what_is_wrong(finished, pretrained, tiny_brain, tmp_path):
