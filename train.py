@@ -3,8 +3,8 @@
 Any field of the config can be given here: --config.optim.learning_rate=0.02. The same command
 continues a run that was stopped.
 
-Exit status: 0 done; 1 the loss was not finite, or an unforeseen error; 2 bad input;
-143 (SIGTERM) or 130 (Ctrl-C) stopped: while training, after a checkpoint was written.
+Exit status: 0 done; 1 the loss was not finite, a file could not be written, or an unforeseen error;
+2 bad input; 143 (SIGTERM) or 130 (Ctrl-C) stopped: while training, after a checkpoint was written.
 """
 
 import difflib
@@ -43,6 +43,11 @@ def main(argv: list[str]) -> int:
         return 2
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # outside of the training steps there is nothing to save
         print("stopped; the same command continues", file=sys.stderr)

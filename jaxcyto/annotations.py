@@ -39,6 +39,11 @@ class AnnotatedSection:
     label: Section
     atlas: AtlasImage | None
 
+    @property
+    def name_in_brain(self) -> str:
+        """BRAIN/SECTION, with the name of the brain's folder."""
+        return f"{self.brain.root.name}/{self.row.name}"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SegmentTable:
@@ -82,6 +87,16 @@ class SegmentTable:
         pixels = np.zeros(len(self.classes), np.int64)
         np.add.at(pixels, blocks["label"], blocks["count"])
         return pixels
+
+    @property
+    def training_sections(self) -> list[str]:
+        """BRAIN/SECTION of every section that training images are drawn from."""
+        return sorted(s.name_in_brain for s in self.sections if s.row.split == "train")
+
+    @property
+    def held_out_sections(self) -> list[str]:
+        """BRAIN/SECTION of those of validation and test."""
+        return sorted(s.name_in_brain for s in self.sections if s.row.split != "train")
 
     @property
     def atlas_channels(self) -> int:
@@ -135,6 +150,12 @@ def open_windows(config: SegmentData, model: ModelConfig) -> SegmentTable:
     if not config.brains:
         raise InputError("data.brains is empty; give one or more folders with a brain.toml")
     brains = tuple(read_brain(folder) for folder in config.brains)
+    folders = [brain.root.name for brain in brains]
+    if twice := [name for name in folders if folders.count(name) > 1]:
+        raise InputError(
+            f"data.brains: two folders named {twice[0]!r}; results tell brains apart by it: rename "
+            "one, or leave it out if it is the same"
+        )
     classes = _shared_classes(brains)
     chosen = _choose(brains, config.train_sections)
 

@@ -1,7 +1,7 @@
-"""The command `jaxcyto`: from a brain on disk to patches and pairs.
+"""The command `jaxcyto`: from a brain on disk to patches and pairs; segmentation joins at the end.
 
 Results go to stdout; progress, warnings and errors to stderr. Exit status: 0 done, 1 `check` found
-a fault, 2 bad input (one message, no traceback).
+a fault or `predict` a bad section, 2 bad input (one message, no traceback).
 """
 
 import logging
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 
-from jaxcyto.brain.solve import METHODS
 from jaxcyto.cli_command import ABOVE_0, BRAIN, SEED, Command
 from jaxcyto.cli_segment import annotate, carry, evaluate, predict
 from jaxcyto.errors import InputError
@@ -24,15 +23,17 @@ class Group(click.Group):
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="jaxcyto", prog_name="jaxcyto")
 def main() -> None:
-    """Self-supervised pre-training on brain sections: prepare the data.
+    """Brain sections: the data of pre-training and segmentation, and maps of whole sections.
 
-    A brain is a folder with a brain.toml (docs/data.md). In this order:
+    A brain is a folder with a brain.toml (docs/data.md). Before pre-training, in this order:
 
     \b
       jaxcyto phantom brains/toy --preset tiny
       jaxcyto check brains/toy
       jaxcyto sample brains/toy --patches 500 --patch-px 128 --um-per-px 16
       jaxcyto pair brains/toy --pairs 1000
+
+    Before segmentation `annotate` or `carry`, after it `predict` and `evaluate`.
     """
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is said in our own messages
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
@@ -128,10 +129,21 @@ def sample(brain: Path, min_tissue: float | None, **settings) -> None:
 )
 @click.option(
     "--method",
-    type=click.Choice(METHODS),
-    default="heat",
+    type=click.Choice(["auto", "exact", "heat", "oracle"]),
+    default="auto",
     show_default=True,
-    help="exact: seconds per patch on 164k vertices; heat: a tenth of a second, about 1 % off.",
+    help="On 164k vertices, exact: seconds per patch; heat: a tenth of a second, about 1 % off; "
+    "oracle: minutes in all, below 1 % off. auto: oracle for thousands of pairs on a large "
+    "surface, else heat.",
+)
+@click.option(
+    "--even-distances", is_flag=True, help="Draw pairs evenly over distance (by the oracle)."
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Only solve part I of N of the oracle, as a job of an array, and write no pairs; a run "
+    "without --shard goes on from there.",
 )
 @click.option("--all-distances", is_flag=True, help="Also write distances between all patches.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: the processors.")
@@ -143,15 +155,26 @@ def sample(brain: Path, min_tissue: float | None, **settings) -> None:
 )
 @click.option("--out", default="pairs.npz", show_default=True, help="File in the brain's folder.")
 @SEED
-def pair(brain: Path, **settings) -> None:
+def pair(brain: Path, shard: str | None, **settings) -> None:
     """Pair the patches and solve their distances along the surface.
 
-    Every patch is in at least one pair; both patches of a pair share hemisphere and split.
+    Every patch is in at least one pair; both patches of a pair share hemisphere and split. Draws
+    a histogram of the distances beside the pairs. The oracle is kept in the brain's folder: more
+    pairs take seconds, and a build that was ended goes on.
 
     Example: jaxcyto pair brains/bigbrain --pairs 200000
     """
-    from jaxcyto.brain.prepare import describe_pairs, pair_brain
+    from jaxcyto.brain.prepare import describe_pairs, pair_brain, pair_shard
 
+    if shard is not None:
+        index, _, number = shard.partition("/")
+        if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
+            raise click.UsageError(f"--shard {shard}: expected I/N, as 1/8 ... 8/8")
+        if settings["method"] not in ("auto", "oracle"):
+            raise click.UsageError(f"--shard divides the oracle, not method {settings['method']}")
+        pair_shard(brain, (int(index), int(number)), workers=settings["workers"])
+        click.echo(f"{brain}: part {shard} solved; when all are, run it without --shard")
+        return
     click.echo(describe_pairs(pair_brain(brain, **settings)))
 
 

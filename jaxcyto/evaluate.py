@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxcyto import metrics, segment_plots
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.label_images import IGNORE, LABEL_UM, check_numbers, majority, section_label
 from jaxcyto.brain.manifest import AreaClass, Brain, SectionRow, read_brain
 from jaxcyto.brain.progress import Progress
@@ -30,8 +31,8 @@ def evaluate_brain(
 ) -> dict[str, Any]:
     """Scores a run on the annotated sections of a split; what is not predicted yet, is now.
 
-    Writes RUN/evaluation/BRAIN/SPLIT/results.json and figures beside it: the confusion matrix, and
-    each section with annotation, prediction and differences.
+    Writes RUN/evaluation/BRAIN/SPLIT/results.json and figures: beside it the confusion matrix, in
+    sections/ each section with annotation, prediction and differences.
 
     Args:
         run_folder: of a finished segmentation run.
@@ -46,7 +47,7 @@ def evaluate_brain(
         InputError: run and brain do not fit, or a section cannot be read.
     """
     run, brain = load_segment_run(run_folder), read_brain(brain_folder)
-    own, wanted = ([c.name for c in x.classes] for x in (brain, run))
+    own, wanted = ([f"{c.name} ({c.kind})" for c in x.classes] for x in (brain, run))
     if own != wanted:
         raise InputError(
             f"{brain.root}/brain.toml: classes {', '.join(own) or 'none'}; but {run.path} was "
@@ -56,6 +57,13 @@ def evaluate_brain(
     if not rows:
         table = brain.root / brain.section_table
         raise InputError(f"{table}: no section has both a label and the split {split}")
+    names = {f"{brain.root.name}/{row.name}" for row in rows}
+    seen = names.intersection(run.training_sections)
+    if seen and split != "train":
+        raise InputError(
+            f"{run.path}: was trained on {', '.join(sorted(seen)[:5])}, in {brain.root} now of the "
+            f"split {split}: no fair test; train again, or correct the section table"
+        )
     report = predict_brain(
         run_folder, brain_folder, sections=[row.name for row in rows], progress=progress
     )
@@ -74,12 +82,18 @@ def evaluate_brain(
         wrong = "nothing annotated" if wrong is None else f"{wrong:.1f} % of the annotated px wrong"
         figure.suptitle(f"section {row.name}: {wrong}")
         by_section[row.name] = found
-        save_figures(folder, {f"{row.name}.png": figure})
+        save_figures(folder / "sections", {f"{row.name}.png": figure})
     results = test_results(by_section, run.classes)
+    if not results["test"]["pixels"]:
+        raise InputError(
+            f"{brain.root / brain.section_table}: no pixel of the split {split} is annotated; "
+            "annotate one, or give another --split"
+        )
     total = np.array(results["confusion"])
     figure = segment_plots.confusion_matrices([(run.path.name, total)], run.classes)
     save_figures(folder, {"confusion.png": figure})
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    with atomic_write(folder / "results.json") as file:
+        file.write(json.dumps(results, indent=2).encode() + b"\n")
     return results
 
 

@@ -46,6 +46,16 @@ class PairTable:
         """Numbers of the pairs in a split, in order."""
         return np.flatnonzero(self.split == manifest.SPLITS.index(split))
 
+    @property
+    def training_sections(self) -> list[str]:
+        """BRAIN/SECTION of every section with a training patch."""
+        train = manifest.SPLITS.index("train")
+        return sorted(
+            f"{brain.root.name}/{brain.sections[row].name}"
+            for brain, patches in zip(self.brains, self.patches, strict=True)
+            for row in np.unique(patches.section[patches.split == train])
+        )
+
     def locate(self, patch: int | np.integer) -> tuple[int, int]:
         """(brain, patch within the brain) of a patch number."""
         brain = int(np.searchsorted(self.patch_start, patch, side="right")) - 1

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.surfaces import hemisphere_surface
 from jaxcyto.input import PairSource, PairTable
 from jaxcyto.training.log import read_metrics
@@ -59,10 +60,11 @@ def pretext_figures(
 
 
 def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
-    """Writes figures by file name and closes them."""
+    """Writes figures by file name (PNG) and closes them."""
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=120, bbox_inches="tight")
+        with atomic_write(folder / name) as file:
+            figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
         plt.close(figure)
 
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.errors import InputError
-from jaxcyto.models import UNet
+from jaxcyto.models import Geometry, UNet
 
 WEIGHTS = "weights.safetensors"
 Leaves = dict[str, np.ndarray]
@@ -39,14 +41,14 @@ class SegmentRun:
     atlas_channels: int  # 0: no atlas
     input_mean: float
     input_std: float
+    training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain's folder
 
 
 def save_weights(run: Path, variables: Any) -> None:
     """Writes `params` and `batch_stats` under a temporary name, then renames it into place."""
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
-    temporary = run / f".{WEIGHTS}.tmp"
-    temporary.write_bytes(save({key: np.ascontiguousarray(x) for key, x in leaves.items()}))
-    temporary.replace(run / WEIGHTS)
+    with atomic_write(run / WEIGHTS) as file:
+        file.write(save({key: np.ascontiguousarray(leaf) for key, leaf in leaves.items()}))
 
 
 def load_weights(run: str | os.PathLike) -> Leaves:
@@ -102,6 +104,7 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
             f"(train.py --config configs/segment.py --config.init_from={run})"
         )
     leaves = load_weights(run)
+    variables = flax.traverse_util.unflatten_dict(leaves, sep="/")
     try:
         data, table = config["data"], config["model"]
         classes = tuple(AreaClass(**entry) for entry in config["classes"])
@@ -113,18 +116,45 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
             widths=tuple(table["widths"]),
             dtype=jnp.dtype(table["dtype"]),
         )
+        _check_leaves(run, model, variables, int(data["image_px"]), channels)
         return SegmentRun(
             path=run,
             model=model,
-            variables=flax.traverse_util.unflatten_dict(leaves, sep="/"),
+            variables=variables,
             classes=classes,
             um_per_px=float(data["um_per_px"]),
             image_px=int(data["image_px"]),
             atlas_channels=channels,
             input_mean=float(config["scales"]["input_mean"]),
             input_std=float(config["scales"]["input_std"]),
+            training_sections=tuple(config.get("training_sections", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run}/config.json: damaged ({type(error).__name__}: {error}); train again"
         ) from None
+
+
+def _check_leaves(run: Path, model: UNet, variables: Any, side: int, channels: int) -> None:
+    """Compares weights with the network that config.json describes.
+
+    Raises:
+        InputError: they do not belong together.
+    """
+    example = [jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)]
+    if channels:
+        geometry = Geometry(model.stem_kernel, model.stem_stride, len(model.widths))
+        size = geometry.atlas_size(side)
+        example.append(jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32))
+    wanted = jax.eval_shape(model.init, jax.random.key(0), *example)
+    found, needed = (
+        flax.traverse_util.flatten_dict(jax.tree.map(np.shape, dict(tree)), sep="/")
+        for tree in (variables, wanted)
+    )
+    for name in sorted(found.keys() | needed.keys()):
+        if found.get(name) != needed.get(name):
+            raise InputError(
+                f"{run}: config.json and {WEIGHTS} do not belong together: {name} has the shape "
+                f"{found.get(name)}, but the network of config.json needs {needed.get(name)}; "
+                "bring back the config.json of this run"
+            )

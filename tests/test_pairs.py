@@ -5,12 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from minimal_brain import make_ball
+from PIL import Image
 
-from jaxcyto.brain import solve
+from jaxcyto.brain import oracle_build, prepare, solve
+from jaxcyto.brain import pairs as pairs_module
 from jaxcyto.brain.manifest import Brain, Hemisphere
-from jaxcyto.brain.pairs import draw_pairs, load_pairs, make_pairs, split_of
+from jaxcyto.brain.pairs import (
+    draw_pairs,
+    load_pairs,
+    make_pairs,
+    oracle_path,
+    split_of,
+)
 from jaxcyto.brain.patches import Patches
+from jaxcyto.brain.prepare import draw_histogram, histogram_path, pair_shard
 from jaxcyto.brain.surfaces import Surface, write_surface
+from jaxcyto.cli import main
 from jaxcyto.errors import InputError
 
 CENTRES = np.array([[-20.0, 0, 0], [20.0, 0, 0]])
@@ -181,3 +193,90 @@ def test_bad_settings_are_refused(tmp_path):
     (tmp_path / "patches.npz").unlink()
     with pytest.raises(InputError, match="no such file"):
         make_pairs(brain, patches)
+
+
+def test_the_oracle_is_kept_and_close_to_great_circles(tmp_path, monkeypatch):
+    brain, patches = make(tmp_path)
+    settings = {"method": "oracle", "anchors": 300, "workers": 1}
+    pairs = make_pairs(brain, patches, num_pairs=200, **settings)
+    expected = great_circle(patches, pairs.first, pairs.second)
+    error = np.abs(pairs.distance_mm - expected) / np.maximum(expected, 0.2)
+    assert error.mean() < 0.01 and np.percentile(error, 95) < 0.03
+    assert pairs.settings["mean_error"].keys() == {"L", "R"}
+    pairs.save(tmp_path / "pairs.npz")
+    assert load_pairs(tmp_path / "pairs.npz").settings == pairs.settings
+    kept = [oracle_path(brain, index) for index in range(2)]
+    assert all(path.is_file() for path in kept)
+    monkeypatch.setattr(oracle_build, "build_oracle", None)  # nothing is built again
+    other = make_pairs(brain, patches, seed=1, **settings)
+    assert not np.array_equal(other.first, pairs.first[: len(other)])
+    full = make_pairs(brain, patches, num_pairs=200, all_distances=True, **settings)
+    np.testing.assert_allclose(full.distance_mm, pairs.distance_mm, rtol=1e-5, atol=1e-5)
+
+
+def test_even_distances(tmp_path):
+    brain, patches = make(tmp_path, 300)
+    settings = {"num_pairs": 600, "anchors": 200, "workers": 1}
+    pairs = make_pairs(brain, patches, method="auto", even_distances=True, **settings)
+    random = make_pairs(brain, patches, method="heat", num_pairs=600, workers=1)
+    bins = np.linspace(0.1, 3, 9)
+    even, uneven = (np.histogram(p.distance_mm, bins)[0] for p in (pairs, random))
+    assert pairs.settings["method"] == "oracle" and len(pairs) == 600
+    assert even.std() / even.mean() < 0.5 * uneven.std() / uneven.mean()
+    assert len(np.unique([pairs.first, pairs.second])) == len(patches)
+    for name in ("hemisphere", "split"):
+        column = getattr(patches, name)
+        assert (column[pairs.first] == column[pairs.second]).all()
+    expected = great_circle(patches, pairs.first, pairs.second)
+    np.testing.assert_allclose(pairs.distance_mm, expected, rtol=0.05, atol=0.01)
+    for wrong in ({"method": "heat"}, {"method": "auto", "num_pairs": 299}):
+        with pytest.raises(InputError, match="even_distances"):
+            make_pairs(brain, patches, even_distances=True, **settings | wrong)
+
+
+def test_auto_takes_the_oracle_where_it_pays(tmp_path, monkeypatch):
+    brain, patches = make(tmp_path)
+    assert make_pairs(brain, patches, method="auto", workers=1).settings["method"] == "heat"
+    monkeypatch.setattr(pairs_module, "ORACLE_VERTICES", 1000)
+    monkeypatch.setattr(pairs_module, "ORACLE_PAIRS", 120)
+    for number, method in ((119, "heat"), (120, "oracle")):
+        made = make_pairs(brain, patches, method="auto", num_pairs=number, workers=1, anchors=100)
+        assert made.settings["method"] == method
+
+
+def test_shards_are_taken_by_the_run_that_follows(tmp_path, monkeypatch):
+    brain, patches = make(tmp_path)
+    settings = {"anchors": 200, "workers": 1}
+    monkeypatch.setattr(prepare, "read_brain", lambda root: brain)
+    for index in (1, 2):
+        pair_shard(tmp_path, (index, 2), **settings)
+    pairs = make_pairs(brain, patches, method="oracle", **settings)
+    assert not list(tmp_path.glob("*.parts"))
+    again = tmp_path / "again"
+    again.mkdir()
+    brain, patches = make(again)
+    alone = make_pairs(brain, patches, method="oracle", **settings)
+    assert np.array_equal(alone.distance_mm, pairs.distance_mm)
+
+
+def test_histogram_beside_the_pairs(tmp_path):
+    brain, patches = make(tmp_path, 40)
+    pairs = make_pairs(brain, patches, workers=1)
+    path = histogram_path(tmp_path / "pairs.npz")
+    draw_histogram(path, pairs)
+    assert path.name == "pairs_distances.png"
+    with Image.open(path) as image:
+        assert min(image.size) > 100
+        assert len(np.unique(np.asarray(image.convert("L")))) > 2
+
+
+def test_the_command_solves_shards(tmp_path):
+    root = make_ball(tmp_path / "ball")
+    run = CliRunner().invoke
+    done = run(main, ["pair", str(root), "--shard", "2/1000", "--workers", "1"])
+    assert done.exit_code == 0 and "part 2/1000 solved" in done.stdout
+    assert [path.name for path in root.glob("oracle_0_left.npz.parts/*")] == ["field_00001.npz"]
+    assert not (root / "pairs.npz").exists()
+    for wrong in (["--shard", "3/2"], ["--shard", "x"], ["--shard", "1/2", "--method", "heat"]):
+        refused = run(main, ["pair", str(root), *wrong])
+        assert refused.exit_code == 2 and "--shard" in refused.stderr

@@ -26,6 +26,7 @@ from scipy.ndimage import distance_transform_cdt
 from segment_run import CLASSES, write_run
 
 from jaxcyto import windows
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import AreaClass, read_brain, read_table, write_table
 from jaxcyto.brain.section_writer import write_section
 from jaxcyto.brain.sections import open_section
@@ -299,6 +300,17 @@ def plane_of(folder: Path, image: np.ndarray) -> Plane:
     return plane
 
 
+def test_what_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(InputError, match="absent: cannot be written"):
+        Plane(tmp_path / "absent", (2, 3))
+    with open("/dev/full", "wb", buffering=0) as full:
+        with pytest.raises(OSError, match="No space left") as raised:
+            with atomic_write(tmp_path / "picture.png"):
+                full.write(b"pixels")
+    assert raised.value.filename == str(tmp_path / "picture.png")
+    assert not list(tmp_path.iterdir())
+
+
 def test_overlay_shows_tissue_and_borders(run, ball):
     predict_brain(run, ball, sections=["b"], outputs=Outputs(overlay=True))
     folder = run / "predictions" / "ball"
@@ -368,13 +380,15 @@ def test_killed_and_continued(run, ball):
         process.send_signal(signal.SIGKILL)
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("s*.ome.tif")}
     assert 0 < len(before) < 12
-    (folder / ".s11.ome.tif.1234.tmp").write_bytes(b"cut off")
-    (folder / ".other.ome.tif.1234.tmp").write_bytes(b"another process is at work on it")
+    dead, alive = folder / ".s11.ome.tif.1234.tmp", folder / ".s11.ome.tif.1235.tmp"
+    dead.write_bytes(b"cut off")
+    os.utime(dead, (0, 0))
+    alive.write_bytes(b"another process is at work on it")
     result = predict(run, ball, "--tile", TILE)
     assert result.exit_code == 0, result.output
     assert f"{12 - len(before)} section(s) in" in result.stdout
     assert f"{len(before)} section(s) finished before" in result.stdout
-    assert [path.name for path in folder.glob(".*")] == [".other.ome.tif.1234.tmp"]
+    assert alive.exists() and not dead.exists()
     for name, stamp in before.items():
         assert (folder / name).stat().st_mtime_ns == stamp
     expected = tifffile.imread(folder / min(before))
@@ -412,8 +426,14 @@ def test_finished_only_for_the_same_weights_and_images(run, tmp_path, ball):
     os.utime(ball / "a.tif", ns=(0, 0))
     (run / "predictions/ball/c.ome.tif").write_bytes(b"")
     assert unfinished(run, ball) == ["a", "c"]
+    os.utime(ball / "b.tif", ns=(0, 0))  # as from an archive: all alike
     finish(run, ball)
     assert unfinished(run, ball) == []
+    rows = [row for _, row in read_table(ball / "sections.csv", [])]
+    rows[0]["image"], rows[1]["image"] = "b.tif", "a.tif"
+    write_table(ball / "sections.csv", rows)
+    assert unfinished(run, ball) == ["a", "b"]
+    finish(run, ball)
     replace(run / "config.json", '"input_mean": 128.0', '"input_mean": 127.0')
     assert unfinished(run, ball) == ["a", "b", "c"]
     finish(run, ball)
@@ -448,6 +468,9 @@ def test_wrong_use_is_said_in_one_message(run, ball, tmp_path):
     assert "not the folder of a run" in predict(tmp_path, ball).stderr
     unfinished = write_run(tmp_path / "unfinished", SMALL)
     (unfinished / "weights.safetensors").unlink()
+    flat = shutil.copytree(ball, tmp_path / "flat")
+    head, _, rest = (flat / "brain.toml").read_text().partition("[[hemispheres]]")
+    (flat / "brain.toml").write_text(head + rest[rest.index("[[classes]]") :])
     for arguments, message in [
         ((unfinished, ball), "not finished"),
         ((run, tmp_path), "no brain.toml"),
@@ -455,6 +478,7 @@ def test_wrong_use_is_said_in_one_message(run, ball, tmp_path):
         ((run, ball, "--tile", 101, "--section", "a"), "101 px"),
         ((run, ball, "--shard", "4/3"), "4/3"),
         ((run, ball, "--shard", "1/2", "--surface"), "--surface"),
+        ((run, flat, "--surface"), "no [[hemispheres]]"),
     ]:
         result = predict(*arguments)
         assert result.exit_code == 2 and message in result.stderr, result.output

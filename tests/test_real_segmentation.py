@@ -19,7 +19,7 @@ from jaxcyto.predict import open_class_map
 from jaxcyto.training.log import read_metrics
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "real_segmentation.py"
-TINY = ModelConfig(stem_kernel=3, stem_stride=1, widths=(4, 8))
+TINY = ModelConfig(stem_kernel=3, stem_stride=1, widths=(4, 4))
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,10 @@ def example():
 def brains(shared_data, example, tmp_path_factory):
     """Folders of "sulcus", "gmwm" and "v1"."""
     folder = tmp_path_factory.mktemp("brains")
-    found = {scheme: example.lay_out_patches(shared_data, folder / scheme, scheme)
-             for scheme in ("gmwm", "v1")}  # fmt: skip
-    return found | {"sulcus": example.lay_out_sulcus(shared_data, folder / "sulcus")}
+    found = {"sulcus": example.lay_out_sulcus(shared_data, folder / "sulcus")}
+    for scheme in example.SCHEMES:
+        found[scheme] = example.lay_out_patches(shared_data, folder / scheme, scheme)
+    return found
 
 
 def run(example, root, workdir, um_per_px=32.0, sections=()):
@@ -80,29 +81,32 @@ def test_brains_have_no_fault(brains, name):
 
 
 def test_sulcus_keeps_its_place(brains, shared_data):
-    """Image and label of each part are a crop of the files as they are; no part meets another."""
+    """Images are crops of the file as it is, labels its mask where annotated, 255 elsewhere."""
     folder = shared_data / "histology/columns_cut300"
     whole = np.asarray(Image.open(folder / "cut_300.tif"))
-    mask = np.asarray(Image.open(folder / "cortex_mask.png")) > 0
-    taken = np.zeros(whole.shape, int)
-    places = {"train": (0, 0), "val": (1292, 0), "test": (0, 682)}
+    mask = (np.asarray(Image.open(folder / "cortex_mask.png")) > 0).astype(np.uint8)
+    columns = {"train": slice(0, 640), "test": slice(682, 1024)}
     for row, image, label in annotated(brains["sulcus"]):
-        top, left = places[row.split]
-        where = (slice(top, top + image.shape[0]), slice(left, left + image.shape[1]))
-        np.testing.assert_array_equal(image, whole[where])
-        assert_within_a_pixel(label, mask[where].astype(np.uint8))
-        taken[where] += 1
-    assert taken.max() == 1
-    assert (taken[:, 682:] == 1).all()  # the right third, and all of it
-    assert (taken[:, 640:682] == 0).all() and (taken[1250:1292, :640] == 0).all()
+        wanted = np.full_like(mask, 255)
+        wanted[:, columns[row.split]] = mask[:, columns[row.split]]
+        width = {"train": 682, "test": 1024}[row.split]  # training sees nothing of the right third
+        np.testing.assert_array_equal(image, whole[:, :width])
+        assert_within_a_pixel(label, wanted[:, :width])
+        with pytest.raises(AssertionError):  # the check can fail: three px off, it does
+            assert_within_a_pixel(label, np.roll(wanted, 3, axis=1)[:, :width])
 
 
-def test_a_shifted_mask_is_told_apart(brains, shared_data):
-    """The check above can fail: a mask three px off does."""
-    mask = np.asarray(Image.open(shared_data / "histology/columns_cut300/cortex_mask.png")) > 0
-    label = {row.split: label for row, _, label in annotated(brains["sulcus"])}["train"]
-    with pytest.raises(AssertionError):
-        assert_within_a_pixel(label, np.roll(mask, 3, axis=1)[:1250, :640].astype(np.uint8))
+@pytest.mark.parametrize("fold", ["upper", "lower"])
+def test_folds_stay_within_the_training_part(example, fold):
+    seen, scored = (np.zeros((1932, 1024), bool) for _ in range(2))
+    (shown, annotated), (context, held_out) = (example.PARTS[fold][k] for k in ("train", "val"))
+    seen[shown], scored[held_out] = True, True
+    assert not (seen & scored).any() and not seen[:, 682:].any()
+    for inner, outer in ((annotated, shown), (held_out, context)):
+        assert all(
+            o.start <= i.start and i.stop <= o.stop for i, o in zip(inner, outer, strict=True)
+        )
+    assert not scored[annotated].any() and not scored[:, 640:].any()
 
 
 @pytest.mark.parametrize("scheme", ["gmwm", "v1"])
@@ -144,7 +148,7 @@ def test_sulcus_goes_through(brains, example, tmp_path, capsys):
     assert capsys.readouterr().out.count("Dice, mean of classes") == 2
     where = tmp_path / "run" / "evaluation" / "sulcus" / "test"
     assert json.loads((where / "results.json").read_text())["test"] == maps
-    assert (where / "test.png").stat().st_size > 10_000
+    assert (where / "sections" / "test.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("scheme", ["gmwm", "v1"])

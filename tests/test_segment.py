@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tifffile
 from click.testing import CliRunner
 from sklearn.metrics import confusion_matrix, f1_score
 
 from jaxcyto import runs
 from jaxcyto.annotations import open_windows
+from jaxcyto.brain.manifest import read_table, write_table
 from jaxcyto.cli import main
 from jaxcyto.config import (
     AugmentConfig,
@@ -146,6 +148,17 @@ def test_changed_annotation_ends_a_run(config, tiny_brain, tmp_path):
         loop.train(config, tmp_path / "run")
 
 
+def test_changed_weights_or_optimizer_end_a_run(config, pretrained, finished):
+    """A run from scratch does not become a fine-tuned one; the message stays readable."""
+    config.data.atlas = False
+    with pytest.raises(InputError, match=r"started with init_from = None"):
+        loop.train(dataclasses.replace(config, init_from=str(pretrained)), finished[0])
+    config.optim.optimizer = optax.sgd
+    with pytest.raises(InputError, match=r"of another network or optimizer") as raised:
+        loop.train(config, finished[0])
+    assert len(str(raised.value)) < 1000
+
+
 def test_run_of_the_other_task_is_refused(config, pretrained):
     with pytest.raises(InputError, match="other task"):
         loop.train(config, pretrained)
@@ -255,7 +268,7 @@ def test_bad_init_from(config, finished, tiny_brain, tmp_path):
     with pytest.raises(InputError, match=r"holds no config\.json"):
         open_segmentation(config, None)
     config.init_from = str(finished[0])
-    with pytest.raises(InputError, match="not a pre-training run"):
+    with pytest.raises(InputError, match="not a pre-training run; give one"):
         open_segmentation(config, None)
 
 
@@ -328,6 +341,14 @@ def test_evaluation_says_what_is_wrong(finished, pretrained, tiny_brain, tmp_pat
     table = brain / "sections.csv"
     table.write_text(table.read_text().replace(",test", ",exclude"))
     assert "no section has both a label and the split test" in message(finished[0], brain)
+    rows = [row for _, row in read_table(table, [])]
+    row = rows[-1]
+    with tifffile.TiffFile(brain / row["label"]) as tiff:
+        shape = tiff.pages[0].shape
+    tifffile.imwrite(brain / row["label"], np.full(shape, 255, np.uint8))
+    row["split"] = "test"
+    write_table(table, rows)
+    assert "no pixel of the split test is annotated" in message(finished[0], brain)
     toml = brain / "brain.toml"
     toml.write_text(toml.read_text().replace("white matter", "WM"))
     assert "was trained for" in message(finished[0], brain)

@@ -590,6 +590,14 @@ def test_brains_of_other_classes_are_refused(tmp_path):
         open_windows(config, SMALL)
 
 
+def test_brains_whose_results_would_be_mixed_are_refused(root, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    other = write_brain(tmp_path / "elsewhere" / root.name, {"a": ("train", LABEL)})
+    for brains in ((str(root), str(other)), (str(root), f"{root}/")):
+        with pytest.raises(InputError, match=f"two folders named '{root.name}'"):
+            open_windows(config_of(root, brains=brains), SMALL)
+
+
 @pytest.mark.parametrize("kind", ["", "_label", "_atlas"])
 def test_a_damaged_tile_names_section_and_file(tmp_path, kind):
     root = write_brain(tmp_path / "brain", {"a": ("train", LABEL)})

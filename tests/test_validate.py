@@ -53,7 +53,38 @@ def test_defaults_are_valid():
     ],
 )
 def test_each_field_out_of_range_is_named(field, value, tmp_path):
-    config = good()
+    refused(good(), field, value, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", None),
+        ("eval_images", 0),
+        ("encoder_rate", -0.1),
+        ("init_from", ""),
+        ("data.brains", ()),
+        ("data.image_px", 2000),  # between 1897 and 2025
+        ("data.batch_images", 0),
+        ("data.train_sections", "0012"),
+        ("data.um_per_px", float("nan")),
+        ("scales", C.InputScales(input_std=0.0)),
+        ("loss.weight_decay", -1.0),
+    ],
+)
+def test_each_field_of_a_segmentation_out_of_range_is_named(field, value, tmp_path):
+    refused(C.SegmentConfig(data=C.SegmentData(brains=("brains/x",))), field, value, tmp_path)
+
+
+def test_defaults_of_a_segmentation_are_valid():
+    config = C.SegmentConfig(data=C.SegmentData(brains=("brains/x",)))
+    validate(config)
+    config.scales, config.init_from = C.InputScales(), "runs/x"
+    with pytest.raises(InputError, match="init_from are taken"):
+        validate(config)
+
+
+def refused(config, field, value, tmp_path):
     *parents, last = field.split(".")
     target = config
     for parent in parents:

@@ -41,6 +41,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # as of a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

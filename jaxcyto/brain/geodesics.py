@@ -1,14 +1,19 @@
 """Distances along a surface, between vertices and between surface points, in mm.
 
-    oracle = build(read_surface("lh.mid.surf.gii"), method="exact")
+    oracle = build(read_surface("lh.mid.surf.gii"), method="oracle", workers=8)
     oracle.vertex_distances([0, 1], [10, 11])
-    oracle.distances(first_face, first_bary, second_face, second_bary)
+    oracle.distances(first_face, first_bary, second_face, second_bary)  # [N] pairs
+    oracle.matrix(face, bary)  # [N, N]
     oracle.save("lh.npz"); load("lh.npz")
 
-Surface points are inserted into the mesh as vertices, which leaves all distances as they are, so
-that the exact method is exact between them (but for a move of at most 2e-3 of a triangle's longest
-side away from its border, see `mesh.insert_points`). Distances are symmetric, zero from a point to
-itself and infinite between components; a vertex in no triangle is a component of its own.
+Methods "exact" and "heat" solve a field for every source that is asked for. Method "oracle"
+(`oracle.py`) solves for minutes when it is built, and then answers any pair at once.
+
+In "exact" and "heat" surface points are inserted into the mesh as vertices, which leaves all
+distances as they are, so that the exact method is exact between them (but for a move of at most
+2e-3 of a triangle's longest side away from its border, see `mesh.insert_points`). Distances are
+symmetric, zero from a point to itself and infinite between components; a vertex in no triangle is a
+component of its own.
 """
 
 import hashlib
@@ -17,6 +22,7 @@ import os
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +39,9 @@ from jaxcyto.brain.solve import (
 )
 from jaxcyto.brain.surfaces import Surface
 from jaxcyto.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxcyto.brain.oracle import Oracle
 
 FORMAT = "jaxcyto geodesics 1"
 CALIBRATION_SOURCES = 5
@@ -62,7 +71,7 @@ class Geodesics:
             InputError: if a vertex is not there.
         """
         number = len(self.surface.vertices)
-        ends = [_indices(end, number) for end in (first, second)]
+        ends = [check_vertices(end, number) for end in (first, second)]
         if ends[0].shape != ends[1].shape:
             raise InputError(f"{len(ends[0])} first and {len(ends[1])} second vertices")
         return self._pairs(self.surface, ends[0], ends[1], workers, progress)
@@ -184,28 +193,36 @@ def build(
     seed: int = 0,
     workers: int = 1,
     progress: Progress | None = None,
-) -> Geodesics:
+    **settings: Any,
+) -> "Geodesics | Oracle":
     """An oracle of distances along a surface.
 
     Args:
         surface: any triangle mesh. The exact method needs a manifold one.
-        method: "exact" (seconds per source on 164k vertices) or "heat" (a tenth of a second; about
-            1 % off, but exact near the source).
+        method: "exact" (seconds per source on 164k vertices), "heat" (a tenth of a second; about
+            1 % off, but exact near the source) or "oracle" (minutes once, then microseconds per
+            pair; half a percent off, and exact near the source).
         calibration_sources: vertices, drawn at random, on which the heat method is compared with
             the exact one; the median ratio beyond `NEAR_EDGES` edge lengths is removed from it.
         seed: draws these vertices.
         workers: processes for the comparison.
         progress: called with (sources done, sources) of the comparison.
+        **settings: of `oracle_build.build_oracle`, for method "oracle".
 
     Raises:
         InputError: if the method is unknown or cannot take the mesh.
     """
-    if method not in METHODS:
-        raise InputError(f"method = {method!r}; one of {', '.join(METHODS)}")
+    if method == "oracle":
+        from jaxcyto.brain.oracle_build import build_oracle
+
+        return build_oracle(surface, seed=seed, workers=workers, progress=progress, **settings)
+    if method not in METHODS or settings:
+        named = f"method = {method!r}, {', '.join(settings)}".rstrip(", ")
+        raise InputError(f"{named}; methods are {', '.join(METHODS)} and oracle, see `build`")
     faces = clean_faces(np.asarray(surface.faces).reshape(-1, 3))
     if not len(faces) or not np.isfinite(surface.vertices).all():
         raise InputError("a surface needs triangles of three vertices each, all of them finite")
-    settings: dict = {"method": method}
+    settings = {"method": method}
     if method == "exact":
         check_exact(faces)
         return Geodesics(surface, method, 1.0, settings)
@@ -214,14 +231,19 @@ def build(
     return Geodesics(surface, method, bias, settings)
 
 
-def load(path: str | os.PathLike) -> Geodesics:
-    """Reads a saved oracle.
+def load(path: str | os.PathLike) -> "Geodesics | Oracle":
+    """Reads a saved oracle of any method.
 
     Raises:
         InputError: if the file is missing, damaged or not one of ours.
     """
+    from jaxcyto.brain import oracle
+
     path = Path(path)
     try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if str(arrays["format"]) == oracle.FORMAT:
+                return oracle.load_oracle(path)
         file = read_npz(path, FORMAT)
         surface = Surface(file["vertices"], file["faces"])
         method, bias = str(file["method"]), float(file["bias"])
@@ -297,7 +319,7 @@ def _heat_bias(surface: Surface, sources: int, seed: int, workers: int, progress
     return float(np.median(ratio)) if len(ratio) else 1.0
 
 
-def _indices(values, number: int) -> np.ndarray:
+def check_vertices(values, number: int) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise InputError("vertices: expected whole numbers [N]")

@@ -20,10 +20,20 @@ NUDGE = 1e-3
 
 def clean_faces(faces: np.ndarray) -> np.ndarray:
     """Faces [F, 3] without those that name a vertex twice and without repetitions."""
+    return clean_face_map(faces)[0]
+
+
+def clean_face_map(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`clean_faces`, and for each face [F] its number among them (-1: it names a vertex twice)."""
     ordered = np.sort(faces, axis=1)
     good = (ordered[:, 0] != ordered[:, 1]) & (ordered[:, 1] != ordered[:, 2])
-    _, first = np.unique(ordered[good], axis=0, return_index=True)
-    return np.ascontiguousarray(faces[good][np.sort(first)], np.int32)
+    _, first, same = np.unique(ordered[good], axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    number = np.full(len(faces), -1)
+    number[good] = rank[same.reshape(-1)]
+    return np.ascontiguousarray(faces[good][first[order]], np.int32), number
 
 
 def component_labels(num_vertices: int, faces: np.ndarray) -> np.ndarray:
@@ -35,25 +45,109 @@ def component_labels(num_vertices: int, faces: np.ndarray) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
+def edge_graph(vertices: np.ndarray, faces: np.ndarray) -> sparse.csr_array:
+    """Symmetric graph [V, V] of the triangles' sides with their lengths in mm."""
+    number = len(vertices)
+    start, end = faces.ravel().astype(np.int64), np.roll(faces, -1, axis=1).ravel()
+    sides = np.unique(np.minimum(start, end) * number + np.maximum(start, end))
+    low, high = np.divmod(sides, number)
+    length = np.linalg.norm(vertices[low] - vertices[high], axis=1)
+    ends = np.concatenate([low, high]), np.concatenate([high, low])
+    return sparse.csr_array(sparse.coo_array((np.tile(length, 2), ends), (number, number)))
+
+
 def non_manifold(faces: np.ndarray) -> tuple[int, int]:
     """Numbers of edges with more than two faces, and of vertices where separate fans meet."""
+    before, after, edge, crowd = _joints(faces)
+    fans = _fans(faces, before, after)
+    return len(np.unique(edge[crowd > 2])), int(fans.max(initial=-1) + 1 - len(np.unique(faces)))
+
+
+def cut_non_manifold(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Makes a mesh manifold by cutting it, and leaves unused vertices out.
+
+    Each fan of triangles around a vertex gets a copy of the vertex for itself. Triangles do not
+    belong together across an edge that more than two share; where the mesh is still not manifold
+    (sheets that are connected around the ends of such an edge), they do not across any edge at
+    the edge's ends.
+
+    Args:
+        faces: clean ones [F, 3].
+
+    Returns:
+        The faces [F, 3] as numbers of copies, and the vertex [W] of each copy, rising.
+    """
+    corner = faces.ravel()
+    before, after, _, crowd = _joints(faces)
+    joined = crowd == 2
+    while True:
+        fans = _fans(faces, before[joined], after[joined])
+        vertex = np.empty(fans.max(initial=-1) + 1, np.int64)
+        vertex[fans] = corner
+        order = np.argsort(vertex, kind="stable")
+        rank = np.empty(len(order), np.int32)
+        rank[order] = np.arange(len(order))
+        cut = rank[fans].reshape(-1, 3)
+        again, _, _, still = _joints(cut)
+        if not (still > 2).any():
+            return cut, vertex[order]
+        loose = np.unique(corner[again[still > 2]])
+        joined &= ~np.isin(corner[before], loose).any(1)
+
+
+def _joints(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where two triangles share an edge: J joints of successive triangles at one edge.
+
+    Returns:
+        before, after: corners [J, 2] (3 face + place) of the two triangles at the edge's ends.
+        edge: number [J] of the edge.
+        crowd: how many triangles [J] share it.
+    """
     corners = np.arange(3 * len(faces)).reshape(-1, 3)
-    start, end = faces[:, [0, 1, 2]].ravel(), faces[:, [1, 2, 0]].ravel()
-    start_corner, end_corner = corners[:, [0, 1, 2]].ravel(), corners[:, [1, 2, 0]].ravel()
-    swap = start > end
-    low, high = np.where(swap, end, start), np.where(swap, start, end)
-    low_corner = np.where(swap, end_corner, start_corner)
-    high_corner = np.where(swap, start_corner, end_corner)
-    order = np.lexsort((high, low))
-    same = (np.diff(low[order]) == 0) & (np.diff(high[order]) == 0)
-    edges = int((same[1:] & same[:-1]).sum())
-    # Corners at one vertex in faces that share an edge there belong to one fan.
-    before, after = order[:-1][same], order[1:][same]
-    rows = np.concatenate([low_corner[before], high_corner[before]])
-    columns = np.concatenate([low_corner[after], high_corner[after]])
-    graph = sparse.coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (corners.size,) * 2)
-    fans = connected_components(graph, directed=False)[0]
-    return edges, int(fans - len(np.unique(faces)))
+    ends = np.stack([corners.ravel(), np.roll(corners, -1, axis=1).ravel()], -1)
+    vertex = faces.ravel()[ends]
+    ends = np.where(vertex[:, :1] > vertex[:, 1:], ends[:, ::-1], ends)
+    vertex = np.sort(vertex, axis=1)
+    order = np.lexsort((vertex[:, 1], vertex[:, 0]))
+    ends, vertex = ends[order], vertex[order]
+    edge = np.cumsum(np.r_[False, (vertex[1:] != vertex[:-1]).any(1)][: len(vertex)])
+    same = edge[1:] == edge[:-1]
+    after = edge[1:][same]
+    return ends[:-1][same], ends[1:][same], after, np.bincount(edge)[after]
+
+
+def _fans(faces: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Fan [3 F] of each corner: those joined around their vertex."""
+    graph = sparse.coo_array(
+        (np.ones(before.size, np.int8), (before.ravel(), after.ravel())), (faces.size,) * 2
+    )
+    return connected_components(graph, directed=False)[1]
+
+
+def refine(faces: np.ndarray, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divides each triangle in four at the middles of its sides.
+
+    Returns:
+        faces [4 F, 3] (triangle 4 f + k lies at corner k of triangle f, 4 f + 3 in its middle;
+        see `locate_refined`), and vertices, the old ones first.
+    """
+    sides = np.sort(np.stack([faces, np.roll(faces, -1, axis=1)], -1).reshape(-1, 2), axis=1)
+    sides, middle = np.unique(sides, axis=0, return_inverse=True)
+    ab, bc, ca = (middle.reshape(-1, 3) + len(vertices)).T
+    a, b, c = faces.T
+    finer = np.stack([a, ab, ca, ab, b, bc, ca, bc, c, bc, ca, ab], -1).reshape(-1, 3)
+    return finer.astype(np.int32), np.concatenate([vertices, vertices[sides].mean(1)])
+
+
+def locate_refined(face: np.ndarray, bary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Surface points (face [N], bary [N, 3]) on the mesh that `refine` makes."""
+    largest = bary.argmax(1)
+    corner = bary[np.arange(len(bary)), largest] >= 0.5
+    # At a corner: that coordinate is 2 b - 1, the others 2 b. In the middle, whose corners face
+    # those of the triangle: 1 - 2 b.
+    at_corner = 2 * bary - (np.arange(3) == largest[:, None])
+    child = np.where(corner, largest, 3)
+    return 4 * face + child, np.where(corner[:, None], at_corner, 1 - 2 * bary)
 
 
 def without_flat_triangles(surface: Surface) -> Surface:

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 
+from jaxcyto.brain.even import ROUNDS, choose_even, neighbour_pairs
 from jaxcyto.brain.files import READ_ERRORS, atomic_write, file_sha256, read_npz
-from jaxcyto.brain.geodesics import Geodesics, build
+from jaxcyto.brain.geodesics import build
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.brain.mesh import clean_faces, component_labels
+from jaxcyto.brain.oracle import ANCHORS
+from jaxcyto.brain.oracle_build import cached_oracle
 from jaxcyto.brain.patches import PATCHES_FILE, Patches
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.surfaces import Surface, hemisphere_surface
@@ -20,6 +24,8 @@ from jaxcyto.errors import InputError
 FORMAT = "jaxcyto pairs 1"
 PAIRS_FILE = "pairs.npz"
 MAX_ALL = 50_000  # patches whose full matrix is written: 10 GB
+# From this size on the oracle, which takes minutes to build, is quicker than other methods.
+ORACLE_VERTICES, ORACLE_PAIRS = 40_000, 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,6 +143,8 @@ def make_pairs(
     seed: int = 0,
     workers: int | None = None,
     all_distances: bool = False,
+    even_distances: bool = False,
+    anchors: int = ANCHORS,
     patches_file: str = PATCHES_FILE,
     progress: Progress | None = None,
 ) -> Pairs:
@@ -149,11 +157,17 @@ def make_pairs(
         brain: the brain folder; the patches' file must lie in it.
         patches: its patches, as saved there.
         num_pairs: number of pairs; default: as many as patches.
-        method: "exact" or "heat", see `geodesics.build`.
+        method: "exact", "heat" or "oracle", see `geodesics.build`; "auto": the oracle for
+            thousands of pairs on a large surface, else heat. Oracles are kept in the brain's
+            folder, see `oracle_path`.
         seed: the same seed gives the same pairs, whatever the number of workers.
         workers: processes; default: the processors.
         all_distances: also write patches_distances.npy, float32 [N, N] mm between all patches,
-            infinite between hemispheres. It costs one solution per patch, not per two patches.
+            infinite between hemispheres. But for the oracle it costs one solution per patch, not
+            per two patches.
+        even_distances: draw pairs evenly over distance; for this, distances of several times as
+            many are needed, so it takes the oracle.
+        anchors: of the oracle, see `oracle_build.build_oracle`.
         patches_file: name of the patches' file in the brain's folder.
         progress: called with (sources done, sources), anew for each hemisphere.
 
@@ -175,17 +189,35 @@ def make_pairs(
         )
     surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
     group = _groups(surfaces, patches)
-    first, second = draw_pairs(group, num_pairs or len(patches), seed)
+    number = num_pairs or len(patches)
+    if method == "auto":
+        method = _suitable_method(surfaces, number, even_distances)
+    if even_distances and method != "oracle":
+        raise InputError(f"even_distances takes method oracle, not {method}")
+    if even_distances and number < len(patches):
+        raise InputError(f"even_distances takes at least one pair per patch: {len(patches)}")
+    first, second = draw_pairs(group, number * (ROUNDS if even_distances else 1), seed)
+    if even_distances:
+        near = neighbour_pairs(group, patches.position_mm, seed)
+        first, second = np.concatenate([first, near[0]]), np.concatenate([second, near[1]])
 
     distance = np.empty(len(first))
     matrix = np.full((len(patches),) * 2, np.inf, np.float32) if all_distances else None
-    biases = {}
+    biases, errors = {}, {}
     for index, surface in enumerate(surfaces):
         members = np.flatnonzero(patches.hemisphere == index)
         own = patches.hemisphere[first] == index
         if not len(members):
             continue
-        oracle: Geodesics = build(surface, method, seed=seed, workers=workers)
+        name = brain.hemispheres[index].name
+        if method == "oracle":
+            kept = oracle_path(brain, index)
+            oracle = cached_oracle(
+                kept, surface, anchors=anchors, workers=workers, progress=progress
+            )
+            errors[name] = oracle.mean_error
+        else:
+            oracle = build(surface, method, seed=seed, workers=workers)
         face, bary = patches.face, patches.bary
         if matrix is not None:
             block = oracle.matrix(face[members], bary[members], workers, progress)
@@ -194,12 +226,22 @@ def make_pairs(
         else:
             a, b = first[own], second[own]
             distance[own] = oracle.distances(face[a], bary[a], face[b], bary[b], workers, progress)
-        biases[brain.hemispheres[index].name] = oracle.refined_bias
+        biases[name] = oracle.refined_bias
     assert np.isfinite(distance).all()
+    if even_distances:
+        chosen = choose_even(first, second, distance, number, seed)
+        first, second, distance = first[chosen], second[chosen], distance[chosen]
     if matrix is not None:
         with atomic_write(distances_path(brain.root, patches_file)) as file:
             np.save(file, matrix)
-    settings = {"method": method, "seed": seed, "bias": biases, "all_distances": all_distances}
+    settings = {
+        "method": method,
+        "seed": seed,
+        "bias": biases,
+        "mean_error": errors,
+        "all_distances": all_distances,
+        "even_distances": even_distances,
+    }
     return Pairs(
         first.astype(np.int32),
         second.astype(np.int32),
@@ -208,6 +250,17 @@ def make_pairs(
         file_sha256(path),
         settings,
     )
+
+
+def oracle_path(brain: Brain, hemisphere: int) -> Path:
+    """Where the oracle of a hemisphere's distances is kept, beside brain.toml."""
+    name = re.sub(r"\W", "_", brain.hemispheres[hemisphere].name)
+    return brain.root / f"oracle_{hemisphere}_{name}.npz"
+
+
+def _suitable_method(surfaces: list[Surface], num_pairs: int, even_distances: bool) -> str:
+    large = max((len(surface.vertices) for surface in surfaces), default=0) >= ORACLE_VERTICES
+    return "oracle" if even_distances or (large and num_pairs >= ORACLE_PAIRS) else "heat"
 
 
 def _groups(surfaces: list[Surface], patches: Patches) -> np.ndarray:

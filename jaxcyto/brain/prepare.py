@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxcyto.brain.check_results import check_points
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import SPLITS, need_hemispheres, read_brain
-from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, make_pairs
+from jaxcyto.brain.oracle_build import parts_folder, solve_shard
+from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, make_pairs, oracle_path
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.brain.sampling import sample_patches
@@ -55,6 +57,8 @@ def pair_brain(
 ) -> Pairs:
     """Draws pairs of the brain's patches, solves their distances, writes them into its folder.
 
+    A histogram of the distances is drawn beside them, see `histogram_path`.
+
     Args:
         root: the brain's folder.
         patches_file: name of the patches' file in it.
@@ -74,11 +78,58 @@ def pair_brain(
         brain,
         patches,
         patches_file=patches_file,
-        progress=StderrProgress("distances", "sources"),
+        progress=StderrProgress("distances", "solved"),
         **settings,
     )
     pairs.save(path)
+    draw_histogram(histogram_path(path), pairs)
     return pairs
+
+
+def pair_shard(
+    root: str | os.PathLike, shard: tuple[int, int], *, workers: int | None = None, **settings: Any
+) -> None:
+    """Solves part i of n of what the distances of a brain need, as one job of an array.
+
+    Args:
+        root: the brain's folder.
+        shard: (i, n), i from 1.
+        workers: processes.
+        **settings: of `oracle_build.solve_shard`.
+
+    Raises:
+        InputError: as `read_brain` and `solve_shard`.
+    """
+    brain = read_brain(root)
+    need_hemispheres(brain, "pairing")
+    progress = StderrProgress("distances", "anchors")
+    for index, hemisphere in enumerate(brain.hemispheres):
+        solve_shard(
+            hemisphere_surface(hemisphere),
+            parts_folder(oracle_path(brain, index)),
+            shard,
+            workers=workers or os.cpu_count() or 1,
+            progress=progress,
+            **settings,
+        )
+
+
+def histogram_path(pairs_path: Path) -> Path:
+    """Where the histogram of a file of pairs is drawn: pairs_distances.png for pairs.npz."""
+    return pairs_path.with_name(f"{pairs_path.stem}_distances.png")
+
+
+def draw_histogram(path: Path, pairs: Pairs) -> None:
+    """Draws how many pairs there are at each distance."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(pairs.distance_mm, bins=60)
+    axes.set(xlabel="distance along the cortex, mm", ylabel="pairs")
+    axes.set_title(f"{len(pairs)} pairs, {pairs.settings['method']} distances", fontsize=10)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def describe_patches(patches: Patches) -> str:
@@ -96,10 +147,13 @@ def describe_pairs(pairs: Pairs) -> str:
     low, median, high = np.quantile(pairs.distance_mm, [0.05, 0.5, 0.95])
     bias = pairs.settings.get("bias", {})
     removed = ", ".join(f"{name} {value - 1:+.2%}" for name, value in bias.items() if value != 1)
+    errors = pairs.settings.get("mean_error", {})
+    measured = ", ".join(f"{name} {error:.2%}" for name, error in errors.items() if error == error)
     return (
         f"{len(pairs)} pairs, {pairs.settings['method']} distances: median {median:.1f} mm, "
         f"5 ... 95 % {low:.1f} ... {high:.1f} mm"
         + (f"; bias removed: {removed}" if removed else "")
+        + (f"; mean error against exact distances: {measured}" if measured else "")
     )
 
 

@@ -28,11 +28,11 @@ NEAR_EDGES = 10
 POOL_FROM = 5e5
 
 
-def exact_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
-    """A function from source and targets [n] to exact distances [n].
+def exact_solver(surface: Surface) -> Callable[..., np.ndarray]:
+    """A function from source, targets [n] and reach (mm, default 0) to exact distances [n].
 
     Mitchell, Mount and Papadimitriou 1987, as implemented by Kirsanov (pygeodesic). It stops as
-    soon as all targets are reached.
+    soon as all targets are reached and all is solved within reach.
 
     Raises:
         InputError: if the mesh is not manifold, or has no area.
@@ -44,12 +44,12 @@ def exact_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
     exact = geodesic.PyGeodesicAlgorithmExact(surface.vertices, surface.faces)
     number = len(surface.vertices)
 
-    def solve(source: int, targets: np.ndarray) -> np.ndarray:
+    def solve(source: int, targets: np.ndarray, reach_mm: float = 0.0) -> np.ndarray:
         stop = targets.astype(np.int32) if len(targets) < number else None
         if stop is None:
             return exact.geodesicDistances(np.array([source], np.int32))[0][targets]
         # With stop points it ends once they are reached AND beyond the given distance.
-        return exact.geodesicDistances(np.array([source], np.int32), stop, 0.0)[0]
+        return exact.geodesicDistances(np.array([source], np.int32), stop, reach_mm)[0]
 
     return solve
 
@@ -164,19 +164,35 @@ def solve_queries(
 
 
 def _pooled(arguments: tuple, queries: list[Query], workers: int) -> Iterator[np.ndarray]:
+    chunk = max(1, min(16, len(queries) // (4 * workers)))
+    yield from pooled_map(_start, arguments, _run, queries, workers, chunk)
+
+
+def pooled_map[Task, Result](
+    start: Callable[..., None],
+    arguments: tuple,
+    run: Callable[[Task], Result],
+    tasks: list[Task],
+    workers: int,
+    chunk: int = 1,
+) -> Iterator[Result]:
+    """Results of tasks, in order, from processes that each called `start(*arguments)`.
+
+    Raises:
+        InputError: if a process dies.
+    """
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
+        initializer=start,
         initargs=arguments,
     )
     try:
-        chunk = max(1, min(16, len(queries) // (4 * workers)))
-        yield from pool.map(_run, queries, chunksize=chunk)
+        yield from pool.map(run, tasks, chunksize=chunk)
     except BrokenProcessPool:
         raise InputError(
-            f"a process that solved by method {arguments[1]} died (memory, or a mesh it cannot "
-            "take); use fewer workers or another method"
+            "a process that solved distances died (memory, or a mesh it cannot take); use fewer "
+            "workers or another method"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -10,13 +10,14 @@ computed with, so the same command skips what is finished and does the rest.
 """
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from jaxcyto.brain.image_column import select_sections
-from jaxcyto.brain.manifest import AreaClass, Brain, read_brain
+from jaxcyto.brain.manifest import AreaClass, Brain, inspect_brain, read_brain
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.sections import open_section
 from jaxcyto.errors import InputError
@@ -101,11 +102,18 @@ def predict_brain(
         InputError: no such run or brain, an unknown section, or an impossible tile size.
     """
     outputs = outputs or Outputs()
-    run, brain = load_segment_run(run_folder), read_brain(brain_folder)
+    run = load_segment_run(run_folder)
+    brain, missing = _read_brain(brain_folder)
+    if outputs.surface and not brain.hemispheres:
+        raise InputError(
+            f"{brain.root / 'brain.toml'}: no [[hemispheres]]; add their surfaces, or leave out "
+            "--surface"
+        )
     rows = select_sections(brain, list(dict.fromkeys(sections)))[shard[0] - 1 :: shard[1]]
     report = Report(run.path / "predictions" / brain.root.name)
     report.folder.mkdir(parents=True, exist_ok=True)
-    tasks, report.failures = plan(run, brain, rows, report.folder)
+    tasks, failures = plan(run, brain, rows, report.folder)
+    report.failures = missing + failures
     remove_unfinished(tasks, report.folder)
     finished: list[Task] = []
     todo: list[Task] = []
@@ -127,14 +135,25 @@ def predict_brain(
             if not task.has_overlay():
                 _write_overlay(brain, task, run.classes, report)
     if outputs.surface:
-        complete = {*report.predicted, *report.finished}
+        every, _ = plan(run, brain, brain.sections, report.folder)
         maps = [
-            (task.row, open_class_map(task.class_map))
-            for task in tasks
-            if task.row.name in complete
+            (task.row, open_class_map(task.class_map)) for task in every if task.is_finished(False)
         ]
         report.labels = write_surface_labels(report.folder, brain.hemispheres, maps, run.classes)
     return report
+
+
+def _read_brain(folder: Path) -> tuple[Brain, list[str]]:
+    """A brain, and a message for each section whose image is missing; the others can be predicted.
+
+    Raises:
+        InputError: anything else is wrong with the brain's tables.
+    """
+    brain, faults = inspect_brain(folder)
+    missing = [fault for fault in faults if re.search(r": line \d+: image: ", fault)]
+    if brain is None or len(missing) < len(faults):
+        return read_brain(folder), []  # which raises
+    return brain, missing
 
 
 def _make_maps(

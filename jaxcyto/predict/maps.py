@@ -142,12 +142,10 @@ def open_class_map(path: str | os.PathLike) -> ClassMap:
             pixels = ElementTree.fromstring(tiff.ome_metadata or "").find(f".//{OME}Pixels")
             pixel_um = float(pixels.attrib["PhysicalSizeX"])  # pyright: ignore
             names = [annotation[f"class {k}"] for k in range(len(annotation) - 1)]
-    except InputError:
-        raise
     except Exception as error:
         raise InputError(
             f"{path}: not a class map of `jaxcyto predict` ({error or type(error).__name__}); "
-            "run it again"
+            "remove it and run the command again"
         ) from None
     return ClassMap(path, pixel_um, tuple(names), tuple(levels))
 

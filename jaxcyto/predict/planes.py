@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,15 +18,19 @@ class Plane:
     """A uint8 image [height, width] in a nameless file, read and written by whole rows.
 
     The file goes when the object goes.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]):
         self.folder, self.shape = folder, shape
-        with tempfile.TemporaryFile(dir=folder) as file:
-            self._fd = os.dup(file.fileno())
-
-    def __del__(self):
-        os.close(self._fd)
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                self._fd = os.dup(file.fileno())
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+        weakref.finalize(self, os.close, self._fd)
 
     def write(self, top: int, rows: np.ndarray) -> None:
         """Writes rows uint8 [any, width] from row `top` on.

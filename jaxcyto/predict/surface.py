@@ -1,12 +1,12 @@
 """Class maps of the sections carried to the surfaces: one class for each vertex."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiLabel
 
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import AreaClass, Hemisphere, SectionRow
 from jaxcyto.brain.registration import Registration, registration
 from jaxcyto.brain.surfaces import Surface, hemisphere_surface
@@ -72,9 +72,8 @@ def write_surface_labels(
             label.label = name  # pyright: ignore[reportAttributeAccessIssue]
             image.labeltable.labels.append(label)
         path = folder / f"{hemisphere.name}.label.gii"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(image.to_bytes())
-        temporary.replace(path)
+        with atomic_write(path) as file:
+            file.write(image.to_bytes())
         written.append((path, float((labels > 0).mean())))
     return written
 

@@ -1,8 +1,10 @@
 """What there is to do for each section, and what is done already."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from jaxcyto.predict.predictor import geometry
 from jaxcyto.predict.reading import Source, map_shape
 from jaxcyto.runs import WEIGHTS, SegmentRun
 from jaxcyto.windows import label_factor
+
+UNTOUCHED_S = 600.0  # so long after its last change a file under a temporary name is a dead one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,12 +73,17 @@ def plan(
     tasks, failures = [], []
     for row in rows:
         try:
-            if Path(row.name).name != row.name or row.name.startswith("."):
+            odd = row.name.startswith(".") or row.name.endswith(".probabilities")
+            if odd or Path(row.name).name != row.name:
                 raise InputError("cannot be the name of a map; rename it in the section table")
             source = open_source(run, brain, row, out_um)
             source.section.close()
             files = [row.image] + [row.atlas] * (source.atlas is not None)
-            stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files if path]
+            stamps = [
+                (str(path.relative_to(brain.root)), path.stat().st_size, path.stat().st_mtime_ns)
+                for path in files
+                if path
+            ]
             settings = json.dumps(common | {"pixel_um": row.pixel_um, "files": stamps})
             digest = hashlib.sha256(settings.encode()).hexdigest()
             tasks.append(Task(row, source.shape, digest, folder))
@@ -100,10 +109,13 @@ def open_source(run: SegmentRun, brain: Brain, row: SectionRow, out_um: float) -
 
 
 def remove_unfinished(tasks: Sequence[Task], folder: Path) -> None:
-    """Removes what a killed process left of these sections; of others it may be at work."""
+    """Removes what a killed process left of these sections; another one may be at work on them."""
     names = {
         path.name for task in tasks for path in (task.class_map, task.probability_map, task.overlay)
     }
     for path in folder.glob(".*.tmp"):  # .NAME.PROCESS.tmp
-        if path.name[1:].rsplit(".", 2)[0] in names:
-            path.unlink(missing_ok=True)
+        if path.name[1:].rsplit(".", 2)[0] not in names:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > UNTOUCHED_S:
+                path.unlink()

@@ -1,5 +1,6 @@
 """Checkpoints by orbax: asynchronous, atomic; the newest and the best are kept."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Checkpoints:
             loaded = self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
         except Exception as error:  # orbax raises many kinds
             raise InputError(
-                f"{where} is damaged, or of another network ({type(error).__name__}: {error}); "
+                f"{where} is damaged, or of another network or optimizer "
+                f"({type(error).__name__}: {textwrap.shorten(str(error), 200)}); "
                 f"{remedy}, or remove its folder to continue from the one before"
             ) from error
         # orbax gives back whatever shapes it finds

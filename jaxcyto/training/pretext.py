@@ -122,7 +122,10 @@ class Pretraining:
     @property
     def identity(self) -> dict[str, Any]:
         brains = zip(self.table.brains, self.table.keys, strict=True)
-        return {"pairs_sha256": {brain.root.name: key for brain, key in brains}}
+        return {
+            "pairs_sha256": {brain.root.name: key for brain, key in brains},
+            "training_sections": self.table.training_sections,
+        }
 
     @cached_property
     def counts(self) -> dict[str, int]:

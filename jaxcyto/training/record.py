@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.config import differences
 from jaxcyto.errors import InputError
 from jaxcyto.training.log import logger
@@ -12,9 +13,8 @@ from jaxcyto.training.log import logger
 
 def write_json(path: Path, value: Any) -> None:
     """Writes under a temporary name, then renames it into place."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:
@@ -65,6 +65,7 @@ def check_saved(
             what = {
                 "scales": "with other scales than those of this config",
                 "classes": "with other classes than the brains have now",
+                "init_from": f"with init_from = {saved.get(field)!r}, which is read at its start",
             }.get(field, "on other data than the brains hold now (a new sample, split or "
                   "annotation may put training data into the test)")  # fmt: skip
             raise InputError(f"{workdir}: this run was started {what}; start in a new --workdir")

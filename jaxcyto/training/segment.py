@@ -1,6 +1,7 @@
 """Segmentation: fine-tuning of the U-Net on sparse annotations, and its scores."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,12 @@ class Segmentation:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"classes": to_json(self.table.classes), "annotation_sha256": list(self.table.keys)}
+        return {
+            "classes": to_json(self.table.classes),
+            "annotation_sha256": list(self.table.keys),
+            "training_sections": self.table.training_sections,
+            "init_from": self.config.init_from,  # read at the first step only
+        }
 
     def describe(self) -> str:
         return self.table.describe()
@@ -208,11 +214,15 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
     """
     model = config.model
     table = open_windows(config.data, model)
-    eval_table = open_windows(evaluation_data(config.data, table.geometry), model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the same annotations, said already
+        eval_table = open_windows(evaluation_data(config.data, table.geometry), model)
     if saved is not None:
         scales = InputScales(**saved)
     elif config.init_from is not None:
-        scales = pretraining_scales(config.init_from, config.data.um_per_px)
+        scales = pretraining_scales(
+            config.init_from, config.data.um_per_px, table.held_out_sections
+        )
     else:
         scales = config.scales or fit_input_scales(SegmentSource(table))
     net = UNet(

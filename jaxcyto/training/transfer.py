@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -59,24 +60,41 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
     return state, _table(rows)
 
 
-def pretraining_scales(run: str | os.PathLike, um_per_px: float) -> InputScales:
+def pretraining_scales(
+    run: str | os.PathLike, um_per_px: float, held_out: Sequence[str]
+) -> InputScales:
     """The standardisation of the input that a pre-training run was trained with.
 
+    Args:
+        run: folder of the pre-training run.
+        um_per_px: of the images that are segmented.
+        held_out: BRAIN/SECTION of the sections of validation and test.
+
     Raises:
-        InputError: not a pre-training run, or one at another resolution.
+        InputError: not a pre-training run, one at another resolution, or one that was trained on
+            sections held out now.
     """
     config = runs.read_config(run)
     if "pairs_sha256" not in config:
-        raise InputError(f"--config.init_from={run}: not a pre-training run")
+        raise InputError(
+            f"--config.init_from={run}: not a pre-training run; give one of a pre-training config "
+            "(such as configs/pretrain.py)"
+        )
     try:
         scales, found = config["scales"], float(config["data"]["um_per_px"])
         taken = InputScales(float(scales["input_mean"]), float(scales["input_std"]))
+        seen = sorted(set(config.get("training_sections", ())) & set(held_out))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{run}/config.json: damaged ({error!r}); train it again") from None
     if not np.isclose(found, um_per_px):
         raise InputError(
             f"--config.init_from={run}: trained at {found:g} um/px, but data.um_per_px = "
             f"{um_per_px:g}; texture does not carry over between resolutions: use the same"
+        )
+    if seen:
+        raise InputError(
+            f"--config.init_from={run}: was trained on {len(seen)} sections that are val or test "
+            f"here: {', '.join(seen[:5])}; they must not be: pre-train with the split column of now"
         )
     return taken
 
