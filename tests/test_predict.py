@@ -464,6 +464,14 @@ def test_a_bad_section_is_reported_and_the_others_are_finished(run, ball):
     assert names == {"c.ome.tif", "c.png"}
 
 
+def test_a_missing_image_does_not_stop_the_others(run, ball):
+    (ball / "b.tif").unlink()
+    result = predict(run, ball)
+    assert result.exit_code == 1 and "no file 'b.tif'" in result.stderr
+    names = {path.name for path in (run / "predictions" / "ball").iterdir()}
+    assert names == {"a.ome.tif", "c.ome.tif"}
+
+
 def test_wrong_use_is_said_in_one_message(run, ball, tmp_path):
     assert "not the folder of a run" in predict(tmp_path, ball).stderr
     unfinished = write_run(tmp_path / "unfinished", SMALL)

@@ -307,7 +307,7 @@ def test_evaluation_of_maps_is_that_of_training(finished, tiny_brain, tmp_path):
     near = np.array(again["confusion"])[:, :-1] - np.array(results["confusion"])
     assert np.abs(near).sum() / 2 <= 1e-3 * results["test"]["pixels"]
     assert again["sections"].keys() == results["sections"].keys()
-    for name in (*results["sections"], "confusion"):
+    for name in (*(f"sections/{name}" for name in results["sections"]), "confusion"):
         assert (where / f"{name}.png").stat().st_size > 10_000
     found = CliRunner().invoke(
         main, ["evaluate", str(folder), str(tiny_brain), "--against", str(folder)]
@@ -328,6 +328,39 @@ def test_confusion_is_that_of_scikit_learn():
     np.testing.assert_allclose(scores["err_seg_percent"], 100 * (1 - (truth == guess).mean()))
     dice = f1_score(truth, guess, labels=[0, 1, 2], average=None)
     np.testing.assert_allclose(list(scores["dice"].values()), dice)
+
+
+def test_trained_sections_are_no_test(finished, tiny_brain, tmp_path):
+    """A training section that the table now calls a test section, after the training."""
+    brain = shutil.copytree(tiny_brain, tmp_path / tiny_brain.name)
+    table = brain / "sections.csv"
+    table.write_text(table.read_text().replace(",train", ",test"))
+    found = CliRunner().invoke(main, ["evaluate", str(finished[0]), str(brain)])
+    assert found.exit_code == 2 and "was trained on" in found.stderr
+    found = CliRunner().invoke(main, ["evaluate", str(finished[0]), str(brain), "--split", "val"])
+    assert "was trained on" not in found.stderr
+
+
+def test_pretraining_on_the_test_is_refused(config, pretrained, tiny_brain, tmp_path):
+    brain = shutil.copytree(tiny_brain, tmp_path / tiny_brain.name)
+    rows = (brain / "sections.csv").read_text().splitlines()
+    chosen = next(i for i, row in enumerate(rows) if row.endswith(",train"))
+    rows[chosen] = rows[chosen].removesuffix(",train") + ",test"
+    (brain / "sections.csv").write_text("\n".join(rows) + "\n")
+    config.data.brains, config.init_from = (str(brain),), str(pretrained)
+    name = f"{brain.name}/{rows[chosen].split(',')[0]}"
+    with pytest.raises(InputError, match=f"trained on 1 sections .* {name}"):
+        open_segmentation(config, None)
+
+
+def test_config_of_another_network_is_refused(finished, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    path = run / "config.json"
+    table = json.loads(path.read_text())
+    table["classes"].pop()
+    path.write_text(json.dumps(table))
+    with pytest.raises(InputError, match=r"do not belong together: .*classifier"):
+        runs.load_segment_run(run)
 
 
 def test_evaluation_says_what_is_wrong(finished, pretrained, tiny_brain, tmp_path):
