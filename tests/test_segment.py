@@ -343,13 +343,13 @@ def test_trained_sections_are_no_test(finished, tiny_brain, tmp_path):
 
 def test_pretraining_on_the_test_is_refused(config, pretrained, tiny_brain, tmp_path):
     brain = shutil.copytree(tiny_brain, tmp_path / tiny_brain.name)
+    seen = runs.read_config(pretrained)["training_sections"][0]
     rows = (brain / "sections.csv").read_text().splitlines()
-    chosen = next(i for i, row in enumerate(rows) if row.endswith(",train"))
+    chosen = next(i for i, row in enumerate(rows) if seen == f"{brain.name}/{row.split(',')[0]}")
     rows[chosen] = rows[chosen].removesuffix(",train") + ",test"
     (brain / "sections.csv").write_text("\n".join(rows) + "\n")
     config.data.brains, config.init_from = (str(brain),), str(pretrained)
-    name = f"{brain.name}/{rows[chosen].split(',')[0]}"
-    with pytest.raises(InputError, match=f"trained on 1 sections .* {name}"):
+    with pytest.raises(InputError, match=f"trained on 1 sections .* {seen}"):
         open_segmentation(config, None)
 
 
