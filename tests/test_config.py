@@ -32,7 +32,8 @@ def load(path: Path) -> C.Config:
 def test_every_config_loads_and_is_json(path):
     config = load(path)
     table = json.loads(json.dumps(C.to_json(config)))
-    assert table["loss"]["terms"][0]["function"] == "jaxcyto.losses:distance_loss"
+    first = "cross_entropy" if isinstance(config, C.SegmentConfig) else "distance_loss"
+    assert table["loss"]["terms"][0]["function"] == f"jaxcyto.losses:{first}"
     assert C.differences(table, C.to_json(config)) == []
     assert "--config configs/" in path.read_text().split('"""')[1], "the docstring has the command"
 

@@ -180,7 +180,7 @@ def test_new_pairs_on_an_old_run_are_refused(config, tiny_brain, tmp_path):
     loop.train(config, tmp_path / "run")
     before = (tmp_path / "run/config.json").read_text()
     pair_brain(root, num_pairs=480, method="heat", workers=1, seed=1)
-    with pytest.raises(InputError, match="started on other pairs"):
+    with pytest.raises(InputError, match="started on other data"):
         loop.train(config, tmp_path / "run")
     assert (tmp_path / "run/config.json").read_text() == before
 

@@ -28,7 +28,7 @@ def test_script_from_standard_input_does_not_hang():
     done = subprocess.run(
         [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, timeout=100
     )
-    assert "refused: a process that solved by method heat died" in done.stdout
+    assert "refused: a process that solved distances died" in done.stdout
 
 
 PARENT = """
