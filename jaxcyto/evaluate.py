@@ -41,7 +41,7 @@ def evaluate_brain(
         progress: of the prediction.
 
     Returns:
-        The results, see `test_results`.
+        The results, see `sum_sections`.
 
     Raises:
         InputError: run and brain do not fit, or a section cannot be read.
@@ -83,7 +83,7 @@ def evaluate_brain(
         figure.suptitle(f"section {row.name}: {wrong}")
         by_section[row.name] = found
         save_figures(folder / "sections", {f"{row.name}.png": figure})
-    results = test_results(by_section, run.classes)
+    results = sum_sections(by_section, run.classes)
     if not results["test"]["pixels"]:
         raise InputError(
             f"{brain.root / brain.section_table}: no pixel of the split {split} is annotated; "
@@ -176,7 +176,7 @@ def confusion(predicted: np.ndarray, label: np.ndarray, num_classes: int) -> np.
     return np.bincount(key, minlength=size).reshape(num_classes, num_classes + 1)
 
 
-def test_results(
+def sum_sections(
     by_section: dict[str, np.ndarray], classes: tuple[AreaClass, ...]
 ) -> dict[str, Any]:
     """What results.json says of a test, from the confusion matrix [C, C] of each section."""
@@ -189,7 +189,7 @@ def test_results(
 
 
 def scores_table(results: dict[str, Any]) -> str:
-    """`test_results` as a short table: together, by class, by section."""
+    """`sum_sections` as a short table: together, by class, by section."""
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)

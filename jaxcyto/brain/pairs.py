@@ -14,7 +14,7 @@ from jaxcyto.brain.files import READ_ERRORS, atomic_write, file_sha256, read_npz
 from jaxcyto.brain.geodesics import build
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.brain.mesh import clean_faces, component_labels
-from jaxcyto.brain.oracle import ANCHORS
+from jaxcyto.brain.oracle import ANCHORS, Oracle
 from jaxcyto.brain.oracle_build import cached_oracle
 from jaxcyto.brain.patches import PATCHES_FILE, Patches
 from jaxcyto.brain.progress import Progress
@@ -181,44 +181,29 @@ def make_pairs(
     path = brain.root / patches_file
     if not path.is_file():
         raise InputError(f"{path}: no such file; save the patches there first")
-    if num_pairs is not None and num_pairs < 1:
-        raise InputError(f"num_pairs = {num_pairs}; at least 1")
     if all_distances and len(patches) > MAX_ALL:
         raise InputError(
             f"all_distances: a matrix of {len(patches)} patches is too large; at most {MAX_ALL}"
         )
     surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
-    group = _groups(surfaces, patches)
-    number = num_pairs or len(patches)
+    number = len(patches) if num_pairs is None else num_pairs
     if method == "auto":
         method = _suitable_method(surfaces, number, even_distances)
-    if even_distances and method != "oracle":
-        raise InputError(f"even_distances takes method oracle, not {method}")
-    if even_distances and number < len(patches):
-        raise InputError(f"even_distances takes at least one pair per patch: {len(patches)}")
-    first, second = draw_pairs(group, number * (ROUNDS if even_distances else 1), seed)
-    if even_distances:
-        near = neighbour_pairs(group, patches.position_mm, seed)
-        first, second = np.concatenate([first, near[0]]), np.concatenate([second, near[1]])
-
+    first, second = _candidates(surfaces, patches, number, method, seed, even_distances)
     distance = np.empty(len(first))
     matrix = np.full((len(patches),) * 2, np.inf, np.float32) if all_distances else None
     biases, errors = {}, {}
-    for index, surface in enumerate(surfaces):
-        members = np.flatnonzero(patches.hemisphere == index)
-        own = patches.hemisphere[first] == index
-        if not len(members):
-            continue
-        name = brain.hemispheres[index].name
+    face, bary = patches.face, patches.bary
+    for index in np.unique(patches.hemisphere).tolist():
         if method == "oracle":
-            kept = oracle_path(brain, index)
+            kept, surface = oracle_path(brain, index), surfaces[index]
             oracle = cached_oracle(
                 kept, surface, anchors=anchors, workers=workers, progress=progress
             )
-            errors[name] = oracle.mean_error
         else:
-            oracle = build(surface, method, seed=seed, workers=workers)
-        face, bary = patches.face, patches.bary
+            oracle = build(surfaces[index], method, seed=seed, workers=workers)
+        members = np.flatnonzero(patches.hemisphere == index)
+        own = patches.hemisphere[first] == index
         if matrix is not None:
             block = oracle.matrix(face[members], bary[members], workers, progress)
             matrix[np.ix_(members, members)] = block
@@ -226,7 +211,10 @@ def make_pairs(
         else:
             a, b = first[own], second[own]
             distance[own] = oracle.distances(face[a], bary[a], face[b], bary[b], workers, progress)
+        name = brain.hemispheres[index].name
         biases[name] = oracle.refined_bias
+        if isinstance(oracle, Oracle):
+            errors[name] = oracle.mean_error
     assert np.isfinite(distance).all()
     if even_distances:
         chosen = choose_even(first, second, distance, number, seed)
@@ -250,6 +238,28 @@ def make_pairs(
         file_sha256(path),
         settings,
     )
+
+
+def _candidates(
+    surfaces: list[Surface], patches: Patches, number: int, method: str, seed: int, even: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches [P], [P] of the pairs whose distances are to be solved; for an even draw many more.
+
+    Raises:
+        InputError: the settings do not fit each other, or there are too few pairs or patches.
+    """
+    if number < 1:
+        raise InputError(f"num_pairs = {number}; at least 1")
+    if even and method != "oracle":
+        raise InputError(f"even_distances takes method oracle, not {method}")
+    if even and number < len(patches):
+        raise InputError(f"even_distances takes at least one pair per patch: {len(patches)}")
+    group = _groups(surfaces, patches)
+    first, second = draw_pairs(group, number * (ROUNDS if even else 1), seed)
+    if not even:
+        return first, second
+    near = neighbour_pairs(group, patches.position_mm, seed)
+    return np.concatenate([first, near[0]]), np.concatenate([second, near[1]])
 
 
 def oracle_path(brain: Brain, hemisphere: int) -> Path:

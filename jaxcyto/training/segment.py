@@ -21,7 +21,7 @@ from jaxcyto.config import (
     SegmentData,
     to_json,
 )
-from jaxcyto.evaluate import scores, scores_table, test_results
+from jaxcyto.evaluate import scores, scores_table, sum_sections
 from jaxcyto.models import Geometry, UNet
 from jaxcyto.segment_input import SegmentSource, eval_batches, fit_input_scales, train_batches
 from jaxcyto.training.evaluator import Evaluator
@@ -178,7 +178,7 @@ class Segmentation:
         names = np.array([self.eval_table.section_name(index) for index in found["index"]])
         matrices = found["confusion"].astype(np.int64)
         by_section = {name: matrices[names == name].sum(axis=0) for name in np.unique(names)}
-        results = test_results(by_section, self.table.classes)
+        results = sum_sections(by_section, self.table.classes)
         print(scores_table(results), flush=True)
         total = np.array(results["confusion"])
         segment_plots.segment_figures(workdir, self.table.classes, total)
