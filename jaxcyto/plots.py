@@ -13,13 +13,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxcyto.brain.files import atomic_write
-from jaxcyto.brain.surfaces import hemisphere_surface
+from jaxcyto.brain.surface_figure import points_figure
+from jaxcyto.faults import ReadError
 from jaxcyto.input import PairSource, PairTable
 from jaxcyto.training.log import read_metrics
 
 # Okabe and Ito's colours, told apart with any colour vision
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
-SPLIT_COLORS = {"train": BLUE, "val": ORANGE, "test": RED, "exclude": GREY}
 
 
 def pretext_figures(
@@ -44,7 +44,7 @@ def pretext_figures(
                 error_panel("coordinate error, mm", "coordinate_mae_mm"),
             ],
         ),
-        "points.png": points_on_surface(table),
+        "points.png": points_figure(list(zip(table.brains, table.patches, strict=True))),
         "pairs.png": sample_pairs(table, source),
     }
     if predictions is not None:
@@ -161,29 +161,6 @@ def predicted_coordinates(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figu
     return figure
 
 
-def points_on_surface(table: PairTable) -> Figure:
-    """Sampled points of all brains on their surface, seen from three sides, coloured by split."""
-    from jaxcyto.brain.manifest import SPLITS
-
-    count = len(table.brains)
-    figure, axes = plt.subplots(count, 3, figsize=(12, 4.2 * count), squeeze=False,
-                                layout="constrained")  # fmt: skip
-    for k, brain in enumerate(table.brains):
-        patches = table.patches[k]
-        vertices = np.concatenate([hemisphere_surface(h).vertices for h in brain.hemispheres])
-        step = max(1, len(vertices) // 20_000)
-        for axis, (a, b) in zip(axes[k], ((0, 2), (1, 2), (0, 1)), strict=True):
-            axis.scatter(*vertices[::step, [a, b]].T, s=0.3, color="#dddddd")
-            for number, split in enumerate(SPLITS):
-                chosen = patches.position_mm[patches.split == number]
-                if len(chosen):
-                    axis.scatter(*chosen[:, [a, b]].T, s=2, color=SPLIT_COLORS[split], label=split)
-            axis.set(xlabel=f"{'xyz'[a]}, mm", ylabel=f"{'xyz'[b]}, mm", aspect="equal")
-        axes[k, 0].set_title(f"{brain.name}: {len(patches.section)} patches")
-        axes[k, 2].legend(markerscale=4, fontsize=8)
-    return figure
-
-
 def sample_pairs(table: PairTable, source: PairSource, count: int = 12) -> Figure:
     """A page of training pairs, from near to far, each with its distance."""
     pairs = table.of_split("train")
@@ -196,7 +173,11 @@ def sample_pairs(table: PairTable, source: PairSource, count: int = 12) -> Figur
     for axis in axes.flat:
         axis.axis("off")
     for axis, pair in zip(axes.flat, pairs, strict=False):
-        left, right = (source.read_patch(int(p[pair])) for p in (table.first, table.second))
+        try:
+            left, right = (source.read_patch(int(p[pair])) for p in (table.first, table.second))
+        except ReadError as error:  # the run is over: no reason to end it without its figures
+            axis.set_title(f"{error.path.name} cannot be read", fontsize=10)
+            continue
         gap = np.full((left.shape[0], max(1, left.shape[0] // 16)), 255, np.uint8)
         axis.imshow(np.hstack([left, gap, right]), cmap="gray", vmin=0, vmax=255)
         axis.set_title(f"{table.distance_mm[pair]:.1f} mm", fontsize=10)

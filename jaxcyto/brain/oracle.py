@@ -29,7 +29,7 @@ from jaxcyto.brain.geodesics import Geodesics, check_vertices, mesh_sha256
 from jaxcyto.brain.mesh import cut_non_manifold
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.solve import exact_solver
-from jaxcyto.brain.surfaces import Surface
+from jaxcyto.brain.surfaces import Surface, check_surface
 from jaxcyto.brain.ways import least, point_rows, shortest_ways
 from jaxcyto.errors import InputError
 
@@ -117,7 +117,7 @@ class Oracle:
             first_face, second_face: triangles int [N].
             first_bary, second_bary: barycentric coordinates [N, 3] in them.
             workers: processes for the pairs that are near; the result does not depend on it.
-            progress: called with (sources done, sources) of these.
+            progress: called with (pairs done, pairs), then with (sources done, sources) of those.
 
         Raises:
             InputError: if a point is not on this surface.
@@ -131,6 +131,8 @@ class Oracle:
             part = slice(begin, begin + POINTS)
             rows = [self._rows(face[part], bary[part]) for face, bary in (first, second)]
             solved[part] = self._far_pairs(*rows)
+            if progress:
+                progress(min(begin + POINTS, len(solved)), len(solved))
         close = np.flatnonzero(solved < self.near_mm)
         if len(close):
             points = first[0][close], first[1][close], second[0][close], second[1][close]
@@ -158,6 +160,9 @@ class Oracle:
             straight = np.linalg.norm(places - self._place(face[[index]], bary[[index]]), axis=1)
             result[index] = np.maximum(self._corrected(ways), straight)
         i, j = np.nonzero(result < self.near_mm)
+        same = (first[0][i] == second[0][j]) & (first[1][i] == second[1][j]).all(axis=1)
+        result[i[same], j[same]] = 0  # as on the diagonal: nothing to solve
+        i, j = i[~same], j[~same]
         if len(i):
             points = first[0][i], first[1][i], second[0][j], second[1][j]
             exact = self._exact(*points, workers, None)
@@ -310,19 +315,31 @@ def load_oracle(path: str | os.PathLike) -> Oracle:
     path = Path(path)
     try:
         file = read_npz(path, FORMAT)
-        surface = Surface(file["vertices"], file["faces"])
+        surface = Surface(*check_surface(path, file["vertices"], file["faces"]))
         settings = json.loads(str(file["settings"]))
         if str(file["key"]) != oracle_key(surface, settings):
             raise ValueError("mesh or settings do not match their hash")
+        if settings != oracle_settings(settings["anchors"], settings["reach"], settings["seed"]):
+            raise ValueError(f"settings {settings}")
+        if settings["anchors"] / 4 > len(file["indptr"]):  # or refining the mesh would not end
+            raise ValueError(f"{settings['anchors']} anchors")
         mesh = working_mesh(surface, settings["anchors"] / 4)
         shape = len(mesh.surface.vertices), len(file["far"])
         near = sparse.csr_array((file["data"], file["indices"], file["indptr"]), shape)
         if file["far"].shape != (shape[1],) * 2 or file["far"].dtype != np.float32:
             raise ValueError("distances between anchors of another shape")
+        near.check_format(full_check=True)
         spacing_mm, excess, mean_error, p95_error = file["measured"].tolist()
+        sound = (near.data >= 0).all() and (file["far"] >= 0).all()  # far may be infinite
+        if not (sound and np.isfinite(near.data).all() and 0 < spacing_mm < np.inf):
+            raise ValueError("distances that are none")
+        if not 0 <= excess < 1:
+            raise ValueError(f"excess {excess}")
         oracle = Oracle(mesh, spacing_mm, near, file["far"], settings, excess)
         oracle.mean_error, oracle.p95_error = mean_error, p95_error
         return oracle
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a saved oracle of distances: {error}; build it again"

@@ -18,6 +18,7 @@ from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.brain.sampling import sample_patches
 from jaxcyto.brain.splits import assign_splits, split_distances_mm
+from jaxcyto.brain.surface_figure import points_figure
 from jaxcyto.brain.surfaces import hemisphere_surface
 from jaxcyto.errors import InputError
 
@@ -26,6 +27,8 @@ def sample_brain(
     root: str | os.PathLike, *, out: str = PATCHES_FILE, seed: int = 0, **settings: Any
 ) -> Patches:
     """Fills an empty split column, draws patches, writes them into the brain's folder.
+
+    They are drawn on the surface beside them: patches_points.png for patches.npz.
 
     Args:
         root: the brain's folder.
@@ -45,6 +48,8 @@ def sample_brain(
         brain, seed=seed, progress=StderrProgress("sampling", "patches"), **settings
     )
     patches.save(path)
+    with atomic_write(path.with_name(f"{path.stem}_points.png")) as file:
+        points_figure([(brain, patches)]).savefig(file, format="png", dpi=120)
     return patches
 
 

@@ -1,0 +1,97 @@
+"""Inflation and the figure of sampled points, against closed forms of spheres and plain folds."""
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from jaxcyto.brain.inflate import areas, inflate, neighbour_mean, vertex_normals
+from jaxcyto.brain.manifest import read_brain
+from jaxcyto.brain.patches import load_patches
+from jaxcyto.brain.surface_figure import HEIGHT_PX, VIEWS, draw, points_figure
+from jaxcyto.brain.surfaces import Surface
+
+
+def sphere(rings: int = 40) -> Surface:
+    """A unit sphere of latitude rings, closed at the poles by a vertex each."""
+    theta = np.linspace(0, np.pi, rings + 1)[1:-1]
+    around = 2 * rings
+    phi = np.arange(around) * 2 * np.pi / around
+    grid = np.stack(
+        [np.outer(np.sin(theta), np.cos(phi)), np.outer(np.sin(theta), np.sin(phi)),
+         np.outer(np.cos(theta), np.ones(around))], axis=-1,
+    )  # fmt: skip
+    vertices = np.concatenate([[[0, 0, 1.0]], grid.reshape(-1, 3), [[0, 0, -1.0]]])
+    faces = []
+    at = lambda ring, k: 1 + ring * around + k % around  # noqa: E731
+    for k in range(around):
+        faces += [[0, at(0, k), at(0, k + 1)]]
+        faces += [[len(vertices) - 1, at(rings - 2, k + 1), at(rings - 2, k)]]
+        for ring in range(rings - 2):
+            faces += [[at(ring, k), at(ring + 1, k), at(ring + 1, k + 1)]]
+            faces += [[at(ring, k), at(ring + 1, k + 1), at(ring, k + 1)]]
+    return Surface(vertices, np.array(faces, np.int32))
+
+
+def folded() -> tuple[Surface, np.ndarray]:
+    """A sphere with six ridges along its meridians, and each vertex's height above radius 1."""
+    ball = sphere(60)
+    x, y, _ = ball.vertices.T
+    height = 0.15 * np.cos(6 * np.arctan2(y, x)) * (x**2 + y**2)
+    return Surface(ball.vertices * (1 + height)[:, None], ball.faces), height
+
+
+def test_normals_and_area_of_a_sphere():
+    ball = sphere()
+    assert areas(ball.vertices, ball.faces).sum() == pytest.approx(4 * np.pi, rel=0.005)
+    np.testing.assert_allclose(vertex_normals(ball), ball.vertices, atol=0.05)
+
+
+def test_inflation_smooths_folds_keeps_area_and_knows_valleys():
+    surface, height = folded()
+    smooth, valley = inflate(surface)
+    np.testing.assert_array_equal(smooth.faces, surface.faces)
+    area = areas(surface.vertices, surface.faces).sum()
+    assert areas(smooth.vertices, smooth.faces).sum() == pytest.approx(area)
+    # on a ring around the middle: how far folds still stand out
+    ring = np.abs(surface.vertices[:, 2]) < 0.15
+    spread = [np.ptp(np.linalg.norm(each.vertices[ring, :2], axis=1)) for each in (surface, smooth)]
+    assert spread[1] < 0.6 * spread[0]
+    assert valley[height < -0.1].all() and not valley[height > 0.1].any()
+
+
+def test_lonely_vertices_stay():
+    mean = neighbour_mean(5, np.array([[0, 1, 2], [2, 1, 3]]))
+    np.testing.assert_allclose(mean.sum(axis=1), 1)
+    assert mean[[4]].toarray().tolist() == [[0, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_points_in_front_are_seen_and_those_behind_are_not(view):
+    ball = sphere()
+    ball = Surface(50 * ball.vertices, ball.faces)
+    axis, sign = view.near
+    points = np.zeros((2, 3))
+    points[:, axis] = 50 * sign, -50 * sign
+    points[:, 2] = 20, -20  # apart in the picture; a little within the sphere
+    points *= 50 / np.linalg.norm(points, axis=1, keepdims=True)
+    image = draw(ball, np.full(len(ball.vertices), 0.9), points, np.array([0, 2]), view)
+    assert image.shape[0] == HEIGHT_PX
+    colored = np.ptp(image, axis=2) > 0.2
+    rows = np.flatnonzero(colored.any(axis=1))
+    assert len(rows) and (rows < HEIGHT_PX / 2).all()  # z = 20 is above the middle, z = -20 hidden
+    # a disc without holes
+    disc = np.hypot(*(np.indices(image.shape[:2]) - (np.array(image.shape[:2]) / 2)[:, None, None]))
+    inside = disc < 0.9 * HEIGHT_PX / 2
+    assert (image[inside] < 1).any(axis=1).all()
+
+
+def test_figure_of_a_brain(tiny_brain):
+    brain = read_brain(tiny_brain)
+    patches = load_patches(tiny_brain / "patches.npz", brain)
+    figure = points_figure([(brain, patches)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    for color in ((0, 114, 178), (230, 159, 0), (213, 94, 0)):
+        assert (np.abs(image - color).max(axis=2) < 20).sum() > 20, color
+    assert (tiny_brain / "patches_points.png").stat().st_size > 10_000
