@@ -47,6 +47,9 @@ class DataConfig:
     um_per_px: float = 2.0  # paper, section 2
     batch_pairs: int = 32  # of the global batch (assumption); below 8, batch norm at 1x1 is noise
     threads: int = 4  # readers, each of a batch; as many batches are read ahead
+    # What to do with a training example that cannot be read: "raise", or "skip": take another
+    # one, drawn from (seed, step). Validation and test always raise: fewer of them would be others.
+    on_error: str = "raise"
     all_distances: bool = False  # add `all_distances` [2B, 2B] mm to each batch
     absolute_x: bool = False  # |x| as target: mirrored hemispheres look alike
 
@@ -108,6 +111,9 @@ class OptimConfig:
     warmup_steps: int = 0
     decay: str = "cosine"  # to zero at the last step, or "constant"
     clip_norm: float | None = None  # global norm of the gradient
+    # Steps in a row that may be left out because loss or gradient is not finite (as a rule an
+    # overflow); one more stops the run.
+    skip_nonfinite: int = 0
 
 
 @dataclasses.dataclass
@@ -147,6 +153,7 @@ class SegmentData:
     atlas: bool = False  # the second contracting path, fed by the sections' atlas images
     batch_images: int = 8  # of the global batch (assumption)
     threads: int = 4  # readers, each of a batch; as many batches are read ahead
+    on_error: str = "raise"  # or "skip", as `DataConfig.on_error`
 
 
 @dataclasses.dataclass
@@ -166,7 +173,7 @@ class Config:
     eval_every: int = 1000  # steps
     eval_pairs: int = 512  # validation pairs looked at each time; the test uses all
     batch_stats_steps: int = 100  # batches for re-estimated BN statistics (assumption)
-    checkpoint_every: int = 1000  # steps
+    checkpoint_every: int = 1000  # steps; also before each validation
     keep: int = 2  # newest checkpoints kept, beside the best
     prepare: Callable[..., None] | None = None
 
@@ -194,7 +201,7 @@ class SegmentConfig:
     eval_every: int = 1000  # steps
     eval_images: int = 16  # validation images, 2.5 times as wide, each time; the test uses all
     batch_stats_steps: int = 50  # batches for re-estimated BN statistics (assumption)
-    checkpoint_every: int = 1000  # steps
+    checkpoint_every: int = 1000  # steps; also before each validation
     keep: int = 2  # newest checkpoints kept, beside the best
     prepare: Callable[..., None] | None = None
 

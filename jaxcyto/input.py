@@ -4,20 +4,25 @@ Images stay uint8 up to the device. The order of pairs is a function of (seed, s
 threads, processes or workers, so that a run resumes by its step number.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
 import numpy as np
 
 from jaxcyto.brain import manifest
+from jaxcyto.brain.check_results import check_pairs
 from jaxcyto.brain.files import file_sha256
+from jaxcyto.brain.matrix_file import MatrixFile
 from jaxcyto.brain.pairs import load_pairs, open_distances
 from jaxcyto.brain.patches import Patches, load_patches
 from jaxcyto.brain.sections import Section, open_section
 from jaxcyto.config import DataConfig, Scales
 from jaxcyto.errors import InputError
+from jaxcyto.faults import ReadError, Skipped
 
 Batch = dict[str, Any]
 SCALE_PATCHES = 256  # patches read to fit the input's mean and standard deviation
@@ -39,7 +44,7 @@ class PairTable:
     distance_mm: np.ndarray  # float32 [P]
     split: np.ndarray  # uint8 [P], index into manifest.SPLITS
     coordinates_mm: np.ndarray  # float32 [patches, 3], as targets
-    all_distances_mm: tuple[np.ndarray, ...] | None  # one [N, N] a brain
+    all_distances_mm: tuple[MatrixFile, ...] | None  # one [N, N] a brain
     keys: tuple[str, ...]  # SHA-256 of each brain's file of pairs
 
     def of_split(self, split: str) -> np.ndarray:
@@ -70,7 +75,7 @@ class PairTable:
         for k, matrix in enumerate(self.all_distances_mm):
             rows = np.flatnonzero(brain == k)
             local = patches[rows] - self.patch_start[k]
-            block[np.ix_(rows, rows)] = matrix[np.ix_(local, local)]
+            block[np.ix_(rows, rows)] = matrix.block(local)
         return block
 
 
@@ -90,6 +95,7 @@ def open_pairs(config: DataConfig) -> PairTable:
         pairs_path = brain.root / config.pairs
         pairs = load_pairs(pairs_path)
         sampled = load_patches(brain.root / pairs.patches_file, brain)
+        check_pairs(pairs_path, pairs, sampled)
         for key, wanted in (("patch_px", config.patch_px), ("um_per_px", config.um_per_px)):
             found = sampled.settings[key]
             if not np.isclose(found, wanted):
@@ -150,19 +156,55 @@ class PairSource:
             "valid": np.bool_(True),
         }
 
+    def open_sections(self, threads: int, skipped: Skipped | None) -> None:
+        """Reads the headers of all sections with a patch: better now than after days of training.
+
+        Args:
+            threads: that read.
+            skipped: where given, training sections may fail; they are tried again later.
+
+        Raises:
+            ReadError: a section image cannot be read.
+        """
+        table, train = self._table, manifest.SPLITS.index("train")
+
+        def check(patch: int) -> None:
+            k, j = table.locate(patch)
+            try:
+                with self._named(k, j):
+                    self._section(k, int(table.patches[k].section[j]))
+            except ReadError:
+                if skipped is None or table.patches[k].split[j] != train:
+                    raise
+
+        first = [np.unique(p.section, return_index=True)[1] for p in table.patches]
+        patches = np.concatenate([s + f for s, f in zip(table.patch_start, first, strict=False)])
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(check, patches.tolist()))
+
     def read_patch(self, patch: int | np.integer) -> np.ndarray:
-        """The image of a patch number, uint8 [patch_px, patch_px]."""
+        """The image of a patch number, uint8 [patch_px, patch_px].
+
+        Raises:
+            ReadError: names section, patch and file.
+        """
         k, j = self._table.locate(patch)
         patches = self._table.patches[k]
         row = int(patches.section[j])
         side = self._patch_px
-        try:
+        with self._named(k, j):
             section = self._section(k, row)
             left, top = corner_px(patches.center_px[j], section, self._um_per_px, side)
             return section.read_at(self._um_per_px, top, left, side, side)
+
+    @contextlib.contextmanager
+    def _named(self, brain: int, patch: int) -> Iterator[None]:
+        try:
+            yield
         except (InputError, OSError) as error:
-            name = self._table.brains[k].sections[row].name
-            raise InputError(f"section {name}, patch {j}: {error}") from error
+            row = self._table.brains[brain].sections[self._table.patches[brain].section[patch]]
+            message = f"section {row.name}, patch {patch}: {error}"
+            raise ReadError(row.image, message) from error
 
     def _section(self, brain: int, row: int) -> Section:
         key = brain, row
@@ -199,11 +241,23 @@ def train_batches(
     *,
     process: int = 0,
     processes: int = 1,
+    skipped: Skipped | None = None,
+    counted: bool = False,
 ) -> grain.MapDataset:
-    """Endless shuffled batches, reshuffled each epoch; element k is the batch of step k.
+    """Endless shuffled batches, reshuffled each epoch; element k is the batch of step k + 1.
 
     Each process gets `batch_pairs / processes` pairs; the global batch is the same for any
     number of processes.
+
+    Args:
+        source: of the pairs.
+        table: of the pairs.
+        config: sizes.
+        seed: of the order.
+        process, processes: which share.
+        skipped: where given, a training pair drawn at random takes the place of one that cannot
+            be read.
+        counted: whether that is noted as of a training step.
     """
     size = config.batch_pairs
     if size % processes:
@@ -214,16 +268,34 @@ def train_batches(
             f"{len(pairs)} training pairs are fewer than data.batch_pairs = {size}; "
             "make more pairs or smaller batches"
         )
+    if config.all_distances and skipped is not None and processes > 1:
+        raise InputError(
+            "data.on_error = 'skip' with data.all_distances: takes one process, for none knows "
+            "what the others have skipped; set data.on_error = 'raise'"
+        )
+
+    def load(place: int, pair: int) -> Batch:
+        def draw(attempt: int) -> Batch:
+            if not attempt:
+                return source[pair]
+            rng = np.random.default_rng((seed, place, attempt))
+            return source[pairs[rng.integers(len(pairs))]]
+
+        if skipped is None:
+            return draw(0)
+        return skipped.read(draw, place // size + 1 if counted else 0, place)
+
     numbers = grain.MapDataset.source(pairs.tolist()).seed(seed).shuffle().repeat()
-    items = numbers.map(source.__getitem__)[process::processes]
+    items = numbers.map_with_index(load)[process::processes]
     batches = items.batch(size // processes, drop_remainder=True)
     if config.all_distances:
         ordered = numbers.batch(size, drop_remainder=True)
 
         def add_distances(k: int, batch: Batch) -> Batch:
-            # columns in the order in which devices gather: process by process
-            drawn = np.asarray(ordered[k])
-            index = np.concatenate([drawn[p::processes] for p in range(processes)])
+            index = batch["index"]
+            if processes > 1:  # columns in the order in which devices gather: process by process
+                drawn = np.asarray(ordered[k])
+                index = np.concatenate([drawn[p::processes] for p in range(processes)])
             patches = np.stack([table.first[index], table.second[index]], axis=1).reshape(-1)
             rows = len(patches) // processes
             block = table.distances_mm(patches)[process * rows : (process + 1) * rows]
@@ -234,23 +306,32 @@ def train_batches(
 
 
 def eval_batches(
-    source: PairSource, table: PairTable, config: DataConfig, pairs: np.ndarray
+    source: PairSource,
+    table: PairTable,
+    config: DataConfig,
+    pairs: np.ndarray,
+    *,
+    process: int = 0,
+    processes: int = 1,
 ) -> grain.MapDataset:
-    """The given pairs in order, once; the last batch is padded with `valid` False."""
+    """The given pairs in order, once; the last batch is padded with `valid` False.
+
+    Each process gets `batch_pairs / processes` pairs in a row of each global batch.
+    """
     size = config.batch_pairs
     steps = -(-len(pairs) // size)
+    own = slice(process * size // processes, (process + 1) * size // processes)
 
     def load(k: int) -> Batch:
         index = pairs[k * size : (k + 1) * size]
-        items = [source[i] for i in index]
         # the padding is distinct pairs, for batch statistics in train mode see it
-        others = (pairs[n % len(pairs)] for n in range(size - len(items)))
-        padding = [source[i] | {"valid": np.bool_(False)} for i in others]
-        batch = {key: np.stack([item[key] for item in items + padding]) for key in items[0]}
+        padded = np.concatenate([index, pairs[np.arange(size - len(index)) % len(pairs)]])
+        items = [source[i] for i in padded[own]]
+        batch = {key: np.stack([item[key] for item in items]) for key in items[0]}
+        batch["valid"] = (np.arange(size) < len(index))[own]
         if config.all_distances:
-            numbers = batch["index"]
-            patches = np.stack([table.first[numbers], table.second[numbers]], axis=1).reshape(-1)
-            batch["all_distances"] = table.distances_mm(patches)
+            patches = np.stack([table.first[padded], table.second[padded]], axis=1).reshape(-1)
+            batch["all_distances"] = table.distances_mm(patches)[2 * own.start : 2 * own.stop]
         return batch
 
     return grain.MapDataset.range(steps).map(load)
@@ -271,8 +352,14 @@ def iterate(
         iterator.close()
 
 
-def fit_scales(source: PairSource, table: PairTable) -> Scales:
-    """Scales of outputs and inputs from the training pairs alone (`config.Scales`)."""
+def fit_scales(source: PairSource, table: PairTable, skipped: Skipped | None = None) -> Scales:
+    """Scales of outputs and inputs from the training pairs alone (`config.Scales`).
+
+    Args:
+        source: of the pairs.
+        table: of the pairs.
+        skipped: where given, other training patches take the place of those that cannot be read.
+    """
     pairs = table.of_split("train")
     if not len(pairs):
         raise InputError("no training pairs; see the split column of the section tables")
@@ -281,7 +368,13 @@ def fit_scales(source: PairSource, table: PairTable) -> Scales:
     chosen = patches[np.linspace(0, len(patches) - 1, min(SCALE_PATCHES, len(patches))).astype(int)]
     sums = np.zeros(3)  # of pixels, values, squares
     for patch in chosen:
-        grey = source.read_patch(patch).astype(np.float64)
+
+        def draw(attempt: int, patch: int = patch) -> np.ndarray:
+            if attempt:
+                patch = np.random.default_rng((patch, attempt)).choice(patches)
+            return source.read_patch(patch)
+
+        grey = (skipped.read(draw, 0, patch) if skipped else draw(0)).astype(np.float64)
         sums += grey.size, grey.sum(), (grey**2).sum()
     mean, second = sums[1:] / sums[0]
     distance = table.distance_mm[pairs].astype(np.float64)

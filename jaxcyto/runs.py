@@ -8,6 +8,7 @@ Leaves are named by their path, such as `params/encoder/block1/conv1/kernel`.
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from jaxcyto.brain.files import atomic_write
-from jaxcyto.brain.manifest import AreaClass
+from jaxcyto.brain.manifest import AreaClass, read_classes
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry, UNet
 
 WEIGHTS = "weights.safetensors"
+COLLECTIONS = ("params", "batch_stats")
 Leaves = dict[str, np.ndarray]
 
 
@@ -67,8 +69,14 @@ def load_weights(run: str | os.PathLike) -> Leaves:
             "same command continues it)"
         )
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        leaves = load_file(path)
+        for name, leaf in leaves.items():
+            if name.count("/") < 2 or name.split("/")[0] not in COLLECTIONS:
+                raise ValueError(f"a leaf named {name[:80]!r}")
+            if leaf.dtype != np.float32 or not np.isfinite(leaf).all():
+                raise ValueError(f"{name} holds {leaf.dtype} numbers, or some that are not finite")
+        return leaves
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); run the training command again") from None
 
 
@@ -79,11 +87,11 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
         InputError: it is missing or damaged.
     """
     path = Path(run) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{run}: not the folder of a run: it holds no config.json")
     try:
         config = json.loads(path.read_text())
-    except OSError:
-        raise InputError(f"{run}: not the folder of a run: it holds no config.json") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); train again in a new folder") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: damaged (not a table); train again in a new folder")
@@ -107,7 +115,15 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
     variables = flax.traverse_util.unflatten_dict(leaves, sep="/")
     try:
         data, table = config["data"], config["model"]
-        classes = tuple(AreaClass(**entry) for entry in config["classes"])
+        faults: list[str] = []
+        classes = read_classes(run / "config.json", config["classes"], faults)
+        sections = config.get("training_sections", [])
+        if not math.isfinite(config["scales"]["input_mean"]):
+            raise ValueError("input_mean")
+        if faults or not classes or table["dtype"] not in ("float32", "bfloat16"):
+            raise ValueError(faults[0] if faults else "classes, model.dtype")
+        if not isinstance(sections, list) or not all(isinstance(name, str) for name in sections):
+            raise ValueError("training_sections")
         channels = sum(entry.kind == "area" for entry in classes) if data["atlas"] else 0
         model = UNet(
             num_classes=len(classes),
@@ -122,17 +138,25 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
             model=model,
             variables=variables,
             classes=classes,
-            um_per_px=float(data["um_per_px"]),
+            um_per_px=_positive("um_per_px", data["um_per_px"]),
             image_px=int(data["image_px"]),
             atlas_channels=channels,
             input_mean=float(config["scales"]["input_mean"]),
-            input_std=float(config["scales"]["input_std"]),
-            training_sections=tuple(config.get("training_sections", ())),
+            input_std=_positive("input_std", config["scales"]["input_std"]),
+            training_sections=tuple(sections),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{run}/config.json: damaged ({type(error).__name__}: {error}); train again"
         ) from None
+
+
+def _positive(name: str, value: Any) -> float:
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} = {value}")
+    return float(value)
 
 
 def _check_leaves(run: Path, model: UNet, variables: Any, side: int, channels: int) -> None:

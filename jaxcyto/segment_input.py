@@ -7,6 +7,7 @@ its step number. Images stay uint8 up to the device.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -15,6 +16,7 @@ from jaxcyto import windows
 from jaxcyto.annotations import AnnotatedSection, SegmentTable, Window
 from jaxcyto.config import InputScales, SegmentData
 from jaxcyto.errors import InputError
+from jaxcyto.faults import ReadError, Skipped
 from jaxcyto.input import Batch
 
 SCALE_IMAGES = 256  # draws read to fit the input's mean and standard deviation
@@ -32,15 +34,18 @@ class SegmentSource:
         of_class = [entries[label == number] for number in np.unique(label)]
         self._classes = [(e, np.cumsum(table.blocks["count"][e], dtype=np.int64)) for e in of_class]
 
-    def draw(self, seed: int, number: int) -> Window:
-        """Training window `number` of a seed.
+    def draw(self, seed: int, number: int, attempt: int = 0) -> Window:
+        """Training window `number` of a seed; further attempts are other windows.
 
         A class is drawn, each as likely as the other; then one of its annotated pixels; then
         where in the window this pixel lies. Near the border of a section windows overhang, so
         that every pixel is as likely at every place.
+
+        Raises:
+            ReadError: the label image cannot be read.
         """
         table = self._table
-        rng = np.random.default_rng((seed, number))
+        rng = np.random.default_rng((seed, number, attempt) if attempt else (seed, number))
         entries, total = self._classes[rng.integers(len(self._classes))]
         pixel = int(rng.integers(total[-1]))
         place = int(np.searchsorted(total, pixel, side="right"))
@@ -52,9 +57,20 @@ class SegmentSource:
         up, left = rng.integers(table.side, size=2).tolist()
         return Window(section, row + y - up, column + x - left)
 
-    def describe(self, seed: int, number: int) -> str:
+    def example(
+        self, seed: int, number: int, skipped: Skipped | None, step: int = 0
+    ) -> tuple[Window, Batch]:
+        """A training window and what is read of it; of later attempts where `skipped` is given."""
+
+        def draw(attempt: int) -> tuple[Window, Batch]:
+            window = self.draw(seed, number, attempt)
+            return window, self.read(window)
+
+        return draw(0) if skipped is None else skipped.read(draw, step, number)
+
+    def describe(self, seed: int, number: int, skipped: Skipped | None = None) -> str:
         """What a draw shows, for messages; `number` is its `index` in the batch."""
-        return self._table.describe_window(self.draw(seed, number))
+        return self._table.describe_window(self.example(seed, number, skipped)[0])
 
     def read(self, window: Window) -> Batch:
         """`image`, `label` and, where the table has them, `atlas` of a window."""
@@ -66,7 +82,7 @@ class SegmentSource:
     def read_image(self, window: Window) -> np.ndarray:
         """uint8 [image_px, image_px, 1]; outside of the section background."""
         table, place = self._table, (window.row, window.column)
-        with self._named(window) as section:
+        with self._named(window, "image") as section:
             return windows.read_image(
                 section.image, table.um_per_px, table.geometry, *place, table.side
             )
@@ -74,22 +90,24 @@ class SegmentSource:
     def read_label(self, window: Window) -> np.ndarray:
         """uint8 [side, side]; what is not annotated, and outside of the section, 255."""
         table, place = self._table, (window.row, window.column)
-        with self._named(window) as section:
+        with self._named(window, "label") as section:
             return windows.read_label(section.label, table.factor, *place, table.side)
 
     def read_atlas(self, window: Window) -> np.ndarray:
         """uint8 [a, a, areas]; outside of the section 0."""
         table, place = self._table, (window.row, window.column)
-        with self._named(window) as section:
+        with self._named(window, "atlas") as section:
             assert section.atlas is not None, "the table was opened without atlas"
             return windows.read_atlas(section.atlas, table.geometry, *place, table.side)
 
     @contextlib.contextmanager
-    def _named(self, window: Window) -> Iterator[AnnotatedSection]:
+    def _named(self, window: Window, kind: str) -> Iterator[AnnotatedSection]:
+        section = self._table.sections[window.section]
         try:
-            yield self._table.sections[window.section]
+            yield section
         except (InputError, OSError) as error:
-            raise InputError(f"{self._table.describe_window(window)}: {error}") from error
+            path: Path = getattr(section.row, kind)
+            raise ReadError(path, f"{self._table.describe_window(window)}: {error}") from error
 
 
 def train_batches(
@@ -100,11 +118,14 @@ def train_batches(
     *,
     process: int = 0,
     processes: int = 1,
+    skipped: Skipped | None = None,
+    counted: bool = False,
 ) -> grain.MapDataset:
-    """Endless batches; element k is the batch of step k, its example i is draw k B + i.
+    """Endless batches; element k is the batch of step k + 1, its example i is draw k B + i.
 
     Each process gets `batch_images / processes` images; the global batch is the same for any
-    number of processes. `index` is the number of the draw, modulo 2^31.
+    number of processes. `index` is the number of the draw, modulo 2^31. For `skipped` and
+    `counted` see `input.train_batches`.
     """
     size = config.batch_images
     if size % processes:
@@ -112,32 +133,42 @@ def train_batches(
 
     def load(k: int) -> Batch:
         numbers = range(k * size + process, (k + 1) * size, processes)
-        return _batch(source, [source.draw(seed, n) for n in numbers], numbers, len(numbers))
+        step = k + 1 if counted else 0
+        items = [source.example(seed, n, skipped, step)[1] for n in numbers]
+        return _batch(items, numbers, len(numbers))
 
     return grain.MapDataset.range(ENDLESS).map(load)
 
 
 def eval_batches(
-    source: SegmentSource, table: SegmentTable, config: SegmentData, numbers: np.ndarray
+    source: SegmentSource,
+    table: SegmentTable,
+    config: SegmentData,
+    numbers: np.ndarray,
+    *,
+    process: int = 0,
+    processes: int = 1,
 ) -> grain.MapDataset:
     """The given evaluation windows in order, once; the last batch is padded, `valid` False.
 
-    `index` is the number of the window (see `SegmentTable.window`).
+    Each process gets `batch_images / processes` windows in a row of each global batch. `index` is
+    the number of the window (see `SegmentTable.window`).
     """
     size = config.batch_images
+    start, stop = process * size // processes, (process + 1) * size // processes
 
     def load(k: int) -> Batch:
-        own = numbers[k * size : (k + 1) * size]
+        drawn = numbers[k * size : (k + 1) * size]
         # the padding is distinct windows, for batch statistics in train mode see it
-        padding = numbers[np.arange(size - len(own)) % len(numbers)]
-        index = np.concatenate([own, padding])
-        return _batch(source, [table.window(n) for n in index], index, len(own))
+        padding = numbers[np.arange(size - len(drawn)) % len(numbers)]
+        index = np.concatenate([drawn, padding])[start:stop]
+        items = [source.read(table.window(n)) for n in index]
+        return _batch(items, index, len(drawn) - start)
 
     return grain.MapDataset.range(-(-len(numbers) // size)).map(load)
 
 
-def _batch(source: SegmentSource, places: list[Window], index, valid: int) -> Batch:
-    items = [source.read(window) for window in places]
+def _batch(items: list[Batch], index, valid: int) -> Batch:
     batch = {key: np.stack([item[key] for item in items]) for key in items[0]}
     return batch | {
         "index": np.array([int(n) % (1 << 31) for n in index], np.int32),
@@ -145,12 +176,17 @@ def _batch(source: SegmentSource, places: list[Window], index, valid: int) -> Ba
     }
 
 
-def fit_input_scales(source: SegmentSource) -> InputScales:
-    """Mean and standard deviation of the grey values of training images."""
+def fit_input_scales(source: SegmentSource, skipped: Skipped | None = None) -> InputScales:
+    """Mean and standard deviation of the grey values of training images.
+
+    Args:
+        source: of the windows.
+        skipped: where given, other images take the place of those that cannot be read.
+    """
     sums = np.zeros(3)  # of pixels, values, squares
     grey = np.arange(256.0)
     for number in range(SCALE_IMAGES):
-        image = source.read_image(source.draw(0, number))
+        image = source.example(0, number, skipped)[1]["image"]
         count = np.bincount(image.ravel(), minlength=256)
         sums += np.array([image.size, count @ grey, count @ grey**2])
     mean, second = sums[1:] / sums[0]

@@ -65,6 +65,7 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
         ("data.brains", data.brains, _names, "folders with a brain.toml; of several: ('a', 'b')"),
         ("data.um_per_px", data.um_per_px, _positive, "micrometres above 0"),
         ("data.threads", data.threads, _whole(1), "at least 1"),
+        ("data.on_error", data.on_error, ("raise", "skip").__contains__, "raise or skip"),
         ("model.widths", model.widths, _widths, "a tuple of whole numbers, at least one"),
         ("model.dtype", model.dtype, ("float32", "bfloat16").__contains__, "float32 or bfloat16"),
         ("augment.blur_px", augment.blur_px, lambda v: 0 <= v <= MAX_BLUR_PX, "0 ... 0.7"),
@@ -73,6 +74,7 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
         ("optim.warmup_steps", optim.warmup_steps, _whole(0), "0 or more"),
         ("optim.learning_rate", optim.learning_rate, _positive, "a number above 0"),
         ("optim.clip_norm", optim.clip_norm, _none_or(_positive), "None or a number above 0"),
+        ("optim.skip_nonfinite", optim.skip_nonfinite, _whole(0), "0 or more"),
         ("loss.terms", config.loss.terms, lambda v: len(v) > 0, "at least one term"),
         ("loss.weight_decay", config.loss.weight_decay, _not_negative, "0 or more"),
     ]

@@ -1,13 +1,15 @@
 """The oracle of distances: against exact ones and closed forms, odd meshes, files, shards."""
 
 import itertools
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_geodesics import cube, grid, odd_meshes, place, random_points, sphere
 
 from jaxcyto.brain import oracle_build as module
-from jaxcyto.brain.anchors import choose_anchors, working_mesh
+from jaxcyto.brain.anchors import Parts, choose_anchors, working_mesh
 from jaxcyto.brain.even import choose_even, neighbour_pairs
 from jaxcyto.brain.geodesics import build, load
 from jaxcyto.brain.mesh import (
@@ -283,6 +285,47 @@ def test_saved_loaded_and_never_taken_for_another(tmp_path, monkeypatch):
     assert fewer.anchors < healed.anchors
 
 
+def test_a_build_that_cannot_be_saved_is_not_lost(tmp_path, monkeypatch):
+    surface, path = torus(), tmp_path / "oracle.npz"
+    with monkeypatch.context() as context:
+        context.setattr(module.Oracle, "save", lambda oracle, path: path.read_bytes())
+        with pytest.raises(FileNotFoundError):
+            cached_oracle(path, surface, anchors=150)
+    left = sorted(file.name for file in parts_folder(path).iterdir())
+    assert [name[:4] for name in left] == ["fiel"] * 3 + ["row_"] * 3
+    (parts_folder(path) / ".field_00000.npz.123.tmp").write_bytes(b"of a killed run")
+    monkeypatch.setattr(module, "_parallel", lambda solver, arrays, chunks, workers: chunks)
+    assert cached_oracle(path, surface, anchors=150).anchors > 100  # nothing is solved again
+    assert path.is_file() and not parts_folder(path).exists()
+
+
+def test_another_run_may_remove_the_parts_first(tmp_path, monkeypatch):
+    parts, part = Parts(tmp_path / "parts", "key"), {"row": np.arange(3)}
+    parts.write("row_00000", part)
+    with monkeypatch.context() as context:  # between a look at the folder and a write into it
+        context.setattr(Path, "mkdir", lambda folder, **_: shutil.rmtree(folder))
+        parts.write("row_00001", part)
+    assert parts.read("row_00001") is None
+    parts.write("row_00001", part)
+    with monkeypatch.context() as context:
+        context.setattr(Path, "glob", lambda folder, _: [folder / "row_00000.npz"])
+        parts.clear()
+        parts.clear()
+    assert parts.read("row_00000") is None and parts.read("row_00001")
+    parts.clear()
+    assert not parts.folder.exists()
+
+
+def test_triangles_that_are_not_joined_are_refused(monkeypatch):
+    flat = grid(12)
+    loose = Surface(flat.vertices[flat.faces].reshape(-1, 3), np.arange(flat.faces.size))
+    loose = Surface(loose.vertices, loose.faces.reshape(-1, 3))
+    monkeypatch.setattr(module, "MOST_ANCHORS", 100)
+    assert build_oracle(flat, anchors=50).anchors < 100
+    with pytest.raises(InputError, match="must be one vertex"):
+        build_oracle(loose, anchors=50)
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -297,6 +340,12 @@ def test_saved_loaded_and_never_taken_for_another(tmp_path, monkeypatch):
         lambda oracle: build_oracle(Surface(np.zeros((3, 3)), np.array([[0, 1, 2]]))),
         lambda oracle: build_oracle(Surface(np.zeros((3, 3)), np.zeros((0, 3), int))),
         lambda oracle: build_oracle(Surface(np.full((3, 3), np.nan), np.array([[0, 1, 2]]))),
+        lambda oracle: build(Surface(np.eye(3), np.array([[0, 1, 3]])), "oracle"),
+        lambda oracle: build(Surface(np.eye(3), np.array([[0, 1, -1]])), "oracle"),
+        lambda oracle: build(Surface(np.eye(4), np.array([[0, 1, 2]])), "oracle"),
+        lambda oracle: build(Surface(np.eye(3), np.array([[0, 1, 3]])), "exact"),
+        lambda oracle: build(Surface(np.eye(3), np.array([[0, 1, -1]])), "heat"),
+        lambda oracle: build(oracle.surface, "oracle", seed=-1),
     ],
 )
 def test_bad_queries_are_refused(query):

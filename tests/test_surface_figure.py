@@ -85,6 +85,21 @@ def test_points_in_front_are_seen_and_those_behind_are_not(view):
     assert (image[inside] < 1).any(axis=1).all()
 
 
+@pytest.mark.parametrize("at", [[0, 1], [*np.linspace(0, 0.85, 20), 1]])
+def test_nothing_shines_through_large_triangles(at):
+    number = len(at)
+    y, z = (axis.ravel() for axis in np.meshgrid(at, at))
+    corner = np.arange(number * number).reshape(number, number)
+    a, b = corner[:-1, :-1].ravel(), corner[1:, 1:].ravel()
+    faces = np.concatenate([np.stack([a, b, a + 1], -1), np.stack([b, a, b - 1], -1)])
+    sheets = [np.stack([np.full(len(y), x), y, z], axis=-1) for x in (-3.0, 3.0)]
+    surface = Surface(np.concatenate(sheets), np.concatenate([faces, faces + len(y)]))
+    shade = np.repeat([0.9, 0.3], len(y))  # bright in front, dark behind
+    image = draw(surface, shade, np.zeros((0, 3)), np.zeros(0, int), VIEWS[0])
+    inside = image[6:-6, 6:-6]
+    assert inside.min() > 0.8 and inside.max() < 1
+
+
 def test_figure_of_a_brain(tiny_brain):
     brain = read_brain(tiny_brain)
     patches = load_patches(tiny_brain / "patches.npz", brain)

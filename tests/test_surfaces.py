@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxcyto.brain import gifti as gifti_reader
 from jaxcyto.brain import surface_files
 from jaxcyto.brain.manifest import Hemisphere
 from jaxcyto.brain.surfaces import (
@@ -98,7 +99,7 @@ def test_written_surface_reads_back(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-MESHIO_FORMATS = ["ply", "off", "obj", "vtk", "vtu", "gmsh", "medit", "stl", "abaqus", "nastran"]
+MESHIO_FORMATS = ["ply", "off", "obj", "vtk", "stl"]
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
@@ -238,11 +239,11 @@ def test_missing_file_and_folder(tmp_path):
 
 
 def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(surface_files, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(gifti_reader, "MAX_BYTES", 1 << 20)
     path = tmp_path / "bomb.gii"
     path.write_bytes(gifti(np.zeros((1 << 18, 3)), OCTAHEDRON.faces))
     assert path.stat().st_size < 1 << 16
-    with pytest.raises(InputError, match="unpack to over 1 MiB"):
+    with pytest.raises(InputError, match="array of 3 MiB"):
         read_surface(path)
     path.write_bytes(gzip.compress(bytes(1 << 22)))
     with pytest.raises(InputError, match="over 1 MiB"):

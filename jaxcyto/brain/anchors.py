@@ -4,6 +4,7 @@ What `oracle.py` is built from, in parts that can be solved in any order, by sev
 in several runs.
 """
 
+import contextlib
 import dataclasses
 from heapq import heappop, heappush
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import dijkstra
 
-from jaxcyto.brain.files import READ_ERRORS, atomic_write
+from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.brain.geodesics import NO_TRIANGLES, check_mesh
 from jaxcyto.brain.mesh import (
     check_points,
     clean_face_map,
@@ -80,12 +82,12 @@ def working_mesh(surface: Surface, min_vertices: float) -> WorkingMesh:
     """A manifold copy of a mesh, with triangles divided until there are enough vertices.
 
     Raises:
-        InputError: if there are no triangles, or vertices that are not finite.
+        InputError: if there are no triangles, or their vertices are not there or not finite.
     """
-    faces, number = clean_face_map(np.asarray(surface.faces).reshape(-1, 3))
+    faces, number = clean_face_map(check_mesh(surface))
     vertices = np.asarray(surface.vertices, np.float64)
-    if not len(faces) or not np.isfinite(vertices).all():
-        raise InputError("a surface needs triangles of three vertices each, all of them finite")
+    if not len(faces):
+        raise InputError(NO_TRIANGLES)
     levels = 0
     while len(np.unique(faces)) < min_vertices:
         faces, vertices = refine(faces, vertices)
@@ -271,26 +273,26 @@ class Parts:
         if self.folder is None:
             return None
         try:
-            path = self.folder / f"{name}.npz"
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as part:
-                if str(part["key"]) != self.key:
-                    return None
-                return {field: part[field] for field in part.files if field != "key"}
+            part = read_npz(self.folder / f"{name}.npz", self.key, "key")
+            return {field: array for field, array in part.items() if field != "key"}
         except READ_ERRORS:
             return None
 
     def write(self, name: str, part: dict[str, np.ndarray]) -> None:
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             arrays: dict[str, Any] = {"key": self.key} | part
-            with atomic_write(self.folder / f"{name}.npz") as file:
-                np.savez(file, **arrays)
+            # Another run that is through with the same oracle may remove the folder meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with atomic_write(self.folder / f"{name}.npz") as file:
+                    np.savez(file, **arrays)
 
     def clear(self) -> None:
         """Removes the folder with what was written there."""
         if self.folder is not None and self.folder.is_dir():
             for kind in ("field", "row"):
-                for path in self.folder.glob(f"{kind}_*.npz"):
-                    path.unlink()
-            if not any(self.folder.iterdir()):
+                # With what a killed run left half written; another may be removing them, too.
+                for path in self.folder.glob(f"*{kind}_*.npz*"):
+                    path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
                 self.folder.rmdir()

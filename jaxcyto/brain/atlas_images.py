@@ -1,7 +1,6 @@
 """Atlas images: the probability of each area, one 8-bit channel each (255 = probability 1)."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from jaxcyto.brain.label_images import LABEL_UM, expected_shape, same_shape
 from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.brain.resample import resample
 from jaxcyto.brain.section_table import SectionRow
+from jaxcyto.brain.stamp import Stamp, opened_unchanged, stamp
 from jaxcyto.brain.tiff_level import TiffLevel, tiff_level
 from jaxcyto.brain.tiff_pages import check_pages
 from jaxcyto.errors import InputError
@@ -29,6 +29,7 @@ class AtlasImage:
     shape: tuple[int, int]  # (height, width) px
     channels: int
     pages: tuple[TiffLevel, ...]
+    stamp: Stamp
     factor: int  # px of the file along one side of a pixel that is read
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -39,7 +40,7 @@ class AtlasImage:
         compressed strips is slow.
 
         Raises:
-            InputError: a tile or strip of the file is cut off or damaged.
+            InputError: a tile or strip of the file is cut off or damaged, or the file has changed.
         """
         factor = self.factor
         window = self._read(top * factor, left * factor, height * factor, width * factor)
@@ -56,15 +57,9 @@ class AtlasImage:
             return out
         inside = out[y0 - top : y1 - top, x0 - left : x1 - left]
         share = self.channels // len(self.pages)
-        try:
-            fd = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from None
-        try:
+        with opened_unchanged(self.path, self.stamp) as fd:
             for number, page in enumerate(self.pages):
                 page.read_into(fd, y0, x0, inside[:, :, number * share : (number + 1) * share])
-        finally:
-            os.close(fd)
         return out
 
 
@@ -76,9 +71,10 @@ def open_atlas(path: Path, factor: int = 1) -> AtlasImage:
     Raises:
         InputError: not a readable TIFF, of another kind, or truncated.
     """
+    before = stamp(path)
     try:
         check_pages(path)
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
             series = tiff.series[0]
             axes, shape, dtype = series.axes, series.shape, series.dtype
             others = [axis for axis in axes if axis not in "YX"]
@@ -100,6 +96,7 @@ def open_atlas(path: Path, factor: int = 1) -> AtlasImage:
                 shape=(sizes["Y"], sizes["X"]),
                 channels=channels,
                 pages=tuple(tiff_level(path, page, None, as_grey=False) for page in pages),
+                stamp=before,
                 factor=factor,
             )
     except InputError:

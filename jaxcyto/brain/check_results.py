@@ -1,6 +1,5 @@
 """Whether the patches and pairs in a brain's folder are sound and belong to it as it is now."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ import numpy as np
 
 from jaxcyto.brain import pairs as pairs_file
 from jaxcyto.brain import patches as patches_file
-from jaxcyto.brain.files import READ_ERRORS
+from jaxcyto.brain.files import READ_ERRORS, npz_format
 from jaxcyto.brain.manifest import Brain
 from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, distances_path, load_pairs, open_distances
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
@@ -43,7 +42,7 @@ def check_results(report: "Report", brain: Brain, surfaces: Sequence[Surface | N
                 if found.patches_file in patches:
                     own = patches[found.patches_file]
                     before = len(report.faults)
-                    report.attempt(_check_pairs, path, found, own)
+                    report.attempt(check_pairs, path, found, own)
                     sound = len(report.faults) == before
                     if sound and distances_path(brain.root, found.patches_file).exists():
                         report.attempt(open_distances, brain.root, found, len(own))
@@ -56,11 +55,7 @@ def check_results(report: "Report", brain: Brain, surfaces: Sequence[Surface | N
 def _kind(path: Path) -> str | None:
     """The `format` that a file of ours states, "" for another npz; None if it cannot be read."""
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            if "format.npy" not in archive.namelist():
-                return ""
-            with archive.open("format.npy") as array:
-                return str(np.lib.format.read_array(array, allow_pickle=False))
+        return npz_format(path)
     except READ_ERRORS:
         return None
 
@@ -92,7 +87,12 @@ def check_points(path: Path, patches: Patches, surfaces: Sequence[Surface | None
             )
 
 
-def _check_pairs(path: Path, pairs: Pairs, patches: Patches) -> None:
+def check_pairs(path: Path, pairs: Pairs, patches: Patches) -> None:
+    """Whether pairs fit their patches.
+
+    Raises:
+        InputError: patches that are not there, of two hemispheres or splits, or a distance below 0.
+    """
     again = "; run `jaxcyto pair` again"
     both = np.concatenate([pairs.first, pairs.second])
     if both.min(initial=0) < 0 or both.max(initial=-1) >= len(patches):

@@ -1,8 +1,15 @@
-"""Arrays on disk: written whole or not at all, read without pickle."""
+"""Arrays on disk: written whole or not at all, read without pickle.
+
+What a header counts is compared with the size of the file before anything is allocated by it, so
+members of an npz must not be compressed; `np.savez` writes them so.
+"""
 
 import contextlib
+import errno
 import hashlib
+import math
 import os
+import re
 import struct
 import tokenize
 import zipfile
@@ -31,6 +38,12 @@ READ_ERRORS = (
     zlib.error,
 )
 
+# As NumPy writes it; what else its reader would evaluate is not looked at.
+NPY_HEADER = re.compile(
+    rb"\{\s*'descr':\s*'((?:[<>|=][biuf]|<U)[1-9]\d{0,8})',\s*'fortran_order':\s*(?:True|False),"
+    rb"\s*'shape':\s*\(([\d,\s]{0,200})\),?\s*\}\s*"
+)
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
@@ -40,6 +53,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     try:
         with open(temporary, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave an empty file under the name
         os.replace(temporary, path)
     except OSError as error:
         if error.filename is None:  # as of a full disk
@@ -49,16 +64,105 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def read_npz(path: Path, expected_format: str) -> dict[str, np.ndarray]:
-    """All arrays of an npz whose `format` must be the expected one.
+def read_npz(path: Path, expected: str, field: str = "format") -> dict[str, np.ndarray]:
+    """All arrays of an npz whose `field` must be the expected text.
 
     Raises:
         One of READ_ERRORS; the caller says in an InputError what to do.
     """
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        if str(arrays["format"]) != expected_format:
-            raise ValueError(f"format {arrays['format']}, not {expected_format!r}")
-        return {name: arrays[name] for name in arrays.files}
+    with _open_npz(path) as archive:
+        found = _text(archive, field)
+        if found != expected:
+            raise ValueError(f"{field} {found[:80]}, not {expected!r}")
+        return {
+            member.filename.removesuffix(".npy"): _member(archive, member)
+            for member in archive.infolist()
+        }
+
+
+def npz_format(path: Path) -> str:
+    """The `format` that an npz states, "" if it states none; the other arrays are not read.
+
+    Raises:
+        One of READ_ERRORS.
+    """
+    with _open_npz(path) as archive:
+        return _text(archive, "format") if "format.npy" in archive.namelist() else ""
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of an npy file of numbers.
+
+    Raises:
+        One of READ_ERRORS.
+    """
+    with open_file(path) as file:
+        return _array(file, os.fstat(file.fileno()).st_size)
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array of an npy file of numbers, mapped from disk.
+
+    Raises:
+        One of READ_ERRORS.
+    """
+    with open_file(path) as file:
+        _check_header(file, os.fstat(file.fileno()).st_size)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Opens for reading what is a file: on a pipe or a device a reader could wait forever.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    if not path.is_file():
+        missing = errno.ENOENT if not path.exists() else errno.EINVAL
+        raise OSError(missing, "no such file" if missing == errno.ENOENT else "not a file")
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def _open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    with open_file(path) as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its arrays are compressed")
+        if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its directory counts more bytes than the file has")
+        yield archive
+
+
+def _text(archive: zipfile.ZipFile, field: str) -> str:
+    return str(_member(archive, archive.getinfo(f"{field}.npy")))
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        return _array(file, member.file_size)
+
+
+def _array(file: IO[bytes], size: int) -> np.ndarray:
+    _check_header(file, size)
+    file.seek(0)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    # Python's own functions fail on text that NumPy lets pass.
+    if array.dtype.kind == "U" and np.frombuffer(array.tobytes(), "<u4").max(initial=0) > 0x10FFFF:
+        raise ValueError("text of characters that do not exist")
+    return array
+
+
+def _check_header(file: IO[bytes], size: int) -> None:
+    head = file.read(10)
+    text = file.read(int.from_bytes(head[8:], "little"))
+    found = NPY_HEADER.fullmatch(text)
+    if head[:8] != b"\x93NUMPY\1\0" or not found:
+        raise ValueError("not an array of plain numbers or text")
+    needed = math.prod(map(int, found[2].replace(b",", b" ").split()))
+    needed *= np.dtype(found[1].decode()).itemsize
+    if needed != size - file.tell():
+        raise ValueError(f"its header counts {needed} bytes, but it has {size - file.tell()}")
 
 
 def file_sha256(path: Path) -> str:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.brain.files import READ_ERRORS, atomic_write, npz_format, read_npz
 from jaxcyto.brain.mesh import clean_faces, component_labels, insert_points
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.solve import (
@@ -37,7 +37,7 @@ from jaxcyto.brain.solve import (
     mean_edge_mm,
     solve_queries,
 )
-from jaxcyto.brain.surfaces import Surface
+from jaxcyto.brain.surfaces import Surface, check_surface
 from jaxcyto.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 FORMAT = "jaxcyto geodesics 1"
 CALIBRATION_SOURCES = 5
+NO_TRIANGLES = "a surface needs triangles, of three different vertices each"
 
 
 class Geodesics:
@@ -219,9 +220,9 @@ def build(
     if method not in METHODS or settings:
         named = f"method = {method!r}, {', '.join(settings)}".rstrip(", ")
         raise InputError(f"{named}; methods are {', '.join(METHODS)} and oracle, see `build`")
-    faces = clean_faces(np.asarray(surface.faces).reshape(-1, 3))
-    if not len(faces) or not np.isfinite(surface.vertices).all():
-        raise InputError("a surface needs triangles of three vertices each, all of them finite")
+    faces = clean_faces(check_mesh(surface))
+    if not len(faces):
+        raise InputError(NO_TRIANGLES)
     settings = {"method": method}
     if method == "exact":
         check_exact(faces)
@@ -241,17 +242,18 @@ def load(path: str | os.PathLike) -> "Geodesics | Oracle":
 
     path = Path(path)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays["format"]) == oracle.FORMAT:
-                return oracle.load_oracle(path)
+        if npz_format(path) == oracle.FORMAT:
+            return oracle.load_oracle(path)
         file = read_npz(path, FORMAT)
-        surface = Surface(file["vertices"], file["faces"])
+        surface = Surface(*check_surface(path, file["vertices"], file["faces"]))
         method, bias = str(file["method"]), float(file["bias"])
         settings = json.loads(str(file["settings"]))
         if str(file["mesh_sha256"]) != mesh_sha256(surface):
             raise ValueError("the mesh does not match its hash")
         if method not in METHODS or not 0.5 < bias < 2 or not isinstance(settings, dict):
             raise ValueError(f"method {method!r}, bias {bias}")
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a saved oracle of distances: {error}; build it again"
@@ -317,6 +319,24 @@ def _heat_bias(surface: Surface, sources: int, seed: int, workers: int, progress
             progress(done, len(queries))
     ratio = np.concatenate(ratios) if ratios else np.empty(0)
     return float(np.median(ratio)) if len(ratio) else 1.0
+
+
+def check_mesh(surface: Surface) -> np.ndarray:
+    """The triangles [F, 3] of a mesh that a caller made.
+
+    Raises:
+        InputError: if vertices are not there, not finite, or have not three coordinates.
+    """
+    vertices = np.asarray(surface.vertices)
+    faces = np.asarray(surface.faces).reshape(-1, 3)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or not np.isfinite(vertices).all():
+        raise InputError("a surface needs vertices [V, 3], all of them finite")
+    if faces.size and not (0 <= faces.min() and faces.max() < len(vertices)):
+        raise InputError(
+            f"a surface of {len(vertices)} vertices whose triangles name vertices "
+            f"{faces.min()} ... {faces.max()}"
+        )
+    return faces
 
 
 def check_vertices(values, number: int) -> np.ndarray:

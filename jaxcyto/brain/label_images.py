@@ -11,6 +11,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from jaxcyto.brain.files import open_file
 from jaxcyto.brain.section_table import SectionRow
 from jaxcyto.brain.sections import TIFF_MAGIC, Section, open_section
 from jaxcyto.brain.tiff_pages import check_pages
@@ -35,7 +36,7 @@ def open_label(path: Path) -> Section:
         InputError: not a readable image, or one whose samples are not class numbers as they are.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.read(26)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
@@ -145,7 +146,7 @@ def _tiff_kind(path: Path) -> str:
     """What makes a TIFF no label image; empty if nothing does."""
     check_pages(path)
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
             page = tiff.series[0].pages[0].aspage()  # pyright: ignore[reportOptionalMemberAccess]
             if page.samplesperpixel != 1 or page.photometric in (2, 6):
                 return f"{int(page.samplesperpixel)} samples a pixel"

@@ -2,14 +2,15 @@
 
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
-from nibabel.freesurfer.io import read_annot
 from nibabel.freesurfer.mghformat import MGHImage
 
-from jaxcyto.brain.surface_files import load_bytes, load_gifti, xml_root
+from jaxcyto.brain.annot import annot_vertices, parse_annot
+from jaxcyto.brain.gifti import load_gifti
+from jaxcyto.brain.mni_obj import numbers_of
+from jaxcyto.brain.surface_files import load_bytes, xml_root
 from jaxcyto.errors import InputError
 
 
@@ -35,11 +36,19 @@ def read_labels(path: str | os.PathLike, num_vertices: int) -> np.ndarray:
         values = _mgh(path, data)
     elif kind == "text":
         try:
-            values = np.array(data.split(), "S").astype(np.float64)
+            values = numbers_of(data.split())
         except ValueError as error:
             raise InputError(f"{path}: not one whole number a line: {error}") from None
     else:
-        values = _annot(path, data, num_vertices)
+        count = annot_vertices(data)
+        if count is None:
+            raise InputError(
+                f"{path}: not labels in a known format; known are GIFTI, FreeSurfer .annot and "
+                ".mgz, and text with one whole number a line"
+            )
+        # Of another surface: said below, whatever else may be wrong.
+        other = np.broadcast_to(np.int32(0), count)
+        values = parse_annot(path, data)[0] if count == num_vertices else other
     if len(values) != num_vertices:
         raise InputError(
             f"{path}: {len(values)} labels, but the surface has {num_vertices} vertices; "
@@ -62,11 +71,11 @@ def read_label_names(path: str | os.PathLike) -> dict[int, str]:
     data = load_bytes(path)
     kind = _kind(data)
     if kind == "gifti":
-        table = load_gifti(path, data).labeltable.get_labels_as_dict()
-        return {int(key): str(name) for key, name in table.items() if name}
+        found = load_gifti(path, data).labeltable.labels
+        names = {int(entry.key): getattr(entry, "label", None) for entry in found}
+        return {key: str(name) for key, name in names.items() if name}
     if kind == "annot":
-        names = _read_annot(path, data)[2]
-        return {key: name.decode("utf-8", "replace") for key, name in enumerate(names)}
+        return parse_annot(path, data)[1]
     return {}
 
 
@@ -75,7 +84,8 @@ def _kind(data: bytes) -> str:
         return "gifti"
     if data[:4] == b"\0\0\0\1" and len(data) > 284:
         return "mgh"
-    return "text" if re.fullmatch(rb"[\s\d.eE+-]*\d[\s\d.eE+-]*", data) else "annot"
+    numbers = not data.translate(None, b"0123456789.eE+- \t\r\n") and re.search(rb"\d", data)
+    return "text" if numbers else "annot"
 
 
 def _mgh(path: Path, data: bytes) -> np.ndarray:
@@ -86,30 +96,3 @@ def _mgh(path: Path, data: bytes) -> np.ndarray:
         return np.asarray(MGHImage.from_bytes(data).dataobj).ravel()
     except Exception as error:
         raise InputError(f"{path}: not a readable MGH file: {error}") from None
-
-
-def _annot(path: Path, data: bytes, num_vertices: int) -> np.ndarray:
-    """FreeSurfer's annotation: a big-endian count, then (vertex, colour code) pairs, then names."""
-    count = int.from_bytes(data[:4], signed=True)
-    if not 0 < count <= (len(data) - 4) // 8 or count > 1 << 27:
-        raise InputError(
-            f"{path}: not labels in a known format; known are GIFTI, FreeSurfer .annot and .mgz, "
-            "and text with one whole number a line"
-        )
-    if count != num_vertices:
-        return np.zeros(count)  # the caller says so
-    vertices = np.frombuffer(data, ">i4", 2 * count, 4)[::2]
-    if not np.array_equal(np.sort(vertices), np.arange(count)):
-        raise InputError(f"{path}: an .annot that does not name every vertex once")
-    return _read_annot(path, data)[0]
-
-
-def _read_annot(path: Path, data: bytes):
-    """Index [V] into the table of areas, their colours, and their names."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "labels.annot"
-        file.write_bytes(data)
-        try:
-            return read_annot(str(file))
-        except Exception as error:
-            raise InputError(f"{path}: not a readable .annot file: {error}") from None

@@ -33,6 +33,7 @@ __all__ = [
     "inspect_brain",
     "need_hemispheres",
     "read_brain",
+    "read_classes",
     "table_rows",
     "write_splits",
     "write_table",
@@ -116,6 +117,8 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
     if not os.path.isfile(path):
         hint = " (this is a file; name its folder)" if root.is_file() else ""
         return None, [f"{root}: no brain.toml here{hint}; make one as docs/data.md describes"]
+    if not Path(os.path.realpath(path)).is_relative_to(root):
+        return None, [f"{path}: leaves the brain's folder; make it a file, not a link"]
     try:
         table = tomllib.loads(read_text(path))
     except InputError as error:
@@ -145,7 +148,7 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
         name=text("name", root.name),
         hemispheres=_hemispheres(root, path, table.get("hemispheres", []), faults),
         sections=(),
-        classes=_classes(path, table.get("classes", []), faults),
+        classes=read_classes(path, table.get("classes", []), faults),
         background=background,
         licence=text("licence", ""),
         citation=text("citation", ""),
@@ -235,7 +238,8 @@ def _hemispheres(
     return tuple(hemispheres)
 
 
-def _classes(path: Path, value: object, faults: list[str]) -> tuple[AreaClass, ...]:
+def read_classes(path: Path, value: object, faults: list[str]) -> tuple[AreaClass, ...]:
+    """The classes in a list of tables; what is wrong with them is added to `faults`."""
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         faults.append(f"{path}: classes: expected [[classes]] tables")
         return ()

@@ -12,6 +12,16 @@ import numpy as np
 
 from jaxcyto.errors import InputError
 
+MAX_LETTERS = 64  # of a number
+
+
+def numbers_of(words: list[bytes]) -> np.ndarray:
+    """float64 [N] of N words. Raises ValueError where one is no number."""
+    # As an array every word takes as much memory as the longest.
+    if max(map(len, words), default=0) > MAX_LETTERS:
+        raise ValueError(f"a word of over {MAX_LETTERS} letters")
+    return np.array(words, "S").astype(np.float64)
+
 
 def parse_mni_obj(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Vertices float64 [V, 3] and faces int [F, 3] of a text file; all items must be triangles."""
@@ -30,7 +40,7 @@ def parse_mni_obj(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
         chunk = words[place : place + count]
         place += count
         try:
-            return np.array(chunk, "S").astype(np.float64)
+            return numbers_of(chunk)
         except ValueError:
             raise InputError(f"{path}: an MNI .obj with a word among its {what}") from None
 

@@ -291,6 +291,8 @@ def oracle_settings(anchors: int = ANCHORS, reach: float = REACH, seed: int = 0)
     """The settings of an oracle, checked."""
     if anchors < 1 or not reach > 0:
         raise InputError(f"anchors = {anchors}, reach = {reach}: both must be above 0")
+    if seed < 0:
+        raise InputError(f"seed = {seed}: must not be below 0")
     return {
         "method": "oracle",
         "anchors": int(anchors),
@@ -324,9 +326,12 @@ def load_oracle(path: str | os.PathLike) -> Oracle:
         if settings["anchors"] / 4 > len(file["indptr"]):  # or refining the mesh would not end
             raise ValueError(f"{settings['anchors']} anchors")
         mesh = working_mesh(surface, settings["anchors"] / 4)
+        kinds = "".join(file[name].dtype.kind for name in ("data", "far", "indices", "indptr"))
+        if kinds != "ffii" or file["far"].dtype != np.float32:
+            raise ValueError("arrays of another type")
         shape = len(mesh.surface.vertices), len(file["far"])
         near = sparse.csr_array((file["data"], file["indices"], file["indptr"]), shape)
-        if file["far"].shape != (shape[1],) * 2 or file["far"].dtype != np.float32:
+        if file["far"].shape != (shape[1],) * 2:
             raise ValueError("distances between anchors of another shape")
         near.check_format(full_check=True)
         spacing_mm, excess, mean_error, p95_error = file["measured"].tolist()

@@ -33,6 +33,7 @@ from jaxcyto.brain.workers import leave_with_parent
 from jaxcyto.errors import InputError
 
 POOL_FROM = 512  # anchors; from there on processes pay
+MOST_ANCHORS = 30_000  # unless more are asked for: 3.6 GB
 
 
 def build_oracle(
@@ -54,11 +55,13 @@ def build_oracle(
         seed: draws the anchors.
         workers: processes; the result does not depend on them.
         folder: where solved parts are kept until the oracle is whole. A build that was ended goes
-            on there, and parts that others solved (`solve_shard`) are taken.
+            on there, and parts that others solved (`solve_shard`) are taken. They stay there until
+            the oracle is saved: `cached_oracle` removes them then.
         progress: called with (anchors done, anchors), each counted twice.
 
     Raises:
-        InputError: if the mesh has no area.
+        InputError: if the mesh has no area, its triangles name vertices that are not there, or it
+            falls into more pieces than `MOST_ANCHORS`.
     """
     settings = oracle_settings(anchors, reach, seed)
     plan = _Plan(surface, settings, folder)
@@ -73,7 +76,6 @@ def build_oracle(
     far = np.minimum(far, far.T)  # the two ways of summing up differ by rounding
     oracle = Oracle(mesh, chosen.spacing_mm, near, far, settings)
     oracle.calibrate()
-    plan.parts.clear()
     return oracle
 
 
@@ -121,6 +123,7 @@ def cached_oracle(
     lie in the folder `path`.parts.
     """
     path = Path(path)
+    folder = parts_folder(path)
     settings = oracle_settings(anchors, reach, seed)
     try:
         oracle = load_oracle(path)
@@ -134,10 +137,11 @@ def cached_oracle(
         reach=reach,
         seed=seed,
         workers=workers,
-        folder=parts_folder(path),
+        folder=folder,
         progress=progress,
     )
     oracle.save(path)
+    Parts(folder, oracle_key(surface, settings)).clear()
     return oracle
 
 
@@ -152,6 +156,13 @@ class _Plan:
     def __init__(self, surface: Surface, settings: dict, folder):
         self.mesh = working_mesh(surface, settings["anchors"] / 4)
         self.anchors: Anchors = choose_anchors(self.mesh, settings["anchors"], settings["seed"])
+        found = len(self.anchors.vertex)
+        if found > max(MOST_ANCHORS, 2 * settings["anchors"]):
+            raise InputError(
+                f"a surface in so many pieces that distances between them would take "
+                f"{4e-9 * found**2:.0f} GB ({found} anchors instead of {settings['anchors']}); "
+                "are its triangles joined? Vertices at the same place must be one vertex"
+            )
         self.reach_mm = settings["reach"] * self.anchors.spacing_mm
         self.chunks = list(range(-(-len(self.anchors.vertex) // CHUNK)))
         self.parts = Parts(None if folder is None else Path(folder), oracle_key(surface, settings))

@@ -11,8 +11,10 @@ import numpy as np
 
 from jaxcyto.brain.even import ROUNDS, choose_even, neighbour_pairs
 from jaxcyto.brain.files import READ_ERRORS, atomic_write, file_sha256, read_npz
+from jaxcyto.brain.folder import inside
 from jaxcyto.brain.geodesics import build
 from jaxcyto.brain.manifest import SPLITS, Brain
+from jaxcyto.brain.matrix_file import MatrixFile, open_matrix
 from jaxcyto.brain.mesh import clean_faces, component_labels
 from jaxcyto.brain.oracle import ANCHORS, Oracle
 from jaxcyto.brain.oracle_build import cached_oracle
@@ -89,16 +91,24 @@ def load_pairs(path: str | os.PathLike) -> Pairs:
             array = getattr(pairs, name)
             if array.dtype != dtype or array.shape != shape or array.ndim != 1:
                 raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
-        if not np.isfinite(pairs.distance_mm).all():
-            raise ValueError("distances that are not finite")
+        if not (np.isfinite(pairs.distance_mm) & (pairs.distance_mm >= 0)).all():
+            raise ValueError("distances that are not finite or below zero")
+        if min(pairs.first.min(initial=0), pairs.second.min(initial=0)) < 0:
+            raise ValueError("numbers of patches below zero")
+        if not isinstance(pairs.settings, dict):
+            raise ValueError("its settings are no table")
     except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a readable file of pairs ({error}); run `jaxcyto pair` again"
         ) from None
     if Path(pairs.patches_file).name != pairs.patches_file:
         raise InputError(f"{path}: patches_file = {pairs.patches_file!r} leaves the folder")
-    patches = path.parent / pairs.patches_file
-    if not patches.is_file() or file_sha256(patches) != pairs.patches_sha256:
+    faults: list[str] = []
+    root = Path(os.path.realpath(path.parent))
+    patches = inside(root, path, "patches_file", pairs.patches_file, faults)
+    if patches is None:
+        raise InputError(f"{faults[0]}; run `jaxcyto pair` again")
+    if file_sha256(patches) != pairs.patches_sha256:
         raise InputError(
             f"{path}: made from another {pairs.patches_file} than the one beside it; "
             "run `jaxcyto pair` again"
@@ -111,8 +121,8 @@ def distances_path(root: Path, patches_file: str) -> Path:
     return root / f"{Path(patches_file).stem}_distances.npy"
 
 
-def open_distances(root: Path, pairs: Pairs, num_patches: int) -> np.ndarray:
-    """The distances [N, N] mm between all patches, mapped from disk.
+def open_distances(root: Path, pairs: Pairs, num_patches: int) -> MatrixFile:
+    """The distances [N, N] mm between all patches, which stay on disk.
 
     Raises:
         InputError: not there, damaged, or not those of these pairs.
@@ -120,16 +130,17 @@ def open_distances(root: Path, pairs: Pairs, num_patches: int) -> np.ndarray:
     path = distances_path(root, pairs.patches_file)
     remedy = "write it with `jaxcyto pair BRAIN --all-distances`"
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix = open_matrix(path)
     except READ_ERRORS as error:
         raise InputError(f"{path}: no distances between all patches ({error}); {remedy}") from None
-    if matrix.shape != (num_patches, num_patches) or matrix.dtype != np.float32:
+    if matrix.size != num_patches:
         raise InputError(
-            f"{path}: {matrix.dtype} {list(matrix.shape)}, but there are {num_patches} patches; "
+            f"{path}: float32 [{matrix.size}, {matrix.size}], but there are {num_patches} patches; "
             f"{remedy}"
         )
-    own = matrix[pairs.first, pairs.second]
-    if not np.allclose(own, pairs.distance_mm, rtol=1e-4, atol=1e-3):
+    if not np.allclose(
+        matrix.values(pairs.first, pairs.second), pairs.distance_mm, rtol=1e-4, atol=1e-3
+    ):
         raise InputError(f"{path}: other distances than in the file of pairs; {remedy}")
     return matrix
 

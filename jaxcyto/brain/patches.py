@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -85,6 +86,18 @@ def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches
         for name, (dtype, shape) in DTYPES.items():
             if arrays[name].dtype != dtype or arrays[name].shape != (number, *shape):
                 raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
+            if not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} holds values that are not finite")
+        for name in ("section", "hemisphere", "face"):
+            if number and arrays[name].min() < 0:
+                raise ValueError(f"{name} holds a number below zero")
+        if number and arrays["split"].max() >= len(SPLITS):
+            raise ValueError(f"split holds {arrays['split'].max()}")
+        if not isinstance(settings, dict):
+            raise ValueError("its settings are no table")
+        for key in ("patch_px", "um_per_px"):
+            if not 0 < float(settings.get(key, 1)) < math.inf:
+                raise ValueError(f"{key} = {settings[key]}")
     except READ_ERRORS as error:
         raise InputError(
             f"{path}: not a readable file of patches ({error}); run `jaxcyto sample` again"
@@ -101,8 +114,12 @@ def _check_current(path: Path, patches: Patches, brain: Brain) -> None:
         raise InputError(
             f"{path}: drawn from other sections or hemispheres than {brain.root}{again}"
         )
+    if not {"patch_px", "um_per_px"} <= patches.settings.keys():
+        raise InputError(f"{path}: does not say the size of its patches{again}")
     if len(patches) and patches.section.max() >= len(brain.sections):
         raise InputError(f"{path}: names a section that is not there{again}")
+    if len(patches) and patches.hemisphere.max() >= len(brain.hemispheres):
+        raise InputError(f"{path}: names a hemisphere that is not there{again}")
     if not patches.settings.get("split_axis"):
         column = np.array([SPLITS.index(row.split) if row.split else -1 for row in brain.sections])
         changed = np.flatnonzero(column[patches.section] != patches.split)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcyto.brain.files import READ_ERRORS
+from jaxcyto.brain.files import READ_ERRORS, read_npy
 from jaxcyto.brain.manifest import SectionRow
 from jaxcyto.brain.sections import open_section
 from jaxcyto.errors import InputError
@@ -181,13 +181,10 @@ def map_registration(
 
 def _read_map(path: Path) -> np.ndarray:
     try:
-        with open(path, "rb") as file:
-            nodes = np.load(file, allow_pickle=False)
+        nodes = read_npy(path)
     except READ_ERRORS as error:
         raise InputError(f"{path}: not a coordinate map (.npy): {error}") from None
-    if not isinstance(nodes, np.ndarray):
-        raise InputError(f"{path}: a coordinate map is a single .npy array, not an archive")
-    if nodes.dtype.kind != "f" or nodes.ndim != 3 or nodes.shape[2] != 3:
+    if nodes.dtype not in (np.float32, np.float64) or nodes.ndim != 3 or nodes.shape[2] != 3:
         raise InputError(
             f"{path}: found {nodes.dtype} {list(nodes.shape)}; a coordinate map is float32 "
             "[h, w, 3] in mm"
@@ -197,9 +194,12 @@ def _read_map(path: Path) -> np.ndarray:
             f"{path}: {nodes.shape[0]} x {nodes.shape[1]} nodes; at least 2 x 2 and at most "
             f"{MAX_MAP_NODES} (a coarse map; it is interpolated)"
         )
-    nodes = np.array(nodes, dtype=float)
+    with np.errstate(invalid="ignore"):  # of numbers that are none
+        nodes = np.array(nodes, dtype=float)
     if not np.isfinite(nodes).all():
         raise InputError(f"{path}: holds values that are not finite; fill or extrapolate them")
+    if np.abs(nodes).max() > 1e6:  # as in the section table's affine
+        raise InputError(f"{path}: holds values over 1e6; expected mm")
     return nodes
 
 

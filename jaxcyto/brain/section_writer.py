@@ -1,5 +1,6 @@
 """Section images written as tiled BigTIFF by rows: memory does not grow with the image."""
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -88,6 +89,8 @@ def write_section(
 def _scratch(folder: Path, size: tuple[int, int]) -> np.ndarray:
     """An array on disk, in a file without a name that goes when the array goes."""
     with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # a map of a disk that fills up ends in a signal
+            os.posix_fallocate(file.fileno(), 0, math.prod(size))
         return np.memmap(file, np.uint8, "w+", shape=size)
 
 

@@ -16,9 +16,11 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from jaxcyto.brain.files import open_file
 from jaxcyto.brain.resample import resample, source_range
+from jaxcyto.brain.stamp import Stamp, opened_unchanged, stamp
 from jaxcyto.brain.tiff_level import TiffLevel, luma, tiff_level
-from jaxcyto.brain.tiff_pages import check_pages
+from jaxcyto.brain.tiff_pages import check_chunks, check_pages
 from jaxcyto.errors import InputError
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -165,23 +167,15 @@ class Section:
 class _TiffFile:
     """The levels of a TIFF. `stamp` tells whether the file is still the one they were read from."""
 
-    def __init__(self, path: Path, stamp, levels: list[TiffLevel], factors, pixel_um):
+    def __init__(self, path: Path, stamp: Stamp, levels: list[TiffLevel], factors, pixel_um):
         self._path, self._stamp, self._levels = path, stamp, levels
         self.shapes = [level.shape for level in levels]
         self.factors, self.pixel_um = factors, pixel_um
         self.sparse = any(((level.offsets == 0) | (level.counts == 0)).any() for level in levels)
 
     def read_into(self, level: int, top: int, left: int, out: np.ndarray) -> None:
-        try:
-            fd = os.open(self._path, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"{self._path}: cannot be read: {error.strerror}") from None
-        try:
-            if _stamp(os.fstat(fd)) != self._stamp:
-                raise InputError(f"{self._path}: changed while it was in use; start again")
+        with opened_unchanged(self._path, self._stamp) as fd:
             self._levels[level].read_into(fd, top, left, out)
-        finally:
-            os.close(fd)
 
 
 class _WholeImage:
@@ -199,10 +193,6 @@ class _WholeImage:
         out[:] = self._grey[top : top + out.shape[0], left : left + out.shape[1]]
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def _size(number: int) -> int:
     if number < 0:
         raise ValueError(f"a window cannot be {number} px high or wide")
@@ -211,7 +201,7 @@ def _size(number: int) -> int:
 
 def _open(path: Path) -> _TiffFile | _WholeImage:
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             magic = file.read(4)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
@@ -219,10 +209,10 @@ def _open(path: Path) -> _TiffFile | _WholeImage:
 
 
 def _open_tiff(path: Path) -> _TiffFile:
-    stamp = _stamp(os.stat(path))
+    before = stamp(path)
     check_pages(path)
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
             series = tiff.series[0]
             axes = series.axes
             if set(axes) - set("YXS") or len(series.pages) != 1:
@@ -242,7 +232,7 @@ def _open_tiff(path: Path) -> _TiffFile:
                 if factor is not None:
                     levels.append(tiff_level(path, page, bits_used))
                     factors.append(factors[-1] * factor)
-            return _TiffFile(path, stamp, levels, factors, _pixel_um(tiff, pages[0], ome))
+            return _TiffFile(path, before, levels, factors, _pixel_um(tiff, pages[0], ome))
     except InputError:
         raise
     except Exception as error:  # a damaged header shows in many ways
@@ -276,20 +266,23 @@ def _pixel_um(tiff: tifffile.TiffFile, page: tifffile.TiffPage, ome: str) -> flo
     x, y = (number / unit if unit else 0 for number, unit in resolution)
     if x <= 0 or y <= 0 or abs(x / y - 1) > 0.01:
         return None
-    pixel_um = scale / x
-    return None if any(abs(pixel_um / screen - 1) < 1e-3 for screen in SCREEN_UM) else pixel_um
+    pixel_um = _positive(scale / x, 1)
+    if pixel_um is None or any(abs(pixel_um / screen - 1) < 1e-3 for screen in SCREEN_UM):
+        return None
+    return pixel_um
 
 
-def _positive(text: str, scale: float | None) -> float | None:
+def _positive(text: str | float, scale: float | None) -> float | None:
     try:
         number = float(text) * (scale or math.nan)
     except ValueError:
         return None
-    return number if math.isfinite(number) and number > 0 else None
+    return number if 0.01 <= number <= 10_000 else None  # as in the section table
 
 
 def _open_whole(path: Path) -> _WholeImage:
     try:
+        check_chunks(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path, formats=("PNG", "JPEG"))

@@ -135,9 +135,9 @@ def _fill(surface: Surface, values: np.ndarray, scale: float) -> tuple[np.ndarra
     """Points [M, 3] so dense that triangles leave no holes at `scale` px/mm; values [M] there."""
     corners = surface.vertices[surface.faces]
     longest = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max(axis=1)
-    side = np.ceil(longest * scale).astype(int).clip(1, 64)
-    most = int((2 * MOST_SAMPLES / len(corners)) ** 0.5)
-    side = np.minimum(side, max(most, 1))
+    side = np.ceil(longest * scale).clip(1, 4 * HEIGHT_PX)
+    share = min(1.0, 2 * MOST_SAMPLES / np.square(side).sum())
+    side = np.ceil(side * share**0.5).astype(int)
     where, found = [], []
     for number in np.unique(side):
         own = surface.faces[side == number]

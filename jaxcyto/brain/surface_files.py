@@ -1,14 +1,14 @@
 """Surface files as bytes -> vertices and triangles; the format is told from the content.
 
-GIFTI and FreeSurfer binary through nibabel, MNI text .obj by `mni_obj.py`, the rest through meshio.
+GIFTI and FreeSurfer binary through nibabel, MNI text .obj by `mni_obj.py`, PLY, OFF, STL, Wavefront
+.obj and legacy VTK through meshio.
 Counts in a header are compared with the size of the file before anything is allocated by them.
 """
 
-import base64
-import binascii
 import contextlib
 import gzip
 import io
+import os
 import re
 import tempfile
 import warnings
@@ -19,29 +19,22 @@ from pathlib import Path
 import meshio
 import numpy as np
 from nibabel.freesurfer.io import read_geometry
-from nibabel.gifti.gifti import GiftiImage
 
+from jaxcyto.brain.files import open_file
+from jaxcyto.brain.gifti import load_gifti
 from jaxcyto.brain.mni_obj import parse_mni_obj
 from jaxcyto.errors import InputError
 
 MAX_BYTES = 1 << 30  # a mesh of 10 million vertices as text stays below this
-# What the first bytes look like in the formats that meshio reads and that have a signature.
+# What the first bytes look like in those formats of meshio that hold surfaces. Its formats of
+# volume meshes are left out: their readers open further files, or allocate by what a header counts.
 MESHIO_SIGNATURES = (
     (rb"# vtk DataFile", "vtk"),
     (rb"ply\s", "ply"),
-    (rb"(#[^\n]*\n|\s)*OFF\s", "off"),
+    (rb"OFF[ \r]*\n(?>(?:#[^\n]*\n|\s)*)\d", "off"),  # meshio seeks the counts without end
     (rb"\s*solid\b", "stl"),
-    (rb"\$MeshFormat", "gmsh"),
-    (rb"(#[^\n]*\n|\s)*MeshVersionFormatted", "medit"),
-    (rb"(?i)(\*\*[^\n]*\n|\s)*\*(HEADING|NODE|PART)\b", "abaqus"),
-    (rb"(#[^\n]*\n|\s)*mesh3d", "netgen"),
-    (rb"(%[^\n]*\n|\s)*NDIME\s*=", "su2"),
-    (rb"(#[^\n]*\n|\s)*(TITLE|VARIABLES)\s*=", "tecplot"),
-    (rb"(\$[^\n]*\n|\s)*(SOL|CEND|BEGIN BULK|GRID)\b", "nastran"),
-    (rb"\s*TIN\b", "wkt"),
-    (rb"(#[^\n]*\n|\s)*((mtllib|usemtl|o|g|s|vn|vt)\s[^\n]*\n|\s)*v\s", "obj"),
+    (rb"(?>(?:#[^\n]*\n|(?:mtllib|usemtl|o|g|s|vn|vt)\s[^\n]*\n|\s)*)v\s", "obj"),
 )
-XML_ROOTS = {b"VTKFile": "vtu", b"Xdmf": "xdmf", b"dolfin": "dolfin-xml"}
 
 Parsed = tuple[np.ndarray, np.ndarray, list[str]]
 
@@ -53,9 +46,13 @@ def load_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
         InputError: the file cannot be read, is empty, or holds more than `limit` bytes.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise _too_large(path, limit)
+            data = file.read()
         if data[:2] == b"\x1f\x8b":
+            limit = min(limit, unpacked_limit(len(data)))
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
                 data = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
@@ -63,8 +60,17 @@ def load_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     if not data:
         raise InputError(f"{path}: the file is empty")
     if len(data) > limit:
-        raise InputError(f"{path}: over {limit >> 20} MiB; not a file of this kind")
+        raise _too_large(path, limit)
     return data
+
+
+def unpacked_limit(packed: int) -> int:
+    """To how many bytes so many packed ones may unpack; more is made to fill memory."""
+    return max(1 << 25, 100 * packed)
+
+
+def _too_large(path: Path, limit: int) -> InputError:
+    return InputError(f"{path}: over {limit >> 20} MiB; not a file of this kind")
 
 
 def parse_surface(path: Path, data: bytes) -> Parsed:
@@ -87,20 +93,6 @@ def xml_root(data: bytes) -> bytes | None:
     # Declarations, comments and a document type may come before the root.
     found = re.search(rb"<([A-Za-z_][\w.-]*)", re.sub(rb"<!--.*?-->", b"", head, flags=re.S))
     return found[1] if found else None
-
-
-def load_gifti(path: Path, data: bytes) -> GiftiImage:
-    """Parses GIFTI with nibabel, once no array unpacks to more than `MAX_BYTES`."""
-    left = MAX_BYTES
-    for block in re.findall(rb"<Data>([^<]*)</Data>", data):
-        with contextlib.suppress(binascii.Error, zlib.error):
-            left -= len(zlib.decompressobj().decompress(base64.b64decode(block), left + 1))
-        if left < 0:
-            raise InputError(f"{path}: its arrays unpack to over {MAX_BYTES >> 20} MiB")
-    try:
-        return GiftiImage.from_bytes(data)
-    except Exception as error:  # nibabel raises what its XML and array parts happen to raise
-        raise InputError(f"{path}: not a readable GIFTI file: {error}") from None
 
 
 def _gifti(path: Path, data: bytes) -> Parsed:
@@ -140,32 +132,27 @@ def _freesurfer(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _meshio_format(path: Path, data: bytes, root: bytes | None) -> str:
-    """The format by content; for formats without a signature, by the file's name."""
     if root is not None:
-        if root in XML_ROOTS:
-            return XML_ROOTS[root]
-        raise InputError(f"{path}: XML with root <{root.decode()}>, which is no surface format")
-    head = data[:65536]
+        raise InputError(
+            f"{path}: XML with root <{root.decode()}>, which is no surface format here; convert it "
+            "to GIFTI"
+        )
     for pattern, name in MESHIO_SIGNATURES:
-        if re.match(pattern, head):
+        if re.match(pattern, data[:65536]):
             return name
     if len(data) >= 84 and 84 + 50 * int.from_bytes(data[80:84], "little") == len(data):
         return "stl"
-    name = path.name.removesuffix(".gz")
-    names = meshio.extension_to_filetypes.get(Path(name).suffix.lower(), [])
-    signed = {name for _, name in MESHIO_SIGNATURES}
-    for name in names:
-        if name not in signed:
-            return name
     raise InputError(
         f"{path}: not a surface in a known format; known are GIFTI, FreeSurfer binary, MNI text "
-        ".obj and what meshio reads (PLY, STL, OFF, Wavefront .obj, VTK, VTU, Gmsh, ...)"
+        ".obj, PLY, OFF, STL, Wavefront .obj and legacy VTK"
     )
 
 
 def _through_meshio(path: Path, data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     counts = re.findall(rb"(?:POINTS|POLYGONS|CELLS|OFF|element \w+)\s+(\d+)", data[:65536])
-    if any(int(count) > len(data) for count in counts):
+    if name == "ply" and not re.search(rb"\n\s*end_header\s*\n", data[:65536]):
+        raise InputError(f"{path}: a PLY whose header does not end; export it again")
+    if any(len(count) > 18 or int(count) > len(data) for count in counts):
         raise InputError(f"{path}: its header counts more than its {len(data)} bytes can hold")
     said = io.StringIO()  # meshio prints its reasons, then exits
     with _as_file(path, data) as file:

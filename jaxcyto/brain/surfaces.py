@@ -23,6 +23,7 @@ from jaxcyto.errors import InputError
 
 __all__ = [
     "Surface",
+    "check_surface",
     "hemisphere_surface",
     "read_labels",
     "read_surface",
@@ -44,6 +45,9 @@ class Surface:
     faces: np.ndarray
 
 
+MAX_MM = 1e6  # of a coordinate: beyond, squares could overflow, and nothing is a brain
+
+
 def read_surface(path: str | os.PathLike) -> Surface:
     """Reads a surface of any supported format; warns of what `surface_warnings` finds.
 
@@ -53,7 +57,7 @@ def read_surface(path: str | os.PathLike) -> Surface:
     """
     path = Path(path)
     vertices, faces, notes = parse_surface(path, load_bytes(path))
-    surface = Surface(*_checked(path, vertices, faces))
+    surface = Surface(*check_surface(path, vertices, faces))
     for note in notes + surface_warnings(surface):
         warnings.warn(f"{path}: {note}", stacklevel=2)
     return surface
@@ -62,7 +66,7 @@ def read_surface(path: str | os.PathLike) -> Surface:
 def write_surface(path: str | os.PathLike, surface: Surface) -> None:
     """Writes GIFTI (float32 mm, int32), atomically; gzipped if the name ends in .gz."""
     path = Path(path)
-    vertices, faces = _checked(path, surface.vertices, surface.faces)
+    vertices, faces = check_surface(path, surface.vertices, surface.faces)
     arrays = [
         GiftiDataArray(data, intent=intent, datatype=datatype, encoding="GIFTI_ENCODING_B64GZ")
         for data, intent, datatype in (
@@ -77,6 +81,42 @@ def write_surface(path: str | os.PathLike, surface: Surface) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+def check_surface(
+    path: Path, vertices: np.ndarray, faces: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices float64 [V, 3] and faces int32 [F, 3] of the file `path`.
+
+    Raises:
+        InputError: as `read_surface`.
+    """
+    vertices, faces = np.asarray(vertices), np.asarray(faces)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or not len(vertices):
+        raise InputError(f"{path}: no vertices with three coordinates; not a surface")
+    if faces.ndim != 2 or faces.shape[1] != 3 or not len(faces):
+        raise InputError(f"{path}: no triangles; a surface of triangles is needed")
+    if vertices.dtype.kind not in "biuf":
+        raise InputError(f"{path}: coordinates are {vertices.dtype} numbers; export it again")
+    with np.errstate(all="ignore"):  # of numbers that are none
+        vertices = np.ascontiguousarray(vertices, np.float64)
+    finite = np.isfinite(vertices).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{path}: {(~finite).sum()} of {len(vertices)} vertices are not finite "
+            f"(the first is vertex {np.argmin(finite)}); export the surface again"
+        )
+    if np.abs(vertices).max() > MAX_MM:
+        raise InputError(f"{path}: coordinates over {MAX_MM:g}; mm are expected, export it again")
+    if not np.issubdtype(faces.dtype, np.integer):
+        raise InputError(f"{path}: triangles hold {faces.dtype} numbers instead of integers")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        wrong = int(faces.min()) if faces.min() < 0 else int(faces.max())
+        raise InputError(
+            f"{path}: a triangle names vertex {wrong}, but there are {len(vertices)} "
+            f"(0 ... {len(vertices) - 1}); the file is damaged or mixes two surfaces"
+        )
+    return vertices, np.ascontiguousarray(faces, np.int32)
 
 
 def hemisphere_surface(hemisphere: Hemisphere) -> Surface:
@@ -137,27 +177,3 @@ def surface_warnings(surface: Surface) -> list[str]:
 
 def _size(surface: Surface) -> str:
     return f"{len(surface.vertices)} vertices, {len(surface.faces)} triangles"
-
-
-def _checked(path: Path, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    vertices, faces = np.asarray(vertices), np.asarray(faces)
-    if vertices.ndim != 2 or vertices.shape[1] != 3 or not len(vertices):
-        raise InputError(f"{path}: no vertices with three coordinates; not a surface")
-    if faces.ndim != 2 or faces.shape[1] != 3 or not len(faces):
-        raise InputError(f"{path}: no triangles; a surface of triangles is needed")
-    vertices = np.ascontiguousarray(vertices, np.float64)
-    finite = np.isfinite(vertices).all(axis=1)
-    if not finite.all():
-        raise InputError(
-            f"{path}: {(~finite).sum()} of {len(vertices)} vertices are not finite "
-            f"(the first is vertex {np.argmin(finite)}); export the surface again"
-        )
-    if not np.issubdtype(faces.dtype, np.integer):
-        raise InputError(f"{path}: triangles hold {faces.dtype} numbers instead of integers")
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        wrong = int(faces.min()) if faces.min() < 0 else int(faces.max())
-        raise InputError(
-            f"{path}: a triangle names vertex {wrong}, but there are {len(vertices)} "
-            f"(0 ... {len(vertices) - 1}); the file is damaged or mixes two surfaces"
-        )
-    return vertices, np.ascontiguousarray(faces, np.int32)

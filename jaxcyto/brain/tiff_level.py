@@ -23,10 +23,17 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from jaxcyto.brain.tiff_pages import jpeg_2000_pixels, jpeg_pixels
 from jaxcyto.errors import InputError
 
 MAX_SEGMENT_BYTES = 1 << 30  # of one decoded tile or strip
+MAX_SIDE_PX = 1 << 20  # half a metre at half a micrometre
 JPEG = (6, 7, 34892, 33007)  # compressions whose decoder takes tables apart from the data
+JPEG_2000 = (33004, 33005, 34712)
+# None, LZW, deflate, PackBits, LZMA, zstd: their decoders never give more than they are asked for.
+SIZED = (1, 5, 8, 32946, 32773, 34925, 34926, 50000)
+# To how much those can unpack, times; LZMA and zstd have no limit.
+MOST_TIMES = {1: 1, 5: 2800, 8: 1100, 32946: 1100, 32773: 128}
 
 Grey = Callable[[np.ndarray], np.ndarray]
 
@@ -97,6 +104,8 @@ class TiffLevel:
             part = samples[rows, columns]
             if part.shape[:2] != (rows.stop - rows.start, columns.stop - columns.start):
                 raise ValueError(f"decodes to {samples.shape[1]} x {samples.shape[0]} px")
+            if part.shape[2] != self.samples:
+                raise ValueError(f"decodes to {part.shape[2]} samples a pixel, not {self.samples}")
         except Exception as error:  # each decoder has its own kinds
             raise self._fault(index, f"cannot be decoded: {error}") from None
         return part
@@ -117,8 +126,10 @@ class TiffLevel:
                 for number, line in enumerate(block):
                     if os.preadv(fd, [line], start + number * stride) != len(line):
                         raise EOFError
-        except (EOFError, OSError):
+        except EOFError:
             raise self._fault(index, "is cut off; the file is truncated") from None
+        except OSError as error:
+            raise self._fault(index, f"cannot be read: {error.strerror}") from None
         if self.raw.itemsize == 1:
             return (
                 block.reshape(height, width, self.samples) if self.samples > 1 else block[..., None]
@@ -147,8 +158,17 @@ def tiff_level(
     separate = page.planarconfig == 2 and samples > 1
     grey, used = _grey_rule(path, page, bits_used) if as_grey else (_as_it_is, samples)
     height, width = page.imagelength, page.imagewidth
-    if page.imagedepth > 1 or min(height, width) < 1:
-        raise InputError(f"{path}: {page.imagedepth} x {height} x {width} px is not a plane")
+    if page.imagedepth > 1 or min(height, width) < 1 or max(height, width) > MAX_SIDE_PX:
+        raise InputError(
+            f"{path}: {page.imagedepth} x {height} x {width} px; a plane of up to {MAX_SIDE_PX} px "
+            "along each side is needed"
+        )
+    if not 0 < samples <= 4096:
+        raise InputError(f"{path}: {samples} samples a pixel; the file is damaged")
+    if page.compression not in (*SIZED, *JPEG, *JPEG_2000):
+        raise InputError(
+            f"{path}: compressed by {page.compression!r}; write it again with deflate, zstd or JPEG"
+        )
     tiled = page.is_tiled
     segment = _segment(page)
     if min(segment) < 1:
@@ -222,33 +242,26 @@ def _decoder(page: tifffile.TiffPage) -> Callable[[np.ndarray, int], np.ndarray]
     if page.compression in JPEG:
         extra = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
 
-    most = 2 * math.prod(_segment(page)) + (1 << 16)
+    pixels = math.prod(_segment(page))
+    announced = jpeg_pixels if page.compression in JPEG else jpeg_2000_pixels
+    kind = page.dtype
+    assert kind is not None  # see `tiff_level`
+    times = MOST_TIMES.get(page.compression)
 
     def samples(data: Any, index: int) -> np.ndarray:
-        if extra and _jpeg_pixels(data) > most:  # the decoder would allocate them all
-            raise ValueError(f"its JPEG header announces {_jpeg_pixels(data)} px")
+        # What a decoder would allocate, before it does.
+        if page.compression not in SIZED and announced(data) > 2 * pixels + (1 << 16):
+            raise ValueError(f"its header announces {announced(data)} px")
+        if times and pixels > 8 * times * len(data) + (1 << 24):  # 8: an image of bits
+            raise ValueError(f"{len(data)} bytes cannot hold {pixels} px")
         decoded = decode(data, index, **extra)[0]
         if decoded is None:
             raise ValueError("it is empty")
+        if decoded.dtype.kind not in "ub" or decoded.dtype.itemsize > kind.itemsize:
+            raise ValueError(f"decodes to {decoded.dtype}, not {kind}")
         return decoded[0]
 
     return samples
-
-
-def _jpeg_pixels(data: np.ndarray) -> int:
-    """Height times width in the frame header of a JPEG stream (ITU-T T.81, B.2.2); 0 if none."""
-    place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
-        marker = int(data[place + 1])
-        if marker == 0xFF:  # a fill byte
-            place += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[place + 5 : place + 7].tobytes()) * int.from_bytes(
-                data[place + 7 : place + 9].tobytes()
-            )
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4].tobytes())
-    return 0
 
 
 def _as_it_is(samples: np.ndarray) -> np.ndarray:
@@ -273,10 +286,10 @@ def _grey_rule(path, page: tifffile.TiffPage, bits_used) -> tuple[Grey | None, i
         return (luma if eight is None else lambda samples: luma(eight(samples[:, :, :3]))), 3
     if photometric == 3:  # palette
         colormap = page.colormap
-        if colormap is None or colormap.ndim != 2:
-            raise InputError(f"{path}: a palette image without its palette; it is damaged")
+        if colormap is None or colormap.ndim != 2 or colormap.shape[1] < 1 << bits:
+            raise InputError(f"{path}: a palette image without its whole palette; it is damaged")
         table = luma((np.asarray(colormap).T >> 8).astype(np.uint8)[None])[0]
-        return lambda samples: table[samples[:, :, 0]], 1
+        return lambda samples: table[samples[:, :, 0].astype(np.uint16)], 1
     if photometric == 0:  # MinIsWhite
         return lambda samples: ~(samples if eight is None else eight(samples))[:, :, 0], 1
     return (None if eight is None else lambda samples: eight(samples[:, :, 0])), 1
@@ -287,7 +300,8 @@ def _eight_bits(page: tifffile.TiffPage, bits: int, bits_used: int | None) -> Gr
     if bits == 8:
         return None
     if bits < 8:
-        table = np.round(np.arange(1 << bits) * (255 / ((1 << bits) - 1))).astype(np.uint8)
+        table = np.full(256, 255, np.uint8)  # larger values, as a decoder may find them, 255
+        table[: 1 << bits] = np.round(np.arange(1 << bits) * (255 / ((1 << bits) - 1)))
         return lambda samples: table[samples.astype(np.uint8)]
     stated = page.tags.valueof(281)  # MaxSampleValue
     if stated:

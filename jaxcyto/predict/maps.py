@@ -75,7 +75,7 @@ def colors(classes: Sequence[AreaClass]) -> np.ndarray:
 def settings_of(path: Path) -> str | None:
     """The digest of settings that a map on disk was written with; None if there is no such map."""
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
             return _annotation(tiff.ome_metadata or "").get(SETTINGS)
     except Exception:  # absent, damaged or of another kind: not ours to say
         return None
@@ -135,12 +135,16 @@ def open_class_map(path: str | os.PathLike) -> ClassMap:
     path = Path(path)
     try:
         check_pages(path)
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
             annotation = _annotation(tiff.ome_metadata or "")
             pages = [level.pages[0].aspage() for level in tiff.series[0].levels]  # pyright: ignore
+            if any(page.samplesperpixel != 1 or page.dtype != np.uint8 for page in pages):
+                raise ValueError("its pixels are no class numbers")
             levels = [tiff_level(path, page, None, as_grey=False) for page in pages]
             pixels = ElementTree.fromstring(tiff.ome_metadata or "").find(f".//{OME}Pixels")
             pixel_um = float(pixels.attrib["PhysicalSizeX"])  # pyright: ignore
+            if not 0.01 <= pixel_um <= 1e6:
+                raise ValueError(f"its pixel size is {pixel_um} um")
             names = [annotation[f"class {k}"] for k in range(len(annotation) - 1)]
     except Exception as error:
         raise InputError(

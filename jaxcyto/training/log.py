@@ -1,11 +1,18 @@
 """What a run tells while it runs: JSON lines, TensorBoard if installed, one progress line."""
 
+import contextlib
 import json
 import logging
+import math
+import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from jaxcyto.brain.files import atomic_write
 
 logger = logging.getLogger("jaxcyto")
 
@@ -19,50 +26,133 @@ def log_to_stderr() -> None:
     logger.propagate = False
 
 
+def only_warnings() -> None:
+    """For all processes of a job but the first, which tells the rest."""
+    logger.setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
 class MetricsWriter:
     """Appends to `metrics.jsonl`, and to `tensorboard/` where tensorboardX is installed.
 
-    On resume, lines of steps after the restored one are dropped, so no step stands twice.
+    On resume, lines of steps after the restored one are dropped, so no step stands twice. Without a
+    folder, as in processes other than the first, nothing is written.
     """
 
-    def __init__(self, workdir: Path, start: int):
+    def __init__(self, workdir: Path | None, start: int):
+        self._file = self._board = None
+        if workdir is None:
+            return
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             kept = [line for line in read_metrics(self._path) if line["step"] <= start]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.replace(self._path)
-        self._file = self._path.open("a", buffering=1)
-        try:
-            from tensorboardX import SummaryWriter
-
-            self._board: Any = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-        except ImportError:
-            self._board = None
+            with atomic_write(self._path) as file:
+                file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+        # no buffer: what a kill leaves behind is whole lines, and a full disk is noticed at once
+        self._file = self._path.open("ab", buffering=0)
+        with contextlib.suppress(ImportError):
+            self._board = _Board(workdir / "tensorboard", start)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes scalars of a step (steps taken so far)."""
-        line = {"step": step, "time": round(time.time(), 3)} | values
-        self._file.write(json.dumps(line) + "\n")
+        """Writes scalars of a step (steps taken so far), without those that JSON cannot hold.
+
+        Raises:
+            OSError: they could not be written; names the file.
+        """
+        values = {key: value for key, value in values.items() if math.isfinite(value)}
+        if self._file is None or not values:
+            return
+        now = time.time()
+        left = (json.dumps({"step": step, "time": round(now, 3)} | values) + "\n").encode()
+        try:
+            while left:  # a disk that fills up takes a part
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
         if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
+            self._board.write(step, values, now)
+
+    def sync(self) -> None:
+        """Returns when all lines are on the disk: a checkpoint must not outlive those before it."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        self._file.close()
+        """Closes the files."""
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; a last line that was cut off by a kill is left out."""
-    lines = []
-    for text in path.read_text().splitlines():
+class _Board:
+    """Scalars for TensorBoard, written in this thread.
+
+    tensorboardX's SummaryWriter has a thread that a full disk ends; the run would then wait for it
+    forever. Curves are a copy of metrics.jsonl, so an error here is said once and stops nothing.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        proto: Any = event_pb2  # its classes are made when it is imported
+        self._event, self._scalar = proto.Event, scalar
+        self._folder = folder
+        self._writer: Any = None
+        with self._not_stopping():
+            folder.mkdir(exist_ok=True)
+            # TensorBoard hides what an earlier writer has after this step
+            begin = proto.SessionLog(status=proto.SessionLog.START)
+            purge = proto.Event(step=start + 1, session_log=begin)
+            self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            self._writer.write_event(purge)
+
+    def write(self, step: int, values: dict[str, float], now: float) -> None:
+        """Adds scalars of a step, at a time in seconds."""
+        if self._writer is not None:
+            with self._not_stopping():
+                for key, value in values.items():
+                    summary = self._scalar(key, value)
+                    event = self._event(step=step, wall_time=now, summary=summary)
+                    self._writer.write_event(event)
+
+    def flush(self) -> None:
+        """Hands what was added to the system."""
+        if self._writer is not None:
+            with self._not_stopping():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        if self._writer is not None:
+            with self._not_stopping():
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _not_stopping(self) -> Iterator[None]:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            yield
+        except OSError as error:
+            self._writer = None
+            logger.warning("%s: no longer written (%s)", self._folder, error.strerror)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; what a kill or a damaged disk made unreadable is left out."""
+    lines = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            if all(isinstance(value, int | float) for value in line.values()):
+                lines.append(line)
     return lines
 
 

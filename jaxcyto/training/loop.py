@@ -1,116 +1,42 @@
-"""The training loop: data, state, steps, validation, checkpoints, results, in this order.
+"""The training loop: data, state, steps, checkpoints, validation, results, in this order.
 
 Resuming: 1. a checkpoint in the run folder is continued from; 2. else training starts from scratch,
 or from the weights of another run (`init_from`). Scales come from the run's config.json if it
-exists: a run never changes its units. What differs between the tasks is in `Experiment`.
+exists: a run never changes its units. A validation that was cut off is made up for. What differs
+between the tasks is in `Experiment`.
 """
 
+import contextlib
 import dataclasses
+import functools
 import os
-import signal
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import grain
 import jax
 import numpy as np
 
-from jaxcyto import metrics, runs
+from jaxcyto import runs
 from jaxcyto.config import Config, InputScales, Scales, SegmentConfig, to_json
 from jaxcyto.errors import InputError
 from jaxcyto.input import iterate
-from jaxcyto.training import parallel, record
+from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.checkpoint import Checkpoints
 from jaxcyto.training.evaluator import Evaluator
-from jaxcyto.training.log import MetricsWriter, Progress, logger
+from jaxcyto.training.experiment import Experiment
+from jaxcyto.training.lock import locked
+from jaxcyto.training.log import MetricsWriter, Progress, logger, read_metrics
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.segment import open_segmentation
 from jaxcyto.training.state import State, parameter_count
-from jaxcyto.training.step import Task, train_step
+from jaxcyto.training.step import train_step
+from jaxcyto.training.stop import Interrupted, Stop
 from jaxcyto.validate import batch_size, validate
 
-
-class Experiment(Protocol):
-    """One task on its data: pre-training or segmentation."""
-
-    unit: str  # of what is counted as throughput
-
-    @property
-    def task(self) -> Task: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def examples_per_step(self) -> int: ...
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Fields of config.json that a run which continues must find unchanged."""
-        ...
-
-    def describe(self) -> str:
-        """The data, in one line."""
-        ...
-
-    def init_state(self, fresh: bool) -> State:
-        """The state before the first step; not `fresh`: about to be replaced by a checkpoint."""
-        ...
-
-    def train_batches(self, seed: int) -> grain.MapDataset:
-        """Endless; element k is the batch of step k."""
-        ...
-
-    def name_examples(self, index: np.ndarray) -> str:
-        """What a batch holds, for an error message."""
-        ...
-
-    def summary(self, errors: metrics.State) -> dict[str, float]:
-        """Scalars of (sum, count) states."""
-        ...
-
-    def headline(self, values: dict[str, float]) -> str:
-        """The one of these that the progress line shows."""
-        ...
-
-    def validate(self, evaluator: Evaluator, state: State) -> tuple[dict[str, float], float] | None:
-        """Scalars to log and the error that picks the best checkpoint; None without data."""
-        ...
-
-    def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
-        """The content of results.json; prints a table and draws the figures."""
-        ...
-
-
-class Interrupted(Exception):
-    """A signal ended the run after its checkpoint was written. `signum` is its number."""
-
-    def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the same command continues")
-        self.signum = signum
-
-
-class Stop:
-    """SIGTERM and Ctrl-C: the first asks the loop to save and leave, the second kills."""
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            self._previous[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum: int, _: Any) -> None:
-        self.signum = signum
-        signal.signal(signum, signal.SIG_DFL)
-        logger.info("%s: saving a checkpoint, then leaving", signal.Signals(signum).name)
+AHEAD = 4  # steps that may wait on the device: a signal has to wait for them
+SKIPPED = "skipped/"  # a file follows: in metrics.jsonl, how often it could not be read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,28 +60,29 @@ def train(config: Config | SegmentConfig, workdir: str | os.PathLike) -> dict[st
         The content of results.json.
 
     Raises:
-        InputError: bad config or data.
-        Interrupted: SIGTERM or Ctrl-C; a checkpoint is written.
+        InputError: bad config or data, or another process runs in this folder.
+        Interrupted: SIGTERM or Ctrl-C; what was trained is in a checkpoint.
         FloatingPointError: the loss is not finite.
+        OSError: a file could not be written; the last checkpoint is intact.
     """
     validate(config)
     parallel.check_batch(*batch_size(config))
+    distributed.check_same("config", to_json(config))
     workdir = Path(workdir).resolve()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--workdir {workdir}: cannot be made: {error.strerror}") from None
+    distributed.from_first(functools.partial(_make_folder, workdir))
+    lock = locked(workdir) if distributed.is_first() else contextlib.nullcontext()
+    with Stop() as stop, lock:
+        return _train(config, workdir, stop)
+
+
+def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[str, Any]:
+    """`train`, with the folder to itself."""
     if config.prepare is not None:
-        config.prepare(config)
-    experiment: Experiment
-    if isinstance(config, SegmentConfig):
-        saved = record.read_saved(workdir, InputScales, "classes")
-        experiment = open_segmentation(config, saved and saved["scales"])
-    else:
-        saved = record.read_saved(workdir, Scales, "pairs_sha256")
-        experiment = open_pretraining(config, saved and saved["scales"])
+        distributed.from_first(functools.partial(config.prepare, config))
+    saved, experiment = _open(config, workdir)
     task, steps = experiment.task, experiment.steps
     resolved = {**to_json(config), "scales": to_json(task.scales), **experiment.identity}
+    distributed.check_same("data", resolved)
     if saved is not None:
         given = {} if config.scales is None else {"scales": to_json(config.scales)}
         fixed = [*experiment.identity, *given]
@@ -167,13 +94,14 @@ def train(config: Config | SegmentConfig, workdir: str | os.PathLike) -> dict[st
         jax.local_devices()[0].platform,
     )
     logger.info("%s", experiment.describe())
-    run = Run(config, workdir, experiment, Evaluator.of(task, config.data.threads))
+    run = Run(config, workdir, experiment, Evaluator.of(task, config.data.threads, stop.check))
 
-    with Stop() as stop, Checkpoints(workdir / "checkpoints", keep=config.keep) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", keep=config.keep) as checkpoints:
         start = checkpoints.latest() or 0
         state = experiment.init_state(fresh=not start)
         if start:
-            state = checkpoints.restore(start, state)
+            if distributed.is_first():
+                state = checkpoints.restore(state)
             if start > steps:
                 raise InputError(
                     f"{workdir}: trained for {start} steps, but the config asks for {steps}; "
@@ -181,105 +109,224 @@ def train(config: Config | SegmentConfig, workdir: str | os.PathLike) -> dict[st
                 )
             logger.info("resuming at step %d of %d from %s", start, steps, workdir)
         logger.info("%d parameters; %d steps", parameter_count(state.params), steps)
-        record.write_json(workdir / "config.json", resolved)  # now that it is known to fit
-        writer = MetricsWriter(workdir, start)
+        if distributed.is_first():
+            record.write_json(workdir / "config.json", resolved)  # now that it is known to fit
+        writer = MetricsWriter(workdir if distributed.is_first() else None, start)
+        state = parallel.replicate(parallel.from_first(state))
         try:
-            state = _steps(run, parallel.replicate(state), start, writer, checkpoints, stop)
+            with stop.together():
+                state = _steps(run, state, start, writer, checkpoints, stop)
+                with stop.held():
+                    checkpoints.close()
         finally:
             writer.close()
     return _finish(run, state)
 
 
+def _make_folder(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir {workdir}: cannot be made: {error.strerror}") from None
+
+
+def _open(
+    config: Config | SegmentConfig, workdir: Path
+) -> tuple[dict[str, Any] | None, Experiment]:
+    """config.json of a run that continues, and the data; all processes take process 0's scales."""
+    segments = isinstance(config, SegmentConfig)
+    scales, mark = (InputScales, "classes") if segments else (Scales, "pairs_sha256")
+    saved = distributed.from_first(lambda: record.read_saved(workdir, scales, mark))
+
+    def opened(scales: dict[str, Any] | None) -> Experiment:
+        if isinstance(config, SegmentConfig):
+            return open_segmentation(config, scales)
+        return open_pretraining(config, scales)
+
+    if saved is not None:
+        return saved, opened(saved["scales"])
+    first = opened(None) if distributed.is_first() else None
+    fitted = distributed.from_first(lambda: first and to_json(first.task.scales))
+    return None, first or opened(fitted)
+
+
 def _steps(
     run: Run, state: State, start: int, writer: MetricsWriter, checkpoints: Checkpoints, stop: Stop
 ) -> State:
-    """From step `start` to the last. Order matters: step, log, validate, save, next batch."""
+    """From step `start` to the last. Order matters: step, log, save, validate, next batch.
+
+    All that takes long comes after a save: a signal there loses nothing, and what was cut off is
+    done again by the next start.
+    """
     config, experiment, steps = run.config, run.experiment, run.experiment.steps
     step_fn = parallel.pmap_train(train_step, task=experiment.task)
-    batches = experiment.train_batches(config.seed)
+    batches = experiment.train_batches(config.seed, counted=True, **parallel.share())
+    if experiment.skipped is not None:
+        experiment.skipped.take(start)  # stands in metrics.jsonl
     iterator = iterate(batches, config.data.threads, parallel.place, start)
     progress = Progress(start, steps, experiment.examples_per_step, experiment.unit)
-    pending: list[tuple[int, jax.Array, jax.Array]] = []  # not yet looked at: dispatch goes ahead
-    best = np.inf
+    pending: list[tuple[int, Any]] = []  # checks not yet looked at: dispatch goes ahead
+    taken = start  # steps, by `state`
+    validated = _validated(run)
+    checkpoints.best = min(validated, key=validated.__getitem__, default=None)
     try:
+        if start and _validates(run, start) and start not in validated:
+            _validate(run, state, start, validated, writer, checkpoints)
         for step in range(start + 1, steps + 1):
             before = time.monotonic()
             batch = next(iterator)
             progress.waited += time.monotonic() - before
-            state, measured = step_fn(state, batch)
-            scalars = measured["scalars"]
-            pending.append((step, scalars["loss"], scalars["l2_gradients"]))
-
-            logs = step % config.log_every == 0 or step in (1, steps)
-            validates = step % config.eval_every == 0 or step == steps
-            saves = step % config.checkpoint_every == 0 or step == steps
-            if logs or validates or saves or stop.signum is not None:
-                _check_finite(pending, batches, experiment)
-                pending.clear()
-            if logs:
-                host = jax.device_get(measured)
-                values = {key: float(value) for key, value in host["scalars"].items()}
-                errors = experiment.summary(host["errors"])
-                rates = progress.line(step, values["loss"], experiment.headline(errors))
-                writer.write(
-                    step,
-                    {f"train/{key}": value for key, value in (values | errors).items()}
-                    | {f"speed/{key}": value for key, value in rates.items()},
-                )
-            if step == start + 1:
-                progress.restart(step)  # what came before is compilation
-            found = None
+            with stop.held():  # else a signal raises Interrupted where it comes
+                state, measured = step_fn(state, batch)
+                taken = step
+                pending.append((step, measured["checks"]))
+                if len(pending) > AHEAD:
+                    jax.block_until_ready(pending[-AHEAD])
+                validates = _validates(run, step)
+                saves = validates or step % config.checkpoint_every == 0
+                logs = step % config.log_every == 0 or step in (1, steps)
+                if logs or saves:
+                    _check_finite(pending, run)
+                    pending.clear()
+                if logs:
+                    _log(run, step, measured, progress, writer)
+                if logs or saves:
+                    _log_skipped(run, step, writer)
+                if step == start + 1:
+                    progress.restart(step)  # what came before is compilation
+                if saves:
+                    writer.sync()
+                    checkpoints.save(step, state)
             if validates:
-                found = _validate(run, state, step, writer)
+                _validate(run, state, step, validated, writer, checkpoints)
                 progress.restart(step)
-            error = None if found is None else found[1]
-            improves = error is not None and error < best
-            best = min(best, error) if error is not None else best
-            if saves or improves or stop.signum is not None:
-                checkpoints.save(step, state, error)
-            if stop.signum is not None:
-                raise Interrupted(stop.signum)
+    except Interrupted:
+        _check_finite(pending, run)
+        _log_skipped(run, taken, writer)
+        writer.sync()
+        checkpoints.save(taken, state)
+        raise
     finally:
         iterator.close()
     return state
 
 
-def _check_finite(
-    pending: list[tuple[int, jax.Array, jax.Array]], batches: Any, experiment: Experiment
+def _log(
+    run: Run, step: int, measured: dict[str, Any], progress: Progress, writer: MetricsWriter
 ) -> None:
-    for step, *values in pending:
-        loss, gradient = (float(value) for value in jax.device_get(values))
-        if not (np.isfinite(loss) and np.isfinite(gradient)):
-            raise FloatingPointError(
-                f"the loss is {loss}, the gradient's norm {gradient} at step {step}; "
-                f"{experiment.name_examples(batches[step - 1]['index'])}. Lower "
-                "optim.learning_rate or set optim.clip_norm; the last checkpoint is intact"
-            )
+    """The progress line, and the scalars of a step."""
+    measured = jax.device_get(measured)
+    values = {key: float(value) for key, value in measured["scalars"].items()}
+    errors = run.experiment.summary(measured["errors"])
+    headline = run.experiment.headline(errors)
+    if skipped := int(values.get("skipped_steps", 0)):
+        headline += f"  {skipped} steps skipped"
+    rates = progress.line(step, values["loss"], headline)
+    scalars = {f"train/{key}": value for key, value in (values | errors).items()}
+    writer.write(step, scalars | {f"speed/{key}": value for key, value in rates.items()})
+
+
+def _check_finite(pending: list[tuple[int, Any]], run: Run) -> None:
+    """Logs steps that the optimizer has left out (`optim.skip_nonfinite`).
+
+    Raises:
+        FloatingPointError: names the first step that is not finite otherwise.
+    """
+    for step, checks in pending:
+        checks = {key: value.item() for key, value in jax.device_get(checks).items()}
+        loss, gradient, skipped = checks["loss"], checks["gradient"], checks["skipped"]
+        finite = np.isfinite(loss) and np.isfinite(gradient)
+        if finite and checks["finite"] and not skipped:
+            continue
+        what = f"the loss is {loss:g}, the gradient's norm {gradient:g} at step {step}"
+        if finite:
+            what += ", but what it makes of parameters or batch statistics is not finite"
+        try:
+            batch: Any = run.experiment.train_batches(run.config.seed)[step - 1]
+            what += "; " + run.experiment.name_examples(batch["index"])
+        except InputError as error:  # a file is gone since
+            what += f"; its examples cannot be read again: {error}"
+        if checks["finite"] and 0 < skipped <= run.config.optim.skip_nonfinite:
+            logger.warning("skipped: %s", what)
+            continue
+        raise FloatingPointError(
+            f"{what}. Lower optim.learning_rate, or set optim.clip_norm or optim.skip_nonfinite; "
+            "the last checkpoint is intact"
+        )
+
+
+def _log_skipped(run: Run, step: int, writer: MetricsWriter) -> None:
+    """Writes which files could not be read for the steps since the last time."""
+    if run.experiment.skipped is not None:
+        lost = run.experiment.skipped.take(step)
+        writer.write(step, {f"{SKIPPED}{path}": count for path, count in lost.items()})
 
 
 def _with_statistics(run: Run, state: State) -> State:
     """The state with batch statistics as evaluation and other programs get them."""
-    batches = run.experiment.train_batches(seed=0)
+    batches = run.experiment.train_batches(seed=0, counted=False, **parallel.share())
     return run.evaluator.reestimate(state, batches, run.config.batch_stats_steps)
 
 
+def _validates(run: Run, step: int) -> bool:
+    return step % run.config.eval_every == 0 or step == run.experiment.steps
+
+
 def _validate(
-    run: Run, state: State, step: int, writer: MetricsWriter
-) -> tuple[dict[str, float], float] | None:
-    found = run.experiment.validate(run.evaluator, _with_statistics(run, state))
-    if found is not None:
-        writer.write(step, found[0])
-    return found
+    run: Run,
+    state: State,
+    step: int,
+    validated: dict[int, float],
+    writer: MetricsWriter,
+    checkpoints: Checkpoints,
+) -> None:
+    """Logs the scalars, adds the one that selects to `validated`, has the best one kept."""
+    values = run.experiment.validate(run.evaluator, _with_statistics(run, state))
+    if values is None:
+        return
+    writer.write(step, values)
+    error = values[run.experiment.selects]
+    if np.isfinite(error):
+        validated[step] = error
+        checkpoints.best = min(validated, key=validated.__getitem__)
+
+
+def _validated(run: Run) -> dict[int, float]:
+    """The scalar that selects, by step, of the validations so far."""
+
+    def read() -> list[tuple[int, float]]:
+        key = run.experiment.selects
+        lines = read_metrics(run.workdir / "metrics.jsonl")
+        return [(line["step"], line[key]) for line in lines if key in line]
+
+    return dict(distributed.from_first(read))
 
 
 def _finish(run: Run, state: State) -> dict[str, Any]:
     """weights.safetensors, the test and its figures, results.json."""
     state = _with_statistics(run, state)
     host = jax.device_get(state)
-    runs.save_weights(run.workdir, {"params": host.params, "batch_stats": host.batch_stats})
-    (run.workdir / "figures").mkdir(exist_ok=True)
-    results = {"steps": int(host.step)}
+    if distributed.is_first():
+        runs.save_weights(run.workdir, {"params": host.params, "batch_stats": host.batch_stats})
+        (run.workdir / "figures").mkdir(exist_ok=True)
+    results: dict[str, Any] = {"steps": int(host.step)}
     results |= run.experiment.finish(run.evaluator, state, run.workdir)
+    if not distributed.is_first():
+        return distributed.from_first(dict)
+    if run.experiment.skipped is not None:
+        results["skipped"] = _skipped(run.workdir)
     record.write_json(run.workdir / "results.json", results)
     logger.info("weights, results.json and figures are in %s", run.workdir)
-    return results
+    return distributed.from_first(lambda: results)
+
+
+def _skipped(workdir: Path) -> dict[str, int]:
+    """How often each file could not be read while training; says so."""
+    total: Counter[str] = Counter()
+    for line in read_metrics(workdir / "metrics.jsonl"):
+        for key in line:
+            if key.startswith(SKIPPED):
+                total[key.removeprefix(SKIPPED)] += line[key]
+    for path, count in total.most_common():
+        logger.warning("skipped while training: %d times %s", count, path)
+    return dict(total)

@@ -1,5 +1,8 @@
 """The optax chain of a config."""
 
+from collections.abc import Collection
+
+import numpy as np
 import optax
 
 from jaxcyto.config import OptimConfig
@@ -27,6 +30,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping (if asked for), then the optimizer with its schedule.
 
+    With `skip_nonfinite` wrapped in `optax.apply_if_finite`, whose counters the step reads.
+
     Weight decay is no part of it: the paper's lambda * ||w||^2 is a term of the loss.
 
     Args:
@@ -42,6 +47,37 @@ def make_optimizer(
             {"encoder": slower if encoder_rate else optax.set_to_zero(), "rest": optimizer},
             lambda params: {key: "encoder" if key == "encoder" else "rest" for key in params},
         )
-    if config.clip_norm is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.skip_nonfinite:
+        optimizer = optax.apply_if_finite(optimizer, config.skip_nonfinite)
+    return optimizer
+
+
+def match_skipping(leaves: dict[str, np.ndarray], wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """Adds or removes the counters of `skip_nonfinite`, which a run may turn on once it needs it.
+
+    Args:
+        leaves: of a checkpoint, by path.
+        wanted: paths that the state of the config has.
+    """
+    counters = {
+        "opt_state/notfinite_count": np.zeros((), np.int32),
+        "opt_state/last_finite": np.ones((), bool),
+        "opt_state/total_notfinite": np.zeros((), np.int32),
+    }
+    bare, wrapped = "opt_state", "opt_state/inner_state"
+    skips, skipped = (counters.keys() <= set(names) for names in (wanted, leaves))
+    if skips and not skipped:
+        renamed = {
+            name.replace(bare, wrapped, 1) if name.startswith(bare) else name: leaf
+            for name, leaf in leaves.items()
+        }
+        return renamed | counters
+    if skipped and not skips:
+        return {
+            name.replace(wrapped, bare, 1) if name.startswith(wrapped) else name: leaf
+            for name, leaf in leaves.items()
+            if name not in counters
+        }
+    return leaves

@@ -1,6 +1,7 @@
 """The one file that knows devices: pmapped steps, replicated states, sharded batches.
 
-`jax.pmap` is jit(shard_map) in today's JAX. The axis of devices is called AXIS inside the steps.
+`jax.pmap` is jit(shard_map) in today's JAX. The axis of devices is called AXIS inside the steps; it
+spans the devices of all processes, while what goes in and comes out is on those of this one.
 """
 
 import functools
@@ -10,9 +11,11 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcyto.errors import InputError
+from jaxcyto.training import distributed
 
 AXIS = "batch"
 
@@ -22,14 +25,33 @@ def _mesh() -> Mesh:
 
 
 def check_batch(field: str, size: int) -> None:
-    """Raises InputError unless this process's devices share the global batch evenly."""
-    if jax.process_count() > 1:
+    """Raises InputError unless the devices of all processes share the global batch evenly."""
+    devices, processes = jax.device_count(), jax.process_count()
+    if processes > 1 and distributed.is_alone():
+        raise InputError(f"{processes} processes: call training.distributed.join() first")
+    if jax.local_device_count() * processes != devices:
         raise InputError(
-            f"{jax.process_count()} processes: training runs in one process with all its devices; "
-            "start it without a cluster's environment variables"
+            f"{jax.local_device_count()} devices here, {devices} in all {processes} processes; "
+            "give each process as many"
         )
-    if size % jax.device_count():
-        raise InputError(f"{field} = {size} must be divisible by {jax.device_count()} devices")
+    if size % devices:
+        raise InputError(f"{field} = {size} must be divisible by {devices} devices")
+
+
+def share() -> dict[str, int]:
+    """Which part of each global batch this process reads, as arguments of the pipelines."""
+    return {"process": jax.process_index(), "processes": jax.process_count()}
+
+
+def from_first(tree: Any) -> Any:
+    """The arrays of process 0, bit for bit, in every process; `tree` has the shapes in all."""
+    if jax.process_count() == 1:
+        return tree
+    host = jax.tree.map(np.asarray, jax.device_get(tree))
+    # as whole numbers: the sum by which JAX sends them would lose the sign of a zero
+    bits = jax.tree.map(lambda x: x.view(f"u{x.itemsize}"), host)
+    sent = multihost_utils.broadcast_one_to_all(bits)
+    return jax.tree.map(lambda x, like: np.asarray(x).view(like.dtype), sent, host)
 
 
 def replicate(tree: Any) -> Any:
@@ -38,7 +60,7 @@ def replicate(tree: Any) -> Any:
 
 
 def split_over_devices(batch: Any) -> Any:
-    """[B, ...] -> [devices, B / devices, ...], on the host."""
+    """This process's share [b, ...] -> [local devices, b / local devices, ...], on the host."""
     count = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
 
@@ -57,7 +79,10 @@ def place(batches: grain.IterDataset) -> grain.IterDataset:
 
 
 def pmap_train(step: Callable[..., Any], **static: Any) -> Callable[..., Any]:
-    """(state, batch) -> (state, metrics) over the local devices; the old state is given up."""
+    """(state, batch) -> (state, metrics) over all devices; the old state is given up.
+
+    With several processes the state must be one of `replicate`: pmap would give up another twice.
+    """
     return jax.pmap(
         functools.partial(step, axis_name=AXIS, **static),
         axis_name=AXIS,

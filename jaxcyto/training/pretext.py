@@ -20,6 +20,7 @@ from jaxcyto.config import (
     scales_from_json,
     total_steps,
 )
+from jaxcyto.faults import Skipped
 from jaxcyto.input import (
     PairSource,
     PairTable,
@@ -29,6 +30,7 @@ from jaxcyto.input import (
     train_batches,
 )
 from jaxcyto.models import SiameseNet
+from jaxcyto.training import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
 from jaxcyto.training.optim import make_optimizer
@@ -105,15 +107,17 @@ class PretextTask:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretraining:
-    """The `loop.Experiment` of pre-training; made by `open_pretraining`."""
+    """The `experiment.Experiment` of pre-training; made by `open_pretraining`."""
 
     config: Config
     table: PairTable
     source: PairSource
     task: PretextTask
     steps: int
+    skipped: Skipped | None
 
     unit = "patches"
+    selects = "val/distance_mae_mm"
 
     @property
     def examples_per_step(self) -> int:
@@ -145,12 +149,18 @@ class Pretraining:
         example = jnp.zeros((1, 2, side, side, 1))
         return init_state(self.task.model, (example,), self.task.optimizer, self.config.seed)
 
-    def train_batches(self, seed: int) -> grain.MapDataset:
-        return train_batches(self.source, self.table, self.config.data, seed)
+    def train_batches(self, seed: int, counted: bool = False, **share: Any) -> grain.MapDataset:
+        skipped: Any = {"skipped": self.skipped, "counted": counted}
+        return train_batches(self.source, self.table, self.config.data, seed, **skipped, **share)
 
     def name_examples(self, index: np.ndarray) -> str:
-        patches = [f"{self.table.first[i]}-{self.table.second[i]}" for i in index]
-        return f"pairs {index.tolist()} (patches {', '.join(patches)})"
+        patches = np.stack([self.table.first[index], self.table.second[index]], axis=1).ravel()
+        by_image: dict[str, list[str]] = {}
+        for brain, patch in map(self.table.locate, patches):
+            row = self.table.brains[brain].sections[self.table.patches[brain].section[patch]]
+            by_image.setdefault(f"section {row.name} ({row.image})", []).append(str(patch))
+        named = (f"{', '.join(own)} of {image}" for image, own in by_image.items())
+        return f"pairs {index.tolist()}: patches {'; '.join(named)}"
 
     def summary(self, errors: metrics.State) -> dict[str, float]:
         """Errors with those per axis under a name each."""
@@ -165,7 +175,7 @@ class Pretraining:
     def headline(self, values: dict[str, float]) -> str:
         return f"distance error {values['distance_mae_mm']:.2f} mm"
 
-    def validate(self, evaluator: Evaluator, state: State) -> tuple[dict[str, float], float] | None:
+    def validate(self, evaluator: Evaluator, state: State) -> dict[str, float] | None:
         """Errors on validation pairs; None without any."""
         pairs = self.table.of_split("val")
         if not len(pairs):
@@ -182,19 +192,22 @@ class Pretraining:
             values["val_train_mode/distance_mae_mm"],
             values["val/coordinate_mae_mm"],
         )
-        return values, values["val/distance_mae_mm"]
+        return values
 
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
         """Test errors beside those of constants; prints the table, draws the figures."""
         pairs = self.table.of_split("test")
+        found = evaluator.run(state, self._eval_batches(pairs)) if len(pairs) else None
+        if not distributed.is_first():
+            return {}
         absolute_x = self.config.data.absolute_x
         results: dict[str, Any] = {"absolute_x": absolute_x, "pairs": self.counts}
         predictions = None
-        if len(pairs):
-            errors, predictions = evaluator.run(state, self._eval_batches(pairs))
-            found = {mode: metrics.compute(errors[mode]) for mode in errors}
-            results["test"] = found["eval"] | constant_errors(self.table, pairs, self.task.scales)
-            results["test_train_mode"] = found["train_mode"]
+        if found is not None:
+            errors, predictions = found
+            means = {mode: metrics.compute(errors[mode]) for mode in errors}
+            results["test"] = means["eval"] | constant_errors(self.table, pairs, self.task.scales)
+            results["test_train_mode"] = means["train_mode"]
             print(results_table(results["test"], absolute_x), flush=True)
         else:
             logger.warning("no test pairs: results.json has no test errors")
@@ -202,7 +215,8 @@ class Pretraining:
         return results
 
     def _eval_batches(self, pairs: np.ndarray) -> grain.MapDataset:
-        return eval_batches(self.source, self.table, self.config.data, pairs)
+        share = parallel.share()
+        return eval_batches(self.source, self.table, self.config.data, pairs, **share)
 
 
 def open_pretraining(config: Config, saved: dict[str, Any] | None) -> Pretraining:
@@ -217,10 +231,12 @@ def open_pretraining(config: Config, saved: dict[str, Any] | None) -> Pretrainin
     """
     table = open_pairs(config.data)
     source = PairSource(table, config.data)
+    skipped = Skipped() if config.data.on_error == "skip" else None
+    source.open_sections(config.data.threads, skipped)
     if saved is not None:
         scales = scales_from_json(saved)
     else:
-        scales = config.scales or fit_scales(source, table)
+        scales = config.scales or fit_scales(source, table, skipped)
     steps = total_steps(config, len(table.of_split("train")))
     model = config.model
     net = SiameseNet(
@@ -232,7 +248,7 @@ def open_pretraining(config: Config, saved: dict[str, Any] | None) -> Pretrainin
     )
     optimizer = make_optimizer(config.optim, steps)
     task = PretextTask(net, config.loss, config.augment, scales, optimizer, config.seed)
-    return Pretraining(config, table, source, task, steps)
+    return Pretraining(config, table, source, task, steps, skipped)
 
 
 def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict[str, Any]:

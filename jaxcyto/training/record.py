@@ -36,7 +36,7 @@ def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:
         fields = {field.name for field in dataclasses.fields(scales)}
         if mark in saved and saved["scales"].keys() != fields:
             raise ValueError(f"scales should have the fields {', '.join(sorted(fields))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); start in a new --workdir") from None
     if mark not in saved:
         raise InputError(

@@ -22,8 +22,10 @@ from jaxcyto.config import (
     to_json,
 )
 from jaxcyto.evaluate import scores, scores_table, sum_sections
+from jaxcyto.faults import Skipped
 from jaxcyto.models import Geometry, UNet
 from jaxcyto.segment_input import SegmentSource, eval_batches, fit_input_scales, train_batches
+from jaxcyto.training import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
 from jaxcyto.training.optim import make_optimizer
@@ -94,14 +96,16 @@ class SegmentTask:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The `loop.Experiment` of segmentation; made by `open_segmentation`."""
+    """The `experiment.Experiment` of segmentation; made by `open_segmentation`."""
 
     config: SegmentConfig
     table: SegmentTable  # of training images
     eval_table: SegmentTable  # of the larger ones of evaluation
     task: SegmentTask
+    skipped: Skipped | None
 
     unit = "images"
+    selects = "val/err_seg_percent"
 
     @property
     def steps(self) -> int:
@@ -135,12 +139,14 @@ class Segmentation:
             logger.info("weights of %s:\n%s", self.config.init_from, report)
         return state
 
-    def train_batches(self, seed: int) -> grain.MapDataset:
-        return train_batches(SegmentSource(self.table), self.table, self.config.data, seed)
+    def train_batches(self, seed: int, counted: bool = False, **share: Any) -> grain.MapDataset:
+        source, skipped = SegmentSource(self.table), {"skipped": self.skipped, "counted": counted}
+        return train_batches(source, self.table, self.config.data, seed, **skipped, **share)
 
     def name_examples(self, index: np.ndarray) -> str:
         source = SegmentSource(self.table)
-        return "; ".join(source.describe(self.config.seed, int(i)) for i in index)
+        seed, skipped = self.config.seed, self.skipped
+        return "; ".join(source.describe(seed, int(i), skipped) for i in index)
 
     def summary(self, errors: metrics.State) -> dict[str, float]:
         """The scores that are single numbers; those that cannot be told are left out."""
@@ -151,7 +157,7 @@ class Segmentation:
     def headline(self, values: dict[str, float]) -> str:
         return f"wrong {values.get('err_seg_percent', float('nan')):.1f} %"
 
-    def validate(self, evaluator: Evaluator, state: State) -> tuple[dict[str, float], float] | None:
+    def validate(self, evaluator: Evaluator, state: State) -> dict[str, float] | None:
         """Scores on windows of the validation sections; None without any."""
         windows = self.eval_table.of_split("val")
         if not len(windows):
@@ -164,17 +170,20 @@ class Segmentation:
             values["val/err_seg_percent"],
             values["val/dice_macro"],
         )
-        return values, values["val/err_seg_percent"]
+        return values
 
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
         """Scores on every annotated pixel of the test sections; table and figures."""
         windows = self.eval_table.of_split("test")
-        if not len(windows):
+        if len(windows):
+            logger.info("test: %d images of %d px", len(windows), self._eval_data.image_px)
+        found = evaluator.run(state, self._eval_batches(windows))[1] if len(windows) else None
+        if not distributed.is_first():
+            return {}
+        if found is None:
             logger.warning("no annotated test section: results.json has no test scores")
             segment_plots.segment_figures(workdir, self.table.classes, None)
             return {}
-        logger.info("test: %d images of %d px", len(windows), self._eval_data.image_px)
-        _, found = evaluator.run(state, self._eval_batches(windows))
         names = np.array([self.eval_table.section_name(index) for index in found["index"]])
         matrices = found["confusion"].astype(np.int64)
         by_section = {name: matrices[names == name].sum(axis=0) for name in np.unique(names)}
@@ -193,13 +202,14 @@ class Segmentation:
 
     def _eval_batches(self, windows: np.ndarray) -> grain.MapDataset:
         table = self.eval_table
-        return eval_batches(SegmentSource(table), table, self._eval_data, windows)
+        share = parallel.share()
+        return eval_batches(SegmentSource(table), table, self._eval_data, windows, **share)
 
 
 def evaluation_data(data: SegmentData, geometry: Geometry) -> SegmentData:
     """One image per device, of larger sides: less of it is margin (`EVALUATION_SIDE`)."""
     side = geometry.nearest_valid_sizes(round(EVALUATION_SIDE * data.image_px))[-1]
-    return dataclasses.replace(data, image_px=side, batch_images=jax.local_device_count())
+    return dataclasses.replace(data, image_px=side, batch_images=jax.device_count())
 
 
 def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Segmentation:
@@ -217,6 +227,7 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the same annotations, said already
         eval_table = open_windows(evaluation_data(config.data, table.geometry), model)
+    skipped = Skipped() if config.data.on_error == "skip" else None
     if saved is not None:
         scales = InputScales(**saved)
     elif config.init_from is not None:
@@ -224,7 +235,7 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
             config.init_from, config.data.um_per_px, table.held_out_sections
         )
     else:
-        scales = config.scales or fit_input_scales(SegmentSource(table))
+        scales = config.scales or fit_input_scales(SegmentSource(table), skipped)
     net = UNet(
         num_classes=len(table.classes),
         stem_kernel=model.stem_kernel,
@@ -235,4 +246,4 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
     rate = config.encoder_rate if config.init_from is not None else 1.0
     optimizer = make_optimizer(config.optim, config.steps, rate)
     task = SegmentTask(net, config.loss, config.augment, scales, optimizer, config.seed)
-    return Segmentation(config, table, eval_table, task)
+    return Segmentation(config, table, eval_table, task, skipped)

@@ -6,7 +6,7 @@ is in `Task`.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -107,9 +107,14 @@ def train_step(
 ) -> tuple[State, dict[str, Any]]:
     """One step of gradient descent.
 
+    If the optimizer is one of `optax.apply_if_finite`, a step whose loss, gradient or batch
+    statistics are not finite leaves parameters, statistics and the inner optimizer as they were;
+    `scalars` then holds `skipped_steps`, those of the whole run.
+
     Returns:
-        The next state and metrics of this step: scalars, and (sum, count) states by name under
-        "errors", all of them over the global batch.
+        The next state and metrics of this step: "scalars"; (sum, count) states by name under
+        "errors", all of them over the global batch; and under "checks" the loss, the gradient's
+        norm, whether the next state is `finite`, and the number of steps `skipped` in a row.
     """
     keys = augment.example_keys(jax.random.key(task.seed), state.step, batch["index"])
     batch = task.inputs(batch, keys)
@@ -131,15 +136,38 @@ def train_step(
         # outside of loss_fn: inside, pmean would change the gradients (pmap does not type them)
         gradients, scalars = jax.lax.pmean((gradients, scalars), axis_name)
         errors = jax.lax.psum(errors, axis_name)
-    updates, opt_state = task.optimizer.update(gradients, state.opt_state, state.params)
     scalars["l2_gradients"] = optax.tree.norm(gradients)
+    skips = isinstance(state.opt_state, optax.ApplyIfFiniteState)
+    if skips:
+        # the optimizer looks at the gradients alone: let them tell of everything else
+        good = all_finite((scalars["loss"], scalars["l2_gradients"], batch_stats))
+        gradients = jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), gradients)
+        batch_stats = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), batch_stats, state.batch_stats
+        )
+    updates, opt_state = task.optimizer.update(gradients, state.opt_state, state.params)
+    counters = cast(Any, opt_state)
+    if skips:
+        scalars["skipped_steps"] = counters.total_notfinite
     new_state = State(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
-    return new_state, {"scalars": scalars, "errors": errors}
+    checks = {
+        "loss": scalars["loss"],
+        "gradient": scalars["l2_gradients"],
+        "finite": all_finite(new_state),
+        "skipped": counters.notfinite_count if skips else jnp.zeros((), jnp.int32),
+    }
+    return new_state, {"scalars": scalars, "errors": errors, "checks": checks}
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no leaf holds an infinity or NaN."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 
 def eval_step(
@@ -148,8 +176,8 @@ def eval_step(
     """Errors in the modes of the task, and its predictions with the stored statistics.
 
     Returns:
-        (sum, count) states over the global batch, by mode; and the task's predictions for this
-        device's examples.
+        (sum, count) states by mode; and the task's predictions, `index` and `valid` of the
+        examples, both over the global batch.
     """
     batch = task.inputs(batch, None)
     model = task.model.clone(axis_name=axis_name)
@@ -160,7 +188,9 @@ def eval_step(
     errors: Any = {mode: task.errors(outputs[mode], batch) for mode in task.modes}
     if axis_name is not None:
         errors = jax.lax.psum(errors, axis_name)
-    return errors, task.predictions(outputs["eval"], batch)
+    kept = task.predictions(outputs["eval"], batch)
+    kept |= {key: batch[key] for key in ("index", "valid")}
+    return errors, gather(kept, axis_name)
 
 
 def statistics_step(

@@ -83,8 +83,10 @@ def pretraining_scales(
     try:
         scales, found = config["scales"], float(config["data"]["um_per_px"])
         taken = InputScales(float(scales["input_mean"]), float(scales["input_std"]))
+        if not (np.isfinite(taken.input_mean) and 0 < taken.input_std < np.inf):
+            raise ValueError("scales")
         seen = sorted(set(config.get("training_sections", ())) & set(held_out))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{run}/config.json: damaged ({error!r}); train it again") from None
     if not np.isclose(found, um_per_px):
         raise InputError(

@@ -1,0 +1,131 @@
+"""The readers of a run's folder, as `fuzz_targets.py` has those of a brain's."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from fuzz_containers import in_safetensors
+from fuzz_mutations import Mutation, in_bytes, in_json, in_text
+from fuzz_seeds import CLASSES
+from fuzz_targets import Seeds, Target
+
+from jaxcyto import runs
+from jaxcyto.config import InputScales, Scales
+from jaxcyto.models import Geometry, UNet
+from jaxcyto.training.checkpoint import Checkpoints, _newest_intact
+from jaxcyto.training.log import read_metrics
+from jaxcyto.training.record import read_saved
+from jaxcyto.training.state import State
+from jaxcyto.training.transfer import pretraining_scales
+
+
+def run_targets(root: Path) -> dict[str, Target]:
+    """All readers of a run; makes the folder `root`."""
+    jax.config.update("jax_platforms", "cpu")
+    root.mkdir()
+    model = UNet(num_classes=3, stem_kernel=3, stem_stride=1, widths=(4, 4, 4))
+    side = Geometry(3, 1, 3).smallest_valid_size
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, side, side, 1), np.float32))
+    runs.save_weights(root, jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes))
+    config = {
+        "classes": [vars(entry) for entry in CLASSES],
+        "data": {"um_per_px": 16.0, "image_px": side, "atlas": False},
+        "model": {"stem_kernel": 3, "stem_stride": 1, "widths": [4, 4, 4], "dtype": "float32"},
+        "scales": {"input_mean": 128.0, "input_std": 50.0},
+        "training_sections": ["ball/a"],
+    }
+    other = config | {"pairs_sha256": ["0" * 64], "scales": vars(Scales())}
+    del other["classes"]
+    lines = [{"step": step, "time": 1.0, "loss": 0.5} for step in range(5)]
+    text = (in_bytes, in_text, in_json, in_json)
+    seeds = [json.dumps(each, indent=2).encode() for each in (config, other)]
+    (root / "config.json").write_bytes(seeds[0])
+    weights = (root / runs.WEIGHTS).read_bytes()
+    metrics = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return {
+        "weights": Target(runs.WEIGHTS, [(weights, (in_bytes, in_safetensors))], _weights),
+        "run config": Target("config.json", [(seed, text) for seed in seeds], _config),
+        "checkpoint": Target("t.file", _write_checkpoint(root), _checkpoint),
+        "metrics": Target("metrics.jsonl", [(metrics, (in_bytes, in_text))], _metrics),
+    }
+
+
+def _write_checkpoint(root: Path) -> Seeds:
+    """A checkpoint of step 3; each of its files, behind its name and a zero byte, is a seed."""
+    leaf = np.arange(6, dtype=np.float32)
+    state = State(jnp.int32(3), {"w": leaf}, {"mean": leaf}, {"trace": leaf})
+    with Checkpoints(root / "whole") as checkpoints:
+        checkpoints.save(3, state)
+    files = [path for path in sorted((root / "whole").rglob("*")) if path.is_file()]
+    text = (in_bytes, in_text, in_json)
+    return [
+        (bytes(path.relative_to(root / "whole")) + b"\0" + path.read_bytes(), (in_file(text),))
+        for path in files
+    ]
+
+
+def in_file(mutations: tuple[Mutation, ...]) -> Mutation:
+    """Mutations of what stands behind the name."""
+
+    def mutation(rng: random.Random, data: bytes) -> bytes:
+        name, _, content = data.partition(b"\0")
+        return name + b"\0" + rng.choice(mutations)(rng, content)
+
+    return mutation
+
+
+def _checkpoint(path: Path) -> None:
+    name, _, content = path.read_bytes().partition(b"\0")
+    folder = path.parent / "checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(path.parent / "whole", folder)
+    (folder / name.decode()).write_bytes(content)
+    step, leaves = _newest_intact(folder)
+    assert step == 3 and len(leaves) == 4
+    assert all(leaf.size == 1 or leaf.tolist() == [0, 1, 2, 3, 4, 5] for leaf in leaves.values())
+
+
+def _weights(path: Path) -> None:
+    for name, leaf in runs.load_weights(path.parent).items():
+        assert name.split("/")[0] in ("params", "batch_stats") and "/" in name
+        assert leaf.dtype.kind == "f" and np.isfinite(leaf).all()
+
+
+def _config(path: Path) -> None:
+    """Each reader in turn; what the last of them refuses is refused."""
+    refusals = []
+    for read in (_segment_run, _saved, _saved_pretext, _pretraining):
+        try:
+            read(path.parent)
+        except runs.InputError as error:
+            refusals.append(error)
+    if len(refusals) == 4:
+        raise refusals[0]
+
+
+def _segment_run(run: Path) -> None:
+    found = runs.load_segment_run(run)
+    assert found.classes and found.input_std > 0 and np.isfinite(found.input_mean)
+    assert 0 < found.um_per_px < np.inf and all(isinstance(x, str) for x in found.training_sections)
+
+
+def _saved(run: Path) -> None:
+    read_saved(run, InputScales, "classes")
+
+
+def _saved_pretext(run: Path) -> None:
+    read_saved(run, Scales, "pairs_sha256")
+
+
+def _pretraining(run: Path) -> None:
+    scales = pretraining_scales(run, 16.0, ["ball/c"])
+    assert scales.input_std > 0 and np.isfinite([scales.input_mean, scales.input_std]).all()
+
+
+def _metrics(path: Path) -> None:
+    for line in read_metrics(path):
+        assert isinstance(line, dict) and isinstance(line["step"], int)
