@@ -65,7 +65,7 @@ def random_mesh(number: int) -> Surface:
         faces = rng.integers(len(vertices), size=(rng.integers(1, 14), 3))
     elif kind == 1:  # a plane, crumpled, with holes
         side = int(rng.integers(2, 6))
-        vertices = np.stack(np.indices((side, side)), -1).reshape(-1, 2).astype(float)
+        vertices = np.indices((side, side)).reshape(2, -1).T.astype(float)
         vertices = np.c_[vertices, rng.normal(size=len(vertices)) * rng.choice([0, 0.1, 1])]
         at = np.arange(side * side).reshape(side, side)
         corners = [at[:-1, :-1], at[1:, :-1], at[:-1, 1:], at[1:, 1:]]

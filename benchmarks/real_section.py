@@ -31,9 +31,9 @@ from jaxcyto.brain.manifest import SPLITS, read_brain, write_table
 from jaxcyto.brain.patches import Patches
 from jaxcyto.brain.prepare import describe_pairs, describe_patches, pair_brain, sample_brain
 from jaxcyto.brain.sections import open_section
+from jaxcyto.brain.surface_figure import SPLIT_COLORS
 from jaxcyto.config import Config, DataConfig, OptimConfig, small
 from jaxcyto.input import open_pairs
-from jaxcyto.plots import SPLIT_COLORS
 from jaxcyto.training import log, loop
 
 SURFACE = "tpl-bigbrain_hemi-L_desc-{}.surf.gii"

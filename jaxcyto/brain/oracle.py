@@ -289,10 +289,8 @@ class Oracle:
 
 def oracle_settings(anchors: int = ANCHORS, reach: float = REACH, seed: int = 0) -> dict:
     """The settings of an oracle, checked."""
-    if anchors < 1 or not reach > 0:
-        raise InputError(f"anchors = {anchors}, reach = {reach}: both must be above 0")
-    if seed < 0:
-        raise InputError(f"seed = {seed}: must not be below 0")
+    if anchors < 1 or not reach > 0 or seed < 0:
+        raise InputError(f"anchors = {anchors}, reach = {reach}, seed = {seed}: out of range")
     return {
         "method": "oracle",
         "anchors": int(anchors),

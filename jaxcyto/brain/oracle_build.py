@@ -125,12 +125,8 @@ def cached_oracle(
     path = Path(path)
     folder = parts_folder(path)
     settings = oracle_settings(anchors, reach, seed)
-    try:
-        oracle = load_oracle(path)
-        if oracle_key(oracle.surface, oracle.settings) == oracle_key(surface, settings):
-            return oracle
-    except InputError:
-        pass
+    if (saved := saved_oracle(path, surface, settings)) is not None:
+        return saved
     oracle = build_oracle(
         surface,
         anchors=anchors,
@@ -143,6 +139,16 @@ def cached_oracle(
     oracle.save(path)
     Parts(folder, oracle_key(surface, settings)).clear()
     return oracle
+
+
+def saved_oracle(path: str | os.PathLike, surface: Surface, settings: dict) -> Oracle | None:
+    """The oracle saved at `path`, if it is one of this mesh and of these `oracle_settings`."""
+    try:
+        oracle = load_oracle(path)
+    except InputError:
+        return None
+    same = oracle_key(oracle.surface, oracle.settings) == oracle_key(surface, settings)
+    return oracle if same else None
 
 
 def parts_folder(path: str | os.PathLike) -> Path:

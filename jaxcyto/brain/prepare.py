@@ -12,7 +12,8 @@ import numpy as np
 from jaxcyto.brain.check_results import check_points
 from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import SPLITS, need_hemispheres, read_brain
-from jaxcyto.brain.oracle_build import parts_folder, solve_shard
+from jaxcyto.brain.oracle import oracle_settings
+from jaxcyto.brain.oracle_build import parts_folder, saved_oracle, solve_shard
 from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, make_pairs, oracle_path
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import StderrProgress
@@ -109,9 +110,12 @@ def pair_shard(
     need_hemispheres(brain, "pairing")
     progress = StderrProgress("distances", "anchors")
     for index, hemisphere in enumerate(brain.hemispheres):
+        surface, kept = hemisphere_surface(hemisphere), oracle_path(brain, index)
+        if saved_oracle(kept, surface, oracle_settings(**settings)) is not None:
+            continue  # a late or repeated job
         solve_shard(
-            hemisphere_surface(hemisphere),
-            parts_folder(oracle_path(brain, index)),
+            surface,
+            parts_folder(kept),
             shard,
             workers=workers or os.cpu_count() or 1,
             progress=progress,

@@ -39,6 +39,7 @@ TISSUE_MARGIN = 10  # grey values a pixel differs from the background by
 TISSUE_WINDOW_PX = 32  # side of the coarse window in which tissue is looked for
 MIN_TISSUE = 0.25  # least share of tissue: at a gyral crown half the window is outside
 ROUNDS = 30  # of redrawing
+MOST_PATCHES = 10_000_000  # 1 GB while they are drawn
 MIN_THICKNESS_MM = 0.75  # between pial and white; the medial wall is thinner, cortex is not
 MOST_OFF_TISSUE = (
     0.1  # of the ribbon; < 0.01 for a real section in place, 0.13-0.16 when 2.5 mm off
@@ -157,6 +158,8 @@ def sample_patches(
     wanted = num_patches if spacing_mm is None else int(lengths.sum() / spacing_mm)
     if not wanted:
         raise InputError(f"spacing_mm = {spacing_mm:g}: the ribbon is {lengths.sum():.1f} mm")
+    if wanted > MOST_PATCHES:
+        raise InputError(f"{wanted} patches of {lengths.sum():.1f} mm; at most {MOST_PATCHES}")
 
     bounds = np.concatenate([[0.0], np.cumsum(lengths)])
     extent_um = patch_px * um_per_px

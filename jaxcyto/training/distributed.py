@@ -260,7 +260,8 @@ class _Peers(threading.Thread):
     def _exit(self, status: int) -> None:
         """Ends this process at once: the main thread may wait for a step without end."""
         self._note("told", "yes")
-        until = time.monotonic() + TOLD_S
+        # a process that is gone will not hear of it; the others notice by themselves
+        until = time.monotonic() + (2 * POLL_S if status == LOST else TOLD_S)
         while self.index == 0 and time.monotonic() < until:
             notes = dict(self._client.key_value_dir_get(NOTES))
             if all(f"{NOTES}/told/{number}" in notes for number in range(self.count)):
