@@ -341,6 +341,7 @@ def test_saved_and_loaded(brain, tmp_path):
         {"num_patches": 0},
         {"spacing_mm": -1.0},
         {"spacing_mm": 1e6},
+        {"spacing_mm": 1e-9},
         {"num_patches": 5, "depth": 1.5},
         {"num_patches": 5, "patch_px": 0},
         {"num_patches": 5, "split_axis": "w"},

@@ -46,7 +46,7 @@ def sample_brain(
     if not settings.get("split_axis"):
         brain = assign_splits(brain, seed=seed)
     patches = sample_patches(
-        brain, seed=seed, progress=StderrProgress("sampling", "patches"), **settings
+        brain, seed=seed, progress=StderrProgress("sampling", "done"), **settings
     )
     patches.save(path)
     with atomic_write(path.with_name(f"{path.stem}_points.png")) as file:

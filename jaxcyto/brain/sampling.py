@@ -66,12 +66,20 @@ class _Ribbon:
 class _Cutter:
     """Cuts all surfaces by a section; keeps what its image covers."""
 
-    def __init__(self, brain: Brain, depth: float | None, min_thickness_mm: float):
+    def __init__(
+        self,
+        brain: Brain,
+        depth: float | None,
+        min_thickness_mm: float,
+        progress: Progress | None,
+    ):
         self.brain = brain
         self.shapes = []
         for row in brain.sections:
             with open_section(row.image, row.pixel_um, brain.background) as section:
                 self.shapes.append(section.shape)
+            if progress:
+                progress(len(self.shapes), len(brain.sections))
         self.registrations: list[Registration] = [
             registration(row, shape) for row, shape in zip(brain.sections, self.shapes, strict=True)
         ]
@@ -142,14 +150,14 @@ def sample_patches(
         fractions: shares of the ribbon for train, val and test, for `split_axis` only.
         seed: the same seed gives the same patches, whatever the number of workers.
         workers: threads that read windows; default: the processors.
-        progress: called with (patches looked at, patches to look at).
+        progress: called with (sections opened, sections), then with (patches found, patches).
 
     Raises:
         InputError: if sections and surfaces do not overlap, nearly all windows lack tissue, or a
             setting is out of range.
     """
     _check_settings(brain, num_patches, spacing_mm, patch_px, um_per_px, depth, split_axis)
-    cutter = _Cutter(brain, depth, min_thickness_mm)
+    cutter = _Cutter(brain, depth, min_thickness_mm, progress)
     extent_mm = patch_px * um_per_px / 1000
     gap_mm = _split_along(cutter, split_axis, fractions, extent_mm) if split_axis else 0.0
     used = [i for i, row in enumerate(brain.sections) if row.split != SPLITS[EXCLUDE]]
