@@ -139,7 +139,7 @@ def one(jobs):
 
 @pytest.fixture(scope="module")
 def two(jobs):
-    return jobs.run("two", 2)
+    return jobs.run("two", 2, own=((), (f"--workdir={jobs.folder / 'elsewhere'}",)))
 
 
 def assert_same_run(a, b, tolerance=1e-4):
@@ -170,8 +170,9 @@ def assert_same_run(a, b, tolerance=1e-4):
 
 
 def test_two_processes_train_like_one(one, two, jobs):
-    """Losses (one of them batch-wise), errors, weights and results; process 1 tells nothing."""
+    """Losses (one of them batch-wise), errors, weights and results; process 1 writes nothing."""
     assert_same_run(one, two)
+    assert not (jobs.folder / "elsewhere").exists()
     assert sorted(p.name for p in (two / "figures").iterdir()) == sorted(
         p.name for p in (one / "figures").iterdir()
     )
