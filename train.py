@@ -33,8 +33,6 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> int:
     """Runs the config; every expected failure ends in one message and an exit status."""
-    for signum in (signal.SIGTERM, signal.SIGINT):  # until loop.train has its own way, see Stop
-        signal.signal(signum, leave)
     import jax
 
     from jaxcyto.training import distributed, host, log, loop
@@ -107,15 +105,18 @@ def show(unraisable: Any) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with one line instead of a traceback for a misspelt config field."""
-    if match := re.search(r"--config[= ](\S+?\.py)\b", " ".join(argv)):
-        sys.path.append(str(Path(match[1]).resolve().parent))  # a config may import its neighbours
+    """absl's parser, with one line instead of a traceback for what is wrong in flags or config."""
+    match = re.search(r"--config[= ](\S+?\.py)\b", " ".join(argv))
+    path = Path(match[1]).resolve() if match else None
+    if path is not None:
+        sys.path.append(str(path.parent))  # a config may import its neighbours
     try:
-        return flags.FLAGS(argv)
-    except (KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
-        message = str(error).strip("'\"")
-    except (flags.Error, OSError) as error:
-        message = str(error)
+        rest = flags.FLAGS(argv)
+        if hasattr(CONFIG.value, "data"):  # raises here if the file could not be read
+            return rest
+        message = f"{path}: get_config() returns {CONFIG.value!r}, not a Config or SegmentConfig"
+    except Exception as error:  # whatever the code of a config raises
+        message = explain_config(error, path)
     if match := re.search(r"Field (\w+) not found on dataclass .*?\.(\w+)'", message):
         from jaxcyto import config
 
@@ -127,9 +128,27 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise SystemExit(2)
 
 
+def explain_config(error: Exception, path: Path | None) -> str:
+    """What is wrong with flags or config; in which line, if the config or a neighbour raised it."""
+    if path is not None and not path.is_file():
+        return f"--config {path}: no such file"
+    cause: BaseException | None = error
+    while cause is not None:  # absl and ml_collections wrap some kinds of errors, not others
+        if isinstance(cause, SyntaxError) and cause.filename:
+            return f"{cause.filename}:{cause.lineno}: {cause.msg}"
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            ours = path is not None and Path(frame.filename).parent == path.parent
+            if ours and frame.filename != __file__:
+                return f"{frame.filename}:{frame.lineno}: {type(cause).__name__}: {cause}"
+        cause = cause.__cause__ or cause.__context__
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     logging.set_verbosity(logging.FATAL)  # of grain and orbax, which also raise what they log
     getLogger("asyncio").setLevel(CRITICAL)  # orbax again, of a damaged checkpoint
     sys.unraisablehook = show
+    for each in (signal.SIGTERM, signal.SIGINT):  # until loop.train has its own way, see Stop
+        signal.signal(each, leave)
     app.run(main, flags_parser=parse_flags)

@@ -78,14 +78,23 @@ def main() -> None:
 
 
 def timed(command: list) -> dict:
-    """Runs `jaxcyto` with this command; seconds, and peak memory of its largest process."""
+    """Runs `jaxcyto` with this command.
+
+    Returns:
+        Seconds by the clock and of the processors (all its processes), and the peak memory of its
+        largest process.
+    """
     begin = time.monotonic()
     with subprocess.Popen([sys.executable, "-c", CALL, *map(str, command)]) as process:
         _, status, usage = wait(process)
     if status:
         raise SystemExit(f"`jaxcyto {command[0]}` ended with {status}")
     seconds = time.monotonic() - begin
-    return {"seconds": round(seconds, 1), "peak_gib": round(usage.ru_maxrss / 2**20, 2)}
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_gib": round(usage.ru_maxrss / 2**20, 2),
+    }
 
 
 def wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:

@@ -97,14 +97,34 @@ def test_any_optax_optimizer_and_clipping():
     ],
 )
 def test_misspelt_overrides_end_in_one_line(tmp_path, argument, message):
-    command = [sys.executable, "train.py", "--config", "configs/quickstart.py"]
+    assert message in refused("configs/quickstart.py", tmp_path, argument)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, "--config {path}: no such file"),
+        ("def get_config(:\n", "{path}:1: invalid syntax"),
+        ("\nimport no_such_module", "{path}:2: ModuleNotFoundError: No module named"),
+        ("def get_config():\n    return 1 / 0", "{path}:2: ZeroDivisionError: division by zero"),
+        ("def get_config():\n    return dict(**1)", "{path}:2: TypeError: "),  # absl wraps these
+        ("def get_config():\n    return 1", "{path}: get_config() returns 1, not a Config"),
+    ],
+)
+def test_faulty_config_file_ends_in_one_line(tmp_path, code, message):
+    path = tmp_path / "faulty.py"
+    if code is not None:
+        path.write_text(code)
+    assert message.format(path=path) in refused(path, tmp_path / "run")
+
+
+def refused(config, workdir, *arguments) -> str:
+    """The one line of a start that ends with status 2."""
+    command = [sys.executable, "train.py", "--config", str(config), f"--workdir={workdir}"]
     done = subprocess.run(
-        [*command, f"--workdir={tmp_path}", argument],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    return done.stderr

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
+import tensorstore as ts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -255,6 +258,34 @@ def test_no_intact_checkpoint_is_an_error(tmp_path):
             Checkpoints(tmp_path / "checkpoints")
 
 
+@pytest.mark.parametrize("field", ["shape", "chunk_shape"])
+def test_lying_header_of_a_checkpoint_allocates_nothing(field, tmp_path, caplog):
+    """By what it counts orbax would allocate 4 TiB, which ends the interpreter without a word."""
+    save(tmp_path / "checkpoints", 1, 2)
+    base = f"file://{tmp_path}/checkpoints/2/state/"
+    store: Any = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    name = "params/layer/kernel/zarr.json"
+    text = store.read(name).result().value.decode()
+    header, huge = json.loads(text), [2**20, 2**20]
+    header["chunk_grid"]["configuration"]["chunk_shape"] = huge
+    header["codecs"][0]["configuration"]["chunk_shape"] = huge
+    if field == "shape":
+        header["shape"] = huge
+    store.write(name, json.dumps(header)).result()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 1
+    assert "checkpoints/2: damaged (ValueError: its headers count 4398" in caplog.text
+
+
+def test_folders_not_named_as_a_checkpoint_are_left_alone(tmp_path):
+    save(tmp_path / "checkpoints", 1)
+    for name in ("007", "\N{ARABIC-INDIC DIGIT NINE}", "best"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, state(2))
+
+
 def test_checkpoint_of_another_network_is_not_damage(tmp_path):
     save(tmp_path / "checkpoints", 1)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -308,10 +339,25 @@ with locked(pathlib.Path(sys.argv[1])):
         assert f"process {os.getpid()} " in (tmp_path / "lock").read_text()
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_lock_that_is_no_plain_file_is_refused(kind, tmp_path):
+    run, treasure = tmp_path / "run", tmp_path / "treasure"
+    run.mkdir()
+    treasure.write_text("precious")
+    lock = run / "lock"
+    {"link": lambda: lock.symlink_to(treasure), "pipe": lambda: os.mkfifo(lock)}.get(
+        kind, lock.mkdir
+    )()
+    with pytest.raises(InputError, match=str(lock)), locked(run):
+        pass
+    assert treasure.read_text() == "precious"
+
+
 def test_unreadable_lines_of_the_log_are_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(
-        b'{"step": 1, "a": 2.0}\n\0\0\n[1]\n{"a": 1}\n\xff\n{"step": 2}\n{"step": 3, "'
+        b'{"step": 1, "a": 2.0}\n\0\0\n[1]\n{"a": 1}\n\xff\n{"step": 2}\n'
+        b'{"step": 2, "a": NaN}\n{"step": 2, "a": 1%s}\n{"step": 3, "' % (b"0" * 400)
     )
     assert read_metrics(path) == [{"step": 1, "a": 2.0}, {"step": 2}]
     writer = MetricsWriter(tmp_path, 1)

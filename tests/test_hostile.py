@@ -107,6 +107,10 @@ BAD_GIFTI = {
     "negative": (gifti().replace('Dim0="4"', 'Dim0="-4"'), "shape"),
     "many dimensions": (gifti().replace('Dimensionality="2"', 'Dimensionality="99"'), "99 dim"),
     "fewer arrays": (gifti().replace('NumberOfDataArrays="2"', 'NumberOfDataArrays="3"'), "Actual"),
+    "many attributes": (
+        gifti().replace("<GIFTI", "<GIFTI " + " ".join(f'a{k}=">"' for k in range(300_000)), 1),
+        "a tag or comment of over 1 MiB",
+    ),
     "complex": (gifti().replace("NIFTI_TYPE_FLOAT32", "NIFTI_TYPE_COMPLEX64"), "."),
 }
 

@@ -21,6 +21,7 @@ from nibabel.nifti1 import data_type_codes
 from jaxcyto.errors import InputError
 
 MAX_BYTES = 1 << 30  # of all arrays; a mesh of 10 million vertices stays below this
+PIECE, LONGEST_TAG = 1 << 16, 1 << 20  # bytes; time grows with the square of its attributes
 
 
 def load_gifti(path: Path, data: bytes) -> GiftiImage:
@@ -74,7 +75,11 @@ def _check(data: bytes) -> None:
     parser.StartElementHandler = start
     parser.EndElementHandler = end
     parser.CharacterDataHandler = lambda piece: text.append(piece) if inside else None
-    parser.Parse(data, True)
+    for done in range(0, len(data), PIECE):
+        parser.Parse(data[done : done + PIECE], False)
+        if done - parser.CurrentByteIndex > LONGEST_TAG:
+            raise ValueError(f"a tag or comment of over {LONGEST_TAG >> 20} MiB")
+    parser.Parse(b"", True)
 
 
 def _array_bytes(attributes: dict[str, str], text: str) -> int:

@@ -6,6 +6,7 @@ which a start recomputes. A damaged checkpoint is moved aside and the one before
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import textwrap
@@ -25,6 +26,8 @@ from jaxcyto.training.state import State
 
 Leaves = dict[str, np.ndarray]
 DIGEST = "sha256"  # its name among the leaves
+STEP_NAME = re.compile(r"0|[1-9][0-9]{0,11}")  # of a checkpoint's folder
+EXPANDS, SMALL_BYTES = 100, 2**25  # arrays to files, at most (unless small); trained ones: about 1
 
 
 class Checkpoints:
@@ -165,7 +168,7 @@ def _newest_intact(folder: Path) -> tuple[int | None, Leaves]:
     Raises:
         InputError: there are checkpoints, but none is whole.
     """
-    steps = [int(path.name) for path in folder.glob("*") if re.fullmatch(r"\d{1,12}", path.name)]
+    steps = [int(path.name) for path in folder.glob("*") if STEP_NAME.fullmatch(path.name)]
     damaged: dict[Path, str] = {}
     for step in sorted(steps, reverse=True):
         try:
@@ -198,6 +201,7 @@ def _read(path: Path, step: int) -> Leaves:
         _Damaged: they are not those that were saved.
     """
     try:
+        _check_size(path)
         leaves = dict(ocp.load_checkpointables(str(path))["state"])
         leaves = {str(name): np.asarray(leaf) for name, leaf in leaves.items()}
     except Exception as error:  # orbax raises many kinds, the first of which says most
@@ -210,6 +214,21 @@ def _read(path: Path, step: int) -> Leaves:
     if "step" not in leaves or leaves["step"] != step:
         raise _Damaged("it holds another step")
     return leaves
+
+
+def _check_size(path: Path) -> None:
+    """Looks at what the headers count, by which orbax allocates; too much ends the interpreter.
+
+    Raises:
+        ValueError: it is more than can be in the files.
+    """
+    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    counted = 0
+    for leaf in ocp.checkpointables_metadata(str(path)).metadata["state"].values():
+        chunk = leaf.storage_metadata.chunk_shape
+        counted += max(math.prod(leaf.shape), math.prod(chunk)) * leaf.dtype.itemsize
+    if counted > max(SMALL_BYTES, EXPANDS * held):
+        raise ValueError(f"its headers count {counted} bytes, but its files have {held}")
 
 
 def _move_aside(path: Path) -> Path:

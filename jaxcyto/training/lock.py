@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,17 @@ def locked(workdir: Path) -> Iterator[None]:
     locks; where it cannot be taken at all, a warning says so and the run goes on.
 
     Raises:
-        InputError: another process has it; names that one.
+        InputError: another process has it, which is named; or `lock` is no plain file.
     """
     path = workdir / "lock"
-    with open(path, "a+") as file:  # not emptied: it may be another's
+    try:  # a link would empty the file that it leads to, a pipe would wait
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise InputError(f"{path}: not a file; remove it, or give another --workdir")
+    with os.fdopen(number, "r+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -42,7 +50,8 @@ def locked(workdir: Path) -> Iterator[None]:
                 path,
                 error.strerror,
             )
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         started = time.strftime("%Y-%m-%d %H:%M:%S %z")
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}\n")
         file.flush()

@@ -15,6 +15,7 @@ from typing import Any
 from jaxcyto.brain.files import atomic_write
 
 logger = logging.getLogger("jaxcyto")
+LARGEST = sys.float_info.max
 
 
 def log_to_stderr() -> None:
@@ -151,7 +152,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
-            if all(isinstance(value, int | float) for value in line.values()):
+            # not even a whole number may be larger: what is drawn are floats
+            if all(isinstance(x, int | float) and abs(x) <= LARGEST for x in line.values()):
                 lines.append(line)
     return lines
 
