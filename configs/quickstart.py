@@ -9,14 +9,14 @@ has 7.99 mm (one run; the phantom was designed on this seed, see docs/phantom.md
 
 from pathlib import Path
 
-import jax.numpy as jnp
 import optax
 
+from jaxcyto.batch_losses import all_pairs_distance_loss
 from jaxcyto.brain.phantom import PRESETS, make_phantom
 from jaxcyto.brain.prepare import describe_pairs, describe_patches, pair_brain, sample_brain
 from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.config import Config, DataConfig, LossConfig, OptimConfig, Term, small
-from jaxcyto.losses import batchwise, coordinate_loss, distance_loss
+from jaxcyto.losses import coordinate_loss, distance_loss
 
 PATCHES = 4000
 PAIRS = 12_000
@@ -51,22 +51,6 @@ def get_config() -> Config:
         checkpoint_every=283,
         prepare=prepare,
     )
-
-
-@batchwise
-def all_pairs_distance_loss(outputs, batch):
-    """Distance error of each patch to all others of its hemisphere in the batch; [B].
-
-    Few steps on few pairs teach distances slowly: a batch of B pairs holds B (2B - 1) of them.
-    """
-    features = outputs["features"]  # [B, 2, F]
-    features = features.reshape(-1, features.shape[-1])
-    predicted = jnp.sum(jnp.square(features[:, None] - features[None]), axis=-1)
-    target = batch["all_distances_target"]  # [2B, 2B], inf between hemispheres
-    use = jnp.isfinite(target) & ~jnp.eye(len(features), dtype=bool)
-    error = jnp.where(use, jnp.abs(predicted - jnp.where(use, target, 0.0)), 0.0)
-    per_patch = error.sum(axis=1) / jnp.maximum(use.sum(axis=1), 1)
-    return per_patch.reshape(-1, 2).mean(axis=1)
 
 
 def prepare(config: Config) -> None:

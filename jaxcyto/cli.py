@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 
 from jaxcyto.cli_command import ABOVE_0, BRAIN, SEED, Command
+from jaxcyto.cli_explore import explore
+from jaxcyto.cli_report import report
 from jaxcyto.cli_segment import annotate, carry, evaluate, predict
 from jaxcyto.errors import InputError
 
@@ -140,6 +142,13 @@ def sample(brain: Path, min_tissue: float | None, **settings) -> None:
     "--even-distances", is_flag=True, help="Draw pairs evenly over distance (by the oracle)."
 )
 @click.option(
+    "--within",
+    "within_mm",
+    type=ABOVE_0,
+    metavar="MM",
+    help="Draw near pairs only, at most so far apart (for contrastive losses).",
+)
+@click.option(
     "--shard",
     metavar="I/N",
     help="Only solve part I of N of the oracle, as a job of an array, and write no pairs; a run "
@@ -239,3 +248,5 @@ main.add_command(annotate)
 main.add_command(carry)
 main.add_command(predict)
 main.add_command(evaluate)
+main.add_command(report)
+main.add_command(explore)

@@ -15,6 +15,29 @@ SEED = click.option(
     show_default=True,
     help="Same seed, same result.",
 )
+SECTIONS = click.option(
+    "--section", "sections", multiple=True, metavar="NAME", help="Only this one; may be repeated."
+)
+
+
+def _classes(_context, _option, values: tuple[str, ...]) -> dict[int, str]:
+    found = {}
+    for value in values:
+        key, equals, name = value.partition("=")
+        if not equals or not key.strip().lstrip("-").isdecimal():
+            raise click.BadParameter(f"{value!r}: expected LABEL=CLASS, such as 1=hOc1")
+        found[int(key)] = name.strip()
+    return found
+
+
+LABEL_CLASSES = click.option(
+    "--map",
+    "classes",
+    multiple=True,
+    metavar="LABEL=CLASS",
+    callback=_classes,
+    help="Class of a label that has no name, or another; LABEL= leaves it not annotated.",
+)
 
 
 class Command(click.Command):

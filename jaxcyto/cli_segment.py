@@ -5,11 +5,7 @@ from pathlib import Path
 
 import click
 
-from jaxcyto.cli_command import BRAIN, Command
-
-SECTIONS = click.option(
-    "--section", "sections", multiple=True, metavar="NAME", help="Only this one; may be repeated."
-)
+from jaxcyto.cli_command import BRAIN, LABEL_CLASSES, SECTIONS, Command
 
 
 @click.command(cls=Command)
@@ -46,27 +42,10 @@ def annotate(brain: Path, **settings) -> None:
     click.echo(annotate_brain(brain, **settings))
 
 
-def _classes(_context, _option, values: tuple[str, ...]) -> dict[int, str]:
-    found = {}
-    for value in values:
-        key, equals, name = value.partition("=")
-        if not equals or not key.strip().lstrip("-").isdecimal():
-            raise click.BadParameter(f"{value!r}: expected LABEL=CLASS, such as 1=hOc1")
-        found[int(key)] = name.strip()
-    return found
-
-
 @click.command(cls=Command)
 @BRAIN
 @SECTIONS
-@click.option(
-    "--map",
-    "classes",
-    multiple=True,
-    metavar="LABEL=CLASS",
-    callback=_classes,
-    help="Class of a label that has no name, or another; LABEL= leaves it not annotated.",
-)
+@LABEL_CLASSES
 @click.option(
     "--into",
     type=click.Choice(["label", "atlas"]),

@@ -139,20 +139,30 @@ def section_confusion(
     return total
 
 
-def _section_figure(image: Section, label: Section, predicted: ClassMap, run: SegmentRun) -> Figure:
+def section_images(
+    image: Section, label: Section | None, predicted: ClassMap, longest: int
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Tissue, annotation and prediction of a whole section on one grid, uint8 [h, w] each.
+
+    The grid is that of the first level of the class map whose sides are at most `longest` px.
+    """
     level = next(
-        (k for k, found in enumerate(predicted.levels) if max(found.shape) <= FIGURE_PX),
+        (k for k, found in enumerate(predicted.levels) if max(found.shape) <= longest),
         len(predicted.levels) - 1,
     )
     shape, pixel_um = predicted.levels[level].shape, predicted.pixel_um * 2**level
     factor = round(pixel_um / LABEL_UM)
-    truth = majority(label.read(0, 0, factor * shape[0], factor * shape[1]), factor)
-    return segment_plots.section_figure(
-        image.read_at(pixel_um, 0, 0, *shape),
-        truth,
-        predicted.read(0, 0, *shape, level=level),
-        run.classes,
-    )
+    truth = None
+    if label is not None:
+        truth = majority(label.read(0, 0, factor * shape[0], factor * shape[1]), factor)
+    tissue = image.read_at(pixel_um, 0, 0, *shape)
+    return tissue, truth, predicted.read(0, 0, *shape, level=level)
+
+
+def _section_figure(image: Section, label: Section, predicted: ClassMap, run: SegmentRun) -> Figure:
+    tissue, truth, numbers = section_images(image, label, predicted, FIGURE_PX)
+    assert truth is not None
+    return segment_plots.section_figure(tissue, truth, numbers, run.classes)
 
 
 def scores(confusion: np.ndarray, classes: tuple[AreaClass, ...]) -> dict[str, Any]:

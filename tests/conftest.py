@@ -1,10 +1,9 @@
 """Eight fake CPU devices, strict rank promotion, and the optional folder of real data."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")
-
-from pathlib import Path
 
 import jax
 import pytest
@@ -13,6 +12,16 @@ from absl import flags
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiled once for all tests and workers, and, by the environment, for processes that tests start.
+CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
+SECONDS = "0.2"  # what compiles faster is not kept
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+)
+jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs",
+    float(os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", SECONDS)),
+)
 if not flags.FLAGS.is_parsed():  # grain reads absl flags, which only app.run parses
     flags.FLAGS.mark_as_parsed()
 

@@ -111,9 +111,7 @@ def test_help_gives_an_example_that_parses(name):
     text = done(name, "--help")
     assert text == done(name, "-h")
     assert all(re.search(r"--[\w-]+( [A-Z\[]\S*)?.*\S", line) for line in options(text))
-    examples = re.findall(
-        rf"jaxcyto {name} ((?:runs/\S+ )?brains/\S+[^\n]*(?:\n  \S[^\n]*)*)", text
-    )
+    examples = re.findall(rf"jaxcyto {name} ((?:runs|brains)/\S+[^\n]*(?:\n  \S[^\n]*)*)", text)
     assert examples
     for example in examples:
         example = example.replace("$SLURM_ARRAY_TASK_ID", "3")

@@ -21,6 +21,7 @@ from jaxcyto.brain.prepare import pair_brain
 from jaxcyto.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, Term
 from jaxcyto.errors import InputError
 from jaxcyto.losses import coordinate_loss, distance_loss
+from jaxcyto.pair_predictions import read_predictions
 from jaxcyto.training import loop
 from jaxcyto.training.checkpoint import Checkpoints
 from jaxcyto.training.log import MetricsWriter, read_metrics
@@ -72,6 +73,14 @@ def test_a_whole_run(config, tmp_path, capsys):
     }
     assert len(test["coordinate_mae_mm_per_axis"]) == 3
     assert f"{test['distance_mae_mm_constant']:.2f}" in capsys.readouterr().out
+    found = read_predictions(tmp_path / "run")
+    distance = np.abs(found["distance_mm"] - found["predicted_distance_mm"]).mean()
+    offset = found["coordinates_mm"] - found["predicted_coordinates_mm"]
+    assert distance == pytest.approx(test["distance_mae_mm"], rel=1e-5)
+    error = np.linalg.norm(offset, axis=-1).mean()
+    assert error == pytest.approx(test["coordinate_mae_mm"], rel=1e-5)
+    starts = json.loads((tmp_path / "run/environment.json").read_text())
+    assert [start["step"] for start in starts] == [0]
     for name in ("curves", "points", "pairs", "distance", "coordinates"):
         image = np.asarray(Image.open(tmp_path / f"run/figures/{name}.png").convert("L"))
         assert image.std() > 5, f"{name}.png is blank"

@@ -218,7 +218,7 @@ def my_losses(tmp_path, monkeypatch):
 
 
 def test_batchwise_is_seen_through_partial(my_losses):
-    loss = my_losses.all_pairs_distance_loss
+    loss = my_losses.all_pairs_relative_loss
     assert losses.is_batchwise(loss)
     assert losses.is_batchwise(functools.partial(functools.partial(loss)))
     assert losses.is_batchwise(losses.batchwise(functools.partial(distance_loss, form="l2")))
@@ -226,7 +226,7 @@ def test_batchwise_is_seen_through_partial(my_losses):
     assert not losses.is_batchwise(my_losses.close_pairs_loss)
 
 
-def test_documented_all_pairs_loss(my_losses, outputs):
+def test_documented_relative_loss(my_losses, outputs):
     """Against a plain loop over patches, with inf between hemispheres, value and gradient."""
     rng = np.random.default_rng(3)
     distances = rng.uniform(0, 2, (2 * B, 2 * B)).astype(np.float32)
@@ -239,8 +239,9 @@ def test_documented_all_pairs_loss(my_losses, outputs):
     for i in range(2 * B):
         others = [j for j in range(2 * B) if j != i and hemisphere[i] == hemisphere[j]]
         predicted = ((features[others] - features[i]) ** 2).sum(1)
-        expected.append(np.abs(predicted - distances[i, others]).mean())
-    terms = ((my_losses.all_pairs_distance_loss, 2.0),)
+        error = np.abs(predicted - distances[i, others]) / (distances[i, others] + 0.1)
+        expected.append(error.mean())
+    terms = ((my_losses.all_pairs_relative_loss, 2.0),)
     total, grads = jax.jit(jax.value_and_grad(functools.partial(total_loss, terms)))(outputs, batch)
     np.testing.assert_allclose(total, 2 * np.mean(expected), rtol=1e-5)
     assert np.all(np.isfinite(grads["features"])) and np.any(grads["features"] != 0)

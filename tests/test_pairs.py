@@ -9,16 +9,10 @@ from click.testing import CliRunner
 from minimal_brain import make_ball
 from PIL import Image
 
-from jaxcyto.brain import oracle_build, prepare, solve
-from jaxcyto.brain import pairs as pairs_module
+from jaxcyto.brain import oracle_build, pairing, prepare, solve
 from jaxcyto.brain.manifest import Brain, Hemisphere
-from jaxcyto.brain.pairs import (
-    draw_pairs,
-    load_pairs,
-    make_pairs,
-    oracle_path,
-    split_of,
-)
+from jaxcyto.brain.pairing import draw_pairs, make_pairs, oracle_path
+from jaxcyto.brain.pairs import load_pairs, split_of
 from jaxcyto.brain.patches import Patches
 from jaxcyto.brain.prepare import draw_histogram, histogram_path, pair_shard
 from jaxcyto.brain.surfaces import Surface, write_surface
@@ -234,11 +228,37 @@ def test_even_distances(tmp_path):
             make_pairs(brain, patches, even_distances=True, **settings | wrong)
 
 
+def test_near_pairs(tmp_path):
+    brain, patches = make(tmp_path, 300)
+    settings = {"method": "heat", "workers": 1}
+    with pytest.warns(UserWarning, match=r"of 300 patches have none"):
+        pairs = make_pairs(brain, patches, num_pairs=300, within_mm=0.2, **settings)
+    expected = great_circle(patches, pairs.first, pairs.second)
+    np.testing.assert_allclose(pairs.distance_mm, expected, atol=0.02)
+    assert pairs.distance_mm.max() <= 0.2 and pairs.settings["within_mm"] == 0.2
+    keys = {tuple(sorted(pair)) for pair in zip(pairs.first, pairs.second, strict=True)}
+    assert len(keys) == len(pairs) <= 300
+    for name in ("hemisphere", "split"):
+        column = getattr(patches, name)
+        assert (column[pairs.first] == column[pairs.second]).all()
+    # every patch that has a partner (but for the method's error at the very limit) is in a pair
+    first, second = np.triu_indices(len(patches), 1)
+    same = patches.hemisphere[first] == patches.hemisphere[second]
+    near = same & (patches.split[first] == patches.split[second])
+    near[near] = great_circle(patches, first[near], second[near]) <= 0.18
+    assert set(np.union1d(first[near], second[near])) <= set(np.union1d(pairs.first, pairs.second))
+    for wrong in ({"within_mm": 0.0}, {"within_mm": 1e-6}, {"within_mm": np.nan}):
+        with pytest.raises(InputError, match="within_mm"):
+            make_pairs(brain, patches, **settings | wrong)
+    with pytest.raises(InputError, match="either"):
+        make_pairs(brain, patches, within_mm=1.0, even_distances=True)
+
+
 def test_auto_takes_the_oracle_where_it_pays(tmp_path, monkeypatch):
     brain, patches = make(tmp_path)
     assert make_pairs(brain, patches, method="auto", workers=1).settings["method"] == "heat"
-    monkeypatch.setattr(pairs_module, "ORACLE_VERTICES", 1000)
-    monkeypatch.setattr(pairs_module, "ORACLE_PAIRS", 120)
+    monkeypatch.setattr(pairing, "ORACLE_VERTICES", 1000)
+    monkeypatch.setattr(pairing, "ORACLE_PAIRS", 120)
     for number, method in ((119, "heat"), (120, "oracle")):
         made = make_pairs(brain, patches, method="auto", num_pairs=number, workers=1, anchors=100)
         assert made.settings["method"] == method

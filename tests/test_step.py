@@ -124,14 +124,14 @@ def assert_close(a, b, tolerance):
 @pytest.mark.parametrize("devices", [1, 4, 8])
 def test_devices_agree(devices):
     """Parameters, statistics and metrics: with augmentation, and shards that differ."""
-    all_pairs = documented_loss("all_pairs_distance_loss")
+    all_pairs = documented_loss("all_pairs_relative_loss")
     assert is_batchwise(all_pairs)
     terms = (Term(distance_loss, 1.0), Term(coordinate_loss, 10.0), Term(all_pairs, 0.5))
     task = make_task(loss=LossConfig(terms), augment=AugmentConfig(noise=0.1, blur_px=0.3))
     single, parallel_run = run_single(task), run_pmapped(task, devices)
     assert set(single[1]["scalars"]) >= {
         "loss",
-        "loss/all_pairs_distance_loss",
+        "loss/all_pairs_relative_loss",
         "loss/distance_loss",
     }
     assert_close(single, parallel_run, 2e-5)

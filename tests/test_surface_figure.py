@@ -74,7 +74,9 @@ def test_points_in_front_are_seen_and_those_behind_are_not(view):
     points[:, axis] = 50 * sign, -50 * sign
     points[:, 2] = 20, -20  # apart in the picture; a little within the sphere
     points *= 50 / np.linalg.norm(points, axis=1, keepdims=True)
-    image = draw(ball, np.full(len(ball.vertices), 0.9), points, np.array([0, 2]), view)
+    image = draw(
+        ball, np.full(len(ball.vertices), 0.9), points, np.array([[0, 0, 1.0], [1, 0, 0]]), view
+    )
     assert image.shape[0] == HEIGHT_PX
     colored = np.ptp(image, axis=2) > 0.2
     rows = np.flatnonzero(colored.any(axis=1))
@@ -95,7 +97,7 @@ def test_nothing_shines_through_large_triangles(at):
     sheets = [np.stack([np.full(len(y), x), y, z], axis=-1) for x in (-3.0, 3.0)]
     surface = Surface(np.concatenate(sheets), np.concatenate([faces, faces + len(y)]))
     shade = np.repeat([0.9, 0.3], len(y))  # bright in front, dark behind
-    image = draw(surface, shade, np.zeros((0, 3)), np.zeros(0, int), VIEWS[0])
+    image = draw(surface, shade, np.zeros((0, 3)), np.zeros((0, 3)), VIEWS[0])
     inside = image[6:-6, 6:-6]
     assert inside.min() > 0.8 and inside.max() < 1
 

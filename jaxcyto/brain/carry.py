@@ -134,56 +134,77 @@ def labelled_cortex(brain: Brain, classes: Mapping[int, str]) -> tuple[LabelledC
         InputError: see `carry_labels`.
     """
     need_hemispheres(brain, "carrying labels")
-    toml = brain.root / "brain.toml"
     kinds = {item.kind: number for number, item in reversed(list(enumerate(brain.classes)))}
-    parts, names = [], {}
-    for each in brain.hemispheres:
-        pial, white = _pial_white(each)
-        labels = None
-        if each.labels is not None:
-            labels = read_labels(each.labels, len(pial.vertices))
-            for key, name in read_label_names(each.labels).items():
-                if names.setdefault(key, name) != name:
-                    raise InputError(
-                        f"{each.labels}: label {key} is {name!r} here and {names[key]!r} in "
-                        "another hemisphere; number them alike"
-                    )
-        parts.append((pial, white, labels))
-    known = [labels for *_, labels in parts if labels is not None]
-    if not known:
-        raise InputError(f"{toml}: hemispheres: labels: none given; name a file of area labels")
-    keys, counts = np.unique(np.concatenate(known), return_counts=True)
-    chosen = _classes_of(brain, keys.tolist(), names, classes)
-    table = np.array([chosen[key] for key in keys.tolist()])
-    sizes = np.cumsum([0] + [len(pial.vertices) for pial, *_ in parts])
-    number = [
-        np.full(len(pial.vertices), IGNORE)
-        if labels is None
-        else table[np.searchsorted(keys, labels)]
-        for pial, _, labels in parts
-    ]
     title = [item.name for item in brain.classes]
-    lines = [
-        f"label {key}{f' ({names[key]})' if key in names else ''}, {count} vertices: "
-        + ("not annotated" if chosen[key] == IGNORE else title[chosen[key]])
-        for key, count in zip(keys.tolist(), counts.tolist(), strict=True)
-    ]
+    parts = [_pial_white(each) for each in brain.hemispheres]
+    sizes = [len(pial.vertices) for pial, _ in parts]
+    number, lines = vertex_classes(brain, sizes, classes)
+    starts = np.cumsum([0, *sizes])
     cortex = LabelledCortex(
-        pial=np.concatenate([pial.vertices for pial, *_ in parts]),
-        white=np.concatenate([white.vertices for _, white, _ in parts]),
+        pial=np.concatenate([pial.vertices for pial, _ in parts]),
+        white=np.concatenate([white.vertices for _, white in parts]),
         faces=np.concatenate(
             [
                 pial.faces.astype(np.int64) + start
-                for (pial, *_), start in zip(parts, sizes, strict=False)
+                for (pial, _), start in zip(parts, starts, strict=False)
             ]
         ),
-        number=np.concatenate(number).astype(np.int32),
+        number=np.concatenate(number),
         outside=kinds.get("background", IGNORE) if len(parts) > 1 else IGNORE,
         within=kinds.get("white_matter", IGNORE),
     )
     for where, value in (("within white", cortex.within), ("outside of pial", cortex.outside)):
         lines.append(f"{where}: {'not annotated' if value == IGNORE else title[value]}")
     return cortex, lines
+
+
+def vertex_classes(
+    brain: Brain, num_vertices: Sequence[int], classes: Mapping[int, str]
+) -> tuple[list[np.ndarray], list[str]]:
+    """The class of each vertex, and in words which label became which.
+
+    Args:
+        brain: its hemispheres name files of labels.
+        num_vertices: of each hemisphere.
+        classes: as for `carry_labels`.
+
+    Returns:
+        int32 [V] of each hemisphere; IGNORE without labels, or where they say so.
+
+    Raises:
+        InputError: no hemisphere has labels, no label becomes a class, or a file is damaged.
+    """
+    found, names = [], {}
+    for each, count in zip(brain.hemispheres, num_vertices, strict=True):
+        if each.labels is None:
+            found.append(None)
+            continue
+        found.append(read_labels(each.labels, count))
+        for key, name in read_label_names(each.labels).items():
+            if names.setdefault(key, name) != name:
+                raise InputError(
+                    f"{each.labels}: label {key} is {name!r} here and {names[key]!r} in "
+                    "another hemisphere; number them alike"
+                )
+    known = [labels for labels in found if labels is not None]
+    if not known:
+        raise InputError(
+            f"{brain.root / 'brain.toml'}: hemispheres: labels: none given; name a file of area "
+            "labels"
+        )
+    keys, counts = np.unique(np.concatenate(known), return_counts=True)
+    chosen = _classes_of(brain, keys.tolist(), names, classes)
+    table = np.array([chosen[key] for key in keys.tolist()], np.int32)
+    number = [
+        np.full(count, IGNORE, np.int32) if labels is None else table[np.searchsorted(keys, labels)]
+        for labels, count in zip(found, num_vertices, strict=True)
+    ]
+    lines = [
+        f"label {key}{f' ({names[key]})' if key in names else ''}, {count} vertices: "
+        + ("not annotated" if chosen[key] == IGNORE else brain.classes[chosen[key]].name)
+        for key, count in zip(keys.tolist(), counts.tolist(), strict=True)
+    ]
+    return number, lines
 
 
 def cut_section(cortex: LabelledCortex, place: Registration, pixel_um: float) -> Cut:

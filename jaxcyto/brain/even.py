@@ -6,12 +6,15 @@ Of random pairs on a cortex one in two hundred is nearer than 10 mm, most are 60
 import numpy as np
 from scipy.spatial import KDTree
 
+from jaxcyto.errors import InputError
+
 ROUNDS = 6  # random candidates: pairs per pair that is wanted
 # Candidates that are near: one of this many neighbours among all patches, among one in 8, in 64.
 NEIGHBOURS, THINNED = 8, (1, 8, 64)
 # Of so many patches at each scale: near pairs are the costly ones, being solved exactly.
 NEAR_SHARE, NEAR_LEAST = 0.05, 500
 BINS = 50
+MOST_NEAR = 100_000_000  # pairs, each counted twice: 1.6 GB
 
 
 def neighbour_pairs(
@@ -40,6 +43,40 @@ def neighbour_pairs(
             seconds.append(others[np.take_along_axis(near, drawn, 1)[:, 0]])
     first, second = np.concatenate(firsts), np.concatenate(seconds)
     return first[first != second], second[first != second]
+
+
+def pairs_within(
+    group: np.ndarray, position_mm: np.ndarray, within_mm: float, most: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a group at most so far apart in a straight line; of more than `most`, a random part.
+
+    Args:
+        group: group [N] of each patch.
+        position_mm: positions [N, 3].
+        within_mm: the straight distance.
+        most: number of pairs.
+        seed: of the draw.
+
+    Raises:
+        InputError: `within_mm` is not above 0, or so large that pairs do not fit into memory.
+    """
+    if not within_mm > 0:
+        raise InputError(f"within_mm = {within_mm}; a length above 0")
+    rng = np.random.default_rng(seed)
+    parts = [np.empty((0, 2), np.int64)]
+    for number in np.unique(group):
+        members = np.flatnonzero(group == number)
+        tree = KDTree(position_mm[members])
+        if tree.count_neighbors(tree, within_mm) > MOST_NEAR:
+            raise InputError(
+                f"within_mm = {within_mm:g}: more than {MOST_NEAR // 2} pairs are so near; give "
+                "fewer mm"
+            )
+        parts.append(members[tree.query_pairs(within_mm, output_type="ndarray")])
+    pairs = np.concatenate(parts)
+    if len(pairs) > most:
+        pairs = pairs[np.sort(rng.permutation(len(pairs))[:most])]
+    return pairs[:, 0], pairs[:, 1]
 
 
 def choose_even(

@@ -44,6 +44,11 @@ class Patches:
     def __len__(self) -> int:
         return len(self.section)
 
+    def select(self, keep: np.ndarray) -> "Patches":
+        """Those that `keep` (numbers, or bool [N]) names."""
+        arrays = {name: getattr(self, name)[keep] for name in DTYPES}
+        return Patches(**arrays, settings=self.settings)
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes one npz, atomically and without pickle."""
         arrays = {name: getattr(self, name) for name in DTYPES}

@@ -43,7 +43,7 @@ def make_phantom(
     plans = coronal_plans(
         cortex,
         (np.arange(settings.num_sections) - (settings.num_sections - 1) / 2) * settings.spacing_mm,
-        settings.seed,
+        settings.own_seed,
     )
     names = [f"area {k + 1}" for k in range(settings.num_areas)]
     return write_brain(out, settings, cortex, plans, names, ["left", "right"], progress, workers)
@@ -51,7 +51,8 @@ def make_phantom(
 
 def phantom_cortex(settings: PhantomSettings) -> shape.Cortex:
     """Both hemispheres of the phantom; the null brain differs in its profiles only."""
-    form, layout, texture = (np.random.default_rng((settings.seed, k)) for k in range(3))
+    form = np.random.default_rng((settings.own_seed, 0))
+    layout, texture = (np.random.default_rng((settings.seed, k)) for k in (1, 2))
     unfolded, pial, white, faces = shape.hemisphere(
         settings.long_axis_mm, settings.mesh_subdivisions, form
     )

@@ -15,6 +15,8 @@ class PhantomSettings:
 
     Attributes:
         seed: of everything random. Each section draws from generators of its own.
+        individual: another number is another brain of the same kind: the same areas and profiles
+            on the unfolded surface, but other folds, stains and annotations.
         long_axis_mm: length of a hemisphere before folding.
         mesh_subdivisions: of the icosphere; a hemisphere has 10 * 4**n + 2 vertices.
         num_areas: areas of each hemisphere (the mirror image of the other one's).
@@ -30,6 +32,7 @@ class PhantomSettings:
     """
 
     seed: int = 0
+    individual: int = 0
     long_axis_mm: float = 40.0
     mesh_subdivisions: int = 5
     num_areas: int = 12
@@ -42,6 +45,11 @@ class PhantomSettings:
     atlas: bool = True
     null: bool = False
     compression: str | None = None
+
+    @property
+    def own_seed(self) -> int:
+        """Of all that differs between individuals."""
+        return self.seed + (self.individual << 32)
 
     def __post_init__(self):
         factor = GRID_UM / self.um_per_px

@@ -88,7 +88,7 @@ def paint_surfaces(
             f"y_range_mm = {positions[0]:g} ... {positions[-1]:g} meets no surface; "
             f"they lie at y = {low:.1f} ... {high:.1f} mm"
         )
-    plans = coronal_plans(cortex, positions, settings.seed)
+    plans = coronal_plans(cortex, positions, settings.own_seed)
     areas, taken = [], {item["name"] for item in area_classes([])}
     for key in keys:
         name = names.get(key) or f"area {key}"

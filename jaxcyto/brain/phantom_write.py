@@ -63,7 +63,7 @@ def write_brain(
 
 def _paint_all(folder, settings, cortex, plans, num_areas, progress, workers) -> None:
     workers = min(workers or os.cpu_count() or 1, len(plans))
-    moved = displaced(cortex, np.random.default_rng((settings.seed, 5)))
+    moved = displaced(cortex, np.random.default_rng((settings.own_seed, 5)))
     paint = _Paint(folder, settings, cortex, moved, num_areas)
     if workers == 1:
         for done, plan in enumerate(plans):
@@ -106,7 +106,7 @@ class _Paint:
     num_areas: int
 
     def __call__(self, plan: SectionPlan) -> None:
-        settings, seed = self.settings, (self.settings.seed, 3, plan.number)
+        settings, seed = self.settings, (self.settings.own_seed, 3, plan.number)
         cut = cut_cortex(self.cortex, plan.affine)
         look = draw_look(plan.shape, settings.artifacts, np.random.default_rng((*seed, 0)))
         ids = (self.num_areas + 1, self.num_areas + 2)

@@ -14,7 +14,8 @@ from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import SPLITS, need_hemispheres, read_brain
 from jaxcyto.brain.oracle import oracle_settings
 from jaxcyto.brain.oracle_build import parts_folder, saved_oracle, solve_shard
-from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, make_pairs, oracle_path
+from jaxcyto.brain.pairing import make_pairs, oracle_path
+from jaxcyto.brain.pairs import PAIRS_FILE, Pairs
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.brain.sampling import sample_patches
@@ -69,7 +70,7 @@ def pair_brain(
         root: the brain's folder.
         patches_file: name of the patches' file in it.
         out: name of the pairs' file in it.
-        **settings: of `pairs.make_pairs`.
+        **settings: of `pairing.make_pairs`.
 
     Raises:
         InputError: as `read_brain`, `load_patches` and `make_pairs`.

@@ -37,6 +37,19 @@ class Segments:
             self.face[keep], self.bary[keep], self.points_mm[keep], self.length_mm[keep]
         )
 
+    def at(self, arc_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What lies at arc lengths [n] along all segments, one after the other.
+
+        Returns:
+            Segments [n], positions [n, 3] in mm and barycentric coordinates [n, 3].
+        """
+        ends = np.cumsum(self.length_mm)
+        segment = np.minimum(np.searchsorted(ends, arc_mm, "right"), len(ends) - 1)
+        length = self.length_mm[segment]
+        ratio = np.clip((arc_mm - ends[segment] + length) / np.where(length > 0, length, 1), 0, 1)
+        mix = np.stack([1 - ratio, ratio], -1)[:, :, None]
+        return segment, (self.points_mm[segment] * mix).sum(1), (self.bary[segment] * mix).sum(1)
+
     @staticmethod
     def joined(parts: list["Segments"]) -> "Segments":
         """The segments of several surfaces, one after the other."""

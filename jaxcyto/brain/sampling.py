@@ -314,21 +314,15 @@ def _draw(
 ) -> dict[str, np.ndarray]:
     """The patches at these arc lengths [n] along one section's ribbon, with their tissue."""
     ribbon = cutter.ribbon(index)
-    segments = ribbon.segments
-    ends = np.cumsum(segments.length_mm)
-    segment = np.minimum(np.searchsorted(ends, arc_mm, "right"), len(ends) - 1)
-    length = segments.length_mm[segment]
-    ratio = np.clip((arc_mm - ends[segment] + length) / np.where(length > 0, length, 1), 0, 1)
-    mix = np.stack([1 - ratio, ratio], -1)[:, :, None]
-    points = (segments.points_mm[segment] * mix).sum(1)
+    segment, points, bary = ribbon.segments.at(arc_mm)
     column, row, _ = cutter.registrations[index].to_px(points)
     return {
         "section": np.full(len(arc_mm), index),
         "center_px": np.stack([column, row], -1),
         "position_mm": points,
         "hemisphere": ribbon.hemisphere[segment],
-        "face": segments.face[segment],
-        "bary": (segments.bary[segment] * mix).sum(1),
+        "face": ribbon.segments.face[segment],
+        "bary": bary,
         "split": ribbon.split[segment],
         "arc_mm": arc_mm,
         "tissue": _tissue(cutter.brain, index, column, row, extent_um),

@@ -54,12 +54,13 @@ def points_figure(brains: Sequence[tuple[Brain, Patches]]) -> Figure:
         carrying = hemisphere_surface(hemisphere)
         outside, name = _outside(hemisphere, carrying, patches.face[own])
         inflated, valley = inflate(carrying)
-        face, bary, split = patches.face[own], patches.bary[own], patches.split[own]
+        face, bary = patches.face[own], patches.bary[own]
+        colors = np.array([to_rgb(SPLIT_COLORS[name]) for name in SPLITS])[patches.split[own]]
         for number, (surface, title) in enumerate(((outside, name), (inflated, "inflated"))):
             points = (surface.vertices[surface.faces[face]] * bary[:, :, None]).sum(axis=1)
             shade = np.where(valley, DARK, LIGHT) if number else LIGHT * np.ones(len(valley))
             for axis, view in zip(row[2 * number : 2 * number + 2], VIEWS, strict=True):
-                axis.imshow(draw(surface, shade, points, split, view))
+                axis.imshow(draw(surface, shade, points, colors, view))
                 axis.set_title(f"{brain.name}, {hemisphere.name}: {title}, {view.name}", fontsize=8)
                 axis.axis("off")
     counts = np.bincount(np.concatenate([p.split for _, p in brains]), minlength=len(SPLITS))
@@ -85,15 +86,15 @@ def _outside(hemisphere: Hemisphere, surface: Surface, face: np.ndarray) -> tupl
 
 
 def draw(
-    surface: Surface, shade: np.ndarray, points: np.ndarray, split: np.ndarray, view: View
+    surface: Surface, shade: np.ndarray, points: np.ndarray, colors: np.ndarray, view: View
 ) -> np.ndarray:
     """One surface with its points.
 
     Args:
         surface: what is drawn, lit from the viewer.
-        shade: its brightness [V], 0 ... 1.
+        shade: its brightness [V] or colours [V, 3], 0 ... 1.
         points: on it, [N, 3] mm.
-        split: colours of the points, index [N] into `SPLITS`.
+        colors: of the points, RGB [N, 3], 0 ... 1.
         view: where from.
 
     Returns:
@@ -113,30 +114,29 @@ def draw(
         return row.clip(0, HEIGHT_PX - 1), column.clip(0, width - 1), near
 
     lit = np.abs(vertex_normals(surface)[:, view.near[0]])
-    bright = shade * (0.35 + 0.65 * lit)
+    bright = shade.reshape(len(lit), -1) * (0.35 + 0.65 * lit)[:, None]
     image = np.ones((HEIGHT_PX, width, 3))
     front = np.full((HEIGHT_PX, width), -np.inf)
     for where, values in _fill(surface, bright, scale):
         row, column, near = project(where)
         order = np.flatnonzero(near > front[row, column])
         order = order[np.argsort(near[order])]  # of those on one pixel, the last stays
-        image[row[order], column[order]] = values[order, None]
+        image[row[order], column[order]] = values[order]
         front[row[order], column[order]] = near[order]
     row, column, near = project(points)
     seen = near > front[row, column] - BEHIND_MM
-    colors = np.array([to_rgb(SPLIT_COLORS[name]) for name in SPLITS])
     radius = 2 if len(points) < 2000 else 1 if len(points) < 30_000 else 0
     for i in range(-radius, radius + 1):
         for j in range(-radius, radius + 1):
             at = (row[seen] + i).clip(0, HEIGHT_PX - 1), (column[seen] + j).clip(0, width - 1)
-            image[at] = colors[split[seen]]
+            image[at] = colors[seen]
     return image
 
 
 def _fill(
     surface: Surface, values: np.ndarray, scale: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Points [M, 3] so dense that triangles leave no holes at `scale` px/mm; values [M] there.
+    """Points [M, 3] so dense that triangles leave no holes at `scale` px/mm; values [M, C] there.
 
     Some triangles at a time.
     """
@@ -152,4 +152,5 @@ def _fill(
         bary = np.stack([i, j, number - i - j], axis=1)[inside] / number
         for some in np.array_split(own, -(-len(own) * len(bary) // AT_ONCE)):
             where = np.einsum("pk,fkd->fpd", bary, surface.vertices[some])
-            yield where.reshape(-1, 3), (values[some] @ bary.T).ravel()
+            there = np.einsum("pk,fkc->fpc", bary, values[some])
+            yield where.reshape(-1, 3), there.reshape(-1, values.shape[1])

@@ -10,6 +10,7 @@ from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import AreaClass, Hemisphere, SectionRow
 from jaxcyto.brain.registration import Registration, registration
 from jaxcyto.brain.surfaces import Surface, hemisphere_surface
+from jaxcyto.brain.vertex_maps import structure_meta
 from jaxcyto.predict.maps import ClassMap, colors
 
 BAND_ROWS = 1024  # of a map, read at once
@@ -34,10 +35,7 @@ def surface_classes(
     for (row, numbers), place in zip(maps, places, strict=True):
         column, line, offset = place.to_px(surface.vertices)
         near = np.flatnonzero(np.abs(offset) <= reach)
-        # pixel m of the map covers px [m / scale, (m + 1) / scale) of the section
-        scale = row.pixel_um / numbers.pixel_um
-        x, y = (np.floor((c[near] + 0.5) * scale).astype(np.int64) for c in (column, line))
-        found = _pixels(numbers, y, x)
+        found = classes_at(numbers, row.pixel_um, column[near], line[near])
         known = found < num_classes
         votes[near[known], found[known]] += 1
     return np.where(votes.any(axis=1), votes.argmax(axis=1), -1).astype(np.int32)
@@ -63,7 +61,7 @@ def write_surface_labels(
             datatype="NIFTI_TYPE_INT32",
             encoding="GIFTI_ENCODING_B64GZ",
         )
-        image = GiftiImage(darrays=[array])
+        image = GiftiImage(meta=structure_meta(hemisphere.name), darrays=[array])
         entries = [("unlabelled", (0.0, 0.0, 0.0, 0.0))]
         for entry, color in zip(classes, colors(classes) / 255, strict=True):
             entries.append((entry.name, (*color.tolist(), 1.0)))
@@ -91,14 +89,26 @@ def _side(surface: Surface) -> float:
     return float(np.median(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2)))
 
 
-def _pixels(numbers: ClassMap, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The map's pixels at (y, x), read in bands; outside of the map 255."""
+def classes_at(
+    numbers: ClassMap, pixel_um: float, column: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+    """The map's pixels, uint8 [N], at places in a section; outside of the map 255.
+
+    Args:
+        numbers: the map, read in bands.
+        pixel_um: of the section.
+        column: [N] in px of the section at full resolution.
+        row: [N], alike.
+    """
+    # pixel m of the map covers px [m / scale, (m + 1) / scale) of the section
+    scale = pixel_um / numbers.pixel_um
+    x, y = (np.floor((place + 0.5) * scale).astype(np.int64) for place in (column, row))
     out = np.full(len(y), 255, np.uint8)
     height, width = numbers.shape
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     for band in np.unique(y[inside] // BAND_ROWS):
         chosen = np.flatnonzero(inside & (y // BAND_ROWS == band))
-        left, right = x[chosen].min(), x[chosen].max() + 1
+        left, right = int(x[chosen].min()), int(x[chosen].max()) + 1
         part = numbers.read(band * BAND_ROWS, left, BAND_ROWS, right - left)
         out[chosen] = part[y[chosen] - band * BAND_ROWS, x[chosen] - left]
     return out

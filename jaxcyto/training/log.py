@@ -16,6 +16,7 @@ from jaxcyto.brain.files import atomic_write
 
 logger = logging.getLogger("jaxcyto")
 LARGEST = sys.float_info.max
+SKIPPED = "skipped/"  # a file follows: in metrics.jsonl, how often it could not be read
 
 
 def log_to_stderr() -> None:

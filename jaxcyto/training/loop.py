@@ -27,7 +27,7 @@ from jaxcyto.training.checkpoint import Checkpoints
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.experiment import Experiment
 from jaxcyto.training.lock import locked
-from jaxcyto.training.log import MetricsWriter, Progress, logger, read_metrics
+from jaxcyto.training.log import SKIPPED, MetricsWriter, Progress, logger, read_metrics
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.segment import open_segmentation
 from jaxcyto.training.state import State, parameter_count
@@ -36,7 +36,6 @@ from jaxcyto.training.stop import Interrupted, Stop
 from jaxcyto.validate import batch_size, validate
 
 AHEAD = 4  # steps that may wait on the device: a signal has to wait for them
-SKIPPED = "skipped/"  # a file follows: in metrics.jsonl, how often it could not be read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,6 +110,7 @@ def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[st
         logger.info("%d parameters; %d steps", parameter_count(state.params), steps)
         if distributed.is_first():
             record.write_json(workdir / "config.json", resolved)  # now that it is known to fit
+            record.add_start(workdir, start)
         writer = MetricsWriter(workdir if distributed.is_first() else None, start)
         state = parallel.replicate(parallel.from_first(state))
         try:

@@ -30,6 +30,7 @@ from jaxcyto.input import (
     train_batches,
 )
 from jaxcyto.models import SiameseNet
+from jaxcyto.pair_predictions import save_predictions
 from jaxcyto.training import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
@@ -209,10 +210,24 @@ class Pretraining:
             results["test"] = means["eval"] | constant_errors(self.table, pairs, self.task.scales)
             results["test_train_mode"] = means["train_mode"]
             print(results_table(results["test"], absolute_x), flush=True)
+            save_predictions(workdir, self._with_truth(predictions))
         else:
             logger.warning("no test pairs: results.json has no test errors")
         plots.pretext_figures(workdir, self.table, self.source, predictions)
         return results
+
+    def _with_truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Predictions of pairs beside their targets, by the names of `pair_predictions.SHAPES`."""
+        table, pair = self.table, predictions["index"].astype(np.int64)
+        return {
+            "pair": pair,
+            "distance_mm": table.distance_mm[pair],
+            "predicted_distance_mm": predictions["distance"],
+            "coordinates_mm": table.coordinates_mm[
+                np.stack([table.first[pair], table.second[pair]], axis=1)
+            ],
+            "predicted_coordinates_mm": predictions["coordinates"],
+        }
 
     def _eval_batches(self, pairs: np.ndarray) -> grain.MapDataset:
         share = parallel.share()

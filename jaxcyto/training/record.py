@@ -1,9 +1,16 @@
-"""config.json of a run folder: what a run that continues must find unchanged."""
+"""Of a run folder: config.json, what a run that continues must find unchanged; environment.json."""
 
 import dataclasses
 import json
+import os
+import platform
+import time
+from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from jaxcyto.brain.files import atomic_write
 from jaxcyto.config import differences
@@ -71,3 +78,32 @@ def check_saved(
             raise InputError(f"{workdir}: this run was started {what}; start in a new --workdir")
     for line in differences(saved, new):
         logger.warning("config differs from the run's so far: %s", line)
+
+
+PACKAGES = "jaxcyto", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"
+
+
+def add_start(workdir: Path, step: int) -> None:
+    """Adds to environment.json what this start of a run runs on; each start is one entry.
+
+    Args:
+        workdir: of the run.
+        step: that it starts after.
+    """
+    path = workdir / "environment.json"
+    try:
+        earlier = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):  # the first start; or damaged, and no loss
+        earlier = []
+    start = {
+        "step": step,
+        "time": round(time.time()),
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "processes": jax.process_count(),
+        "backend": jax.default_backend(),
+        "devices": dict(Counter(device.device_kind for device in jax.devices())),
+    }
+    write_json(path, [*(earlier if isinstance(earlier, list) else []), start])

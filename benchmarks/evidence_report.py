@@ -1,0 +1,267 @@
+"""docs/results.md and its figures, from the result files of evidence.py.
+
+    python benchmarks/evidence_report.py                  # of the size "small"
+    python benchmarks/evidence_report.py --size tiny --out somewhere
+
+Rewrites what stands between the two marks of the page; the rest of it is written by hand. Last
+line on stdout: one JSON object, the claims with their figures.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import evidence_figures as figures
+from benchmarks.evidence_plan import ABLATIONS, ALL_ROWS, ROWS, STUDIES
+from jaxcyto.brain.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN = "<!-- begin: written by benchmarks/evidence_report.py -->"
+END = "<!-- end -->"
+Results = dict[tuple[str, str, int], dict[str, Any]]  # (study, row, seed): kind -> record
+
+
+def read_results(folder: Path) -> Results:
+    """All result files of a size."""
+    found: Results = defaultdict(dict)
+    for path in sorted(folder.glob("*/*.json")):
+        record = json.loads(path.read_text())
+        found[record["study"], record["row"], record["seed"]][record["kind"]] = record
+    return dict(found)
+
+
+# ---- columns: each reads one figure of a row, study and seed ------------------------------------
+
+Column = tuple[str, str, Callable[[dict[str, Any]], float | None]]
+
+
+def _pretext(key: str, term: str) -> Callable[[dict[str, Any]], float | None]:
+    """An error of the network's own heads, of rows that learn it."""
+
+    def read(found: dict[str, Any]) -> float | None:
+        record = found.get("probes") or {}
+        terms = ALL_ROWS[record["row"]].terms if record else ()
+        learnt = any(term in repr(each.function) for each in terms)
+        return (record.get("heads") or {}).get(key) if learnt else None
+
+    return read
+
+
+def _probe(*keys: str) -> Callable[[dict[str, Any]], float | None]:
+    def read(found: dict[str, Any]) -> float | None:
+        value = found.get("probes", {})
+        for key in keys:
+            value = (value or {}).get(key)
+        return value  # type: ignore[return-value]
+
+    return read
+
+
+def _segment(key: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda found: (found.get("segment", {}).get("test") or {}).get(key)
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("distance error, mm", ".2f", _pretext("distance_mae_mm", "distance_loss")),
+    ("coordinate error, mm", ".2f", _pretext("coordinate_mae_mm", "coordinate_loss")),
+    ("Dice, areas", ".3f", _segment("dice_macro_areas")),
+    ("err_seg, %", ".1f", _segment("err_seg_percent")),
+    ("k-NN, %", ".1f", _probe("knn", "accuracy_percent")),
+    ("linear, %", ".1f", _probe("linear", "accuracy_percent")),
+    ("border AUC", ".2f", _probe("neighbors", "auc")),
+)
+COLUMN = {title: read for title, _, read in COLUMNS}
+
+
+def values(results: Results, study: str, row: str, title: str) -> dict[int, float]:
+    """A column of a row, by seed; without seeds that are not there."""
+    found = {
+        seed: COLUMN[title](record)
+        for (each, name, seed), record in results.items()
+        if (each, name) == (study, row)
+    }
+    return {seed: float(value) for seed, value in sorted(found.items()) if value is not None}
+
+
+def cell(found: dict[int, float], form: str) -> str:
+    """Mean and standard deviation over seeds."""
+    if not found:
+        return ""
+    numbers = list(found.values())
+    mean = format(float(np.mean(numbers)), form)
+    return mean if len(numbers) < 2 else f"{mean} ± {format(float(np.std(numbers, ddof=1)), form)}"
+
+
+def study_table(results: Results, study: str, rows: dict[str, Any]) -> list[str]:
+    """A Markdown table of the rows that have results; none without any."""
+    lines = [
+        f"| row | pre-training | seeds | {' | '.join(title for title, _, _ in COLUMNS)} |",
+        "|---|---|---|" + "---|" * len(COLUMNS),
+    ]
+    for row, what in rows.items():
+        cells = [cell(values(results, study, row, title), form) for title, form, _ in COLUMNS]
+        seeds = {s for (each, name, s) in results if (each, name) == (study, row)}
+        if any(cells):
+            lines.append(f"| {row} | {what.title} | {len(seeds)} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+# ---- the paper's claims -------------------------------------------------------------------------
+
+
+def compare(
+    results: Results, study: str, before: str, after: str, title: str, lower: bool
+) -> dict[str, Any] | None:
+    """Mean figures of two rows over the seeds that both have, and in how many `after` is better."""
+    a, b = (values(results, study, row, title) for row in (before, after))
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    first, second = (np.array([found[s] for s in seeds]) for found in (a, b))
+    better = second < first if lower else second > first
+    return {
+        "study": study,
+        "column": title,
+        "rows": [before, after],
+        "before": float(first.mean()),
+        "after": float(second.mean()),
+        "change_percent": float(100 * (second.mean() / first.mean() - 1)),
+        "better_seeds": int(better.sum()),
+        "seeds": len(seeds),
+    }
+
+
+CLAIMS = (
+    ("coordinates halve the distance error (row 2 -> 4: -50 %)", "2", "4", "distance error, mm", 1),
+    ("both losses are better than distance alone (2 -> 4)", "2", "4", "Dice, areas", 0),
+    ("both losses are better than coordinates alone (3 -> 4)", "3", "4", "Dice, areas", 0),
+    ("err_seg falls by a third: 21.2 -> 14.4 % (1 -> 4: -32 %)", "1", "4", "err_seg, %", 1),
+    ("Dice rises clearly (1 -> 4)", "1", "4", "Dice, areas", 0),
+    ("ten times the pairs help moderately (4 -> 5)", "4", "5", "Dice, areas", 0),
+    ("the same, of the distance error (4 -> 5)", "4", "5", "distance error, mm", 1),
+    ("not the paper's: all pairs of a batch (4 -> 6)", "4", "6", "Dice, areas", 0),
+    ("the same, of the distance error (4 -> 6)", "4", "6", "distance error, mm", 1),
+    ("not the paper's: contrastive against both losses (4 -> 7)", "4", "7", "Dice, areas", 0),
+)
+
+
+def claims(results: Results) -> list[dict[str, Any]]:
+    """Each claim with its figures, in each study that has both rows."""
+    found = []
+    for study in ("phantom", "other", "painted", "null"):
+        for claim, before, after, title, lower in CLAIMS:
+            compared = compare(results, study, before, after, title, bool(lower))
+            if compared is not None:
+                found.append({"claim": claim, **compared})
+    return found
+
+
+def claims_table(found: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| claim | study | measure | before | after | change | better in |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in found:
+        lines.append(
+            f"| {each['claim']} | {STUDIES[each['study']].title} | {each['column']} "
+            f"| {each['before']:.3g} | {each['after']:.3g} | {each['change_percent']:+.0f} % "
+            f"| {each['better_seeds']} of {each['seeds']} seeds |"
+        )
+    return lines if found else []
+
+
+# ---- floors and ceilings ------------------------------------------------------------------------
+
+
+def bounds_table(results: Results) -> list[str]:
+    """What simple statistics reach, the network from scratch, and the same with all annotations."""
+    lines = ["| study | what | Dice, areas | err_seg, % |", "|---|---|---|---|"]
+    for study in STUDIES:
+        baseline = results.get((study, "baseline", 0), {}).get("baseline")
+        for name, found in (baseline or {}).get("models", {}).items():
+            test = found["test"]
+            lines.append(
+                f"| {STUDIES[study].title} | {name} on intensity statistics "
+                f"| {test['dice_macro_areas']:.3f} | {test['err_seg_percent']:.1f} |"
+            )
+        for row, what in (("1", "U-Net from scratch"), ("ceiling", ALL_ROWS["ceiling"].title)):
+            cells = [
+                cell(values(results, study, row, title), form)
+                for title, form in (("Dice, areas", ".3f"), ("err_seg, %", ".1f"))
+            ]
+            if any(cells):
+                lines.append(f"| {STUDIES[study].title} | {what} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+# ---- the page -----------------------------------------------------------------------------------
+
+
+def page(results: Results, drawn: dict[str, str], command: str) -> str:
+    """What stands between the marks.
+
+    Args:
+        results: all of them.
+        drawn: caption by file name of the figures that were drawn.
+        command: that made the page.
+    """
+    records = [r for kinds in results.values() for r in kinds.values()]
+    hours = sum(record["seconds"] for record in records) / 3600
+    devices, commits = ({r[key] for r in records} for key in ("device", "commit"))
+    lines = [
+        BEGIN,
+        "",
+        f"{len(records)} result files, {hours:.1f} hours on {'; '.join(sorted(devices))} (other "
+        f"work beside), commits {', '.join(sorted(commits))}; `{command}`. Mean ± standard "
+        "deviation over seeds.",
+        "",
+    ]
+    for study in ("phantom", "other", "painted", "null"):
+        if table := study_table(results, study, ROWS):
+            lines += [f"### {STUDIES[study].title.capitalize()}", "", *table, ""]
+    if table := claims_table(claims(results)):
+        lines += ["### The claims", "", *table, ""]
+    if table := bounds_table(results):
+        lines += ["### Is the task neither too easy nor too hard?", "", *table, ""]
+    if table := study_table(results, "ablation", ABLATIONS):
+        row = study_table(results, "phantom", {"4": ROWS["4"]})[2:]
+        lines += ["### What the paper leaves open", "", *table[:2], *row, *table[2:], ""]
+    for name, caption in drawn.items():
+        lines += [f"![{caption}](figures/{name})", "", f"*{caption}*", ""]
+    return "\n".join([*lines, END])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--size", default="small")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "benchmarks" / "results" / "evidence"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of results.md")
+    arguments = parser.parse_args()
+    results = read_results(arguments.results / arguments.size)
+    if not results:
+        raise SystemExit(f"{arguments.results / arguments.size}: no results; run evidence.py first")
+    drawn = figures.draw(results, arguments.out / "figures")
+    path = arguments.out / "results.md"
+    text = path.read_text() if path.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    command = f"python benchmarks/evidence_report.py --size {arguments.size}"
+    with atomic_write(path) as file:
+        file.write((before + page(results, drawn, command) + after).encode())
+    print(json.dumps(claims(results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Who is paired with whom, and how far apart they are along the cortex."""
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from jaxcyto.brain.even import ROUNDS, choose_even, neighbour_pairs, pairs_within
+from jaxcyto.brain.files import atomic_write, file_sha256
+from jaxcyto.brain.geodesics import build
+from jaxcyto.brain.manifest import Brain
+from jaxcyto.brain.mesh import clean_faces, component_labels
+from jaxcyto.brain.oracle import ANCHORS, Oracle
+from jaxcyto.brain.oracle_build import cached_oracle
+from jaxcyto.brain.pairs import Pairs, distances_path
+from jaxcyto.brain.patches import PATCHES_FILE, Patches
+from jaxcyto.brain.progress import Progress
+from jaxcyto.brain.surfaces import Surface, hemisphere_surface
+from jaxcyto.errors import InputError
+
+MAX_ALL = 50_000  # patches whose full matrix is written: 10 GB
+# From this size on the oracle, which takes minutes to build, is quicker than other methods.
+ORACLE_VERTICES, ORACLE_PAIRS = 40_000, 2000
+
+
+def make_pairs(
+    brain: Brain,
+    patches: Patches,
+    *,
+    num_pairs: int | None = None,
+    method: str = "exact",
+    seed: int = 0,
+    workers: int | None = None,
+    all_distances: bool = False,
+    even_distances: bool = False,
+    within_mm: float | None = None,
+    anchors: int = ANCHORS,
+    patches_file: str = PATCHES_FILE,
+    progress: Progress | None = None,
+) -> Pairs:
+    """Draws pairs of patches and solves their distances.
+
+    Both patches of a pair lie on one connected surface of one hemisphere and in one split. Every
+    patch occurs in at least one pair (one without a partner in none, with a warning).
+
+    Args:
+        brain: the brain folder; the patches' file must lie in it.
+        patches: its patches, as saved there.
+        num_pairs: number of pairs; default: as many as patches.
+        method: "exact", "heat" or "oracle", see `geodesics.build`; "auto": the oracle for
+            thousands of pairs on a large surface, else heat. Oracles are kept in the brain's
+            folder, see `oracle_path`.
+        seed: the same seed gives the same pairs, whatever the number of workers.
+        workers: processes; default: the processors.
+        all_distances: also write patches_distances.npy, float32 [N, N] mm between all patches,
+            infinite between hemispheres. But for the oracle it costs one solution per patch, not
+            per two patches.
+        even_distances: draw pairs evenly over distance; for this, distances of several times as
+            many are needed, so it takes the oracle.
+        within_mm: draw near pairs only, at most so far apart, evenly over distance (for
+            contrastive losses, see `batch_losses.colocation_loss`); fewer if there are no more.
+        anchors: of the oracle, see `oracle_build.build_oracle`.
+        patches_file: name of the patches' file in the brain's folder.
+        progress: called with (sources done, sources), anew for each hemisphere.
+
+    Returns:
+        The pairs, not yet saved.
+
+    Raises:
+        InputError: if there are too few pairs or patches, or a surface does not suit the method.
+    """
+    workers = workers or os.cpu_count() or 1
+    path = brain.root / patches_file
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; save the patches there first")
+    if all_distances and len(patches) > MAX_ALL:
+        raise InputError(
+            f"all_distances: a matrix of {len(patches)} patches is too large; at most {MAX_ALL}"
+        )
+    surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
+    number = len(patches) if num_pairs is None else num_pairs
+    if method == "auto":
+        method = _suitable_method(surfaces, number, even_distances)
+    if even_distances and within_mm is not None:
+        raise InputError("give either even_distances or within_mm")
+    if within_mm is None:
+        first, second = _candidates(surfaces, patches, number, method, seed, even_distances)
+    else:
+        group = _groups(surfaces, patches)
+        first, second = pairs_within(group, patches.position_mm, within_mm, number * ROUNDS, seed)
+    distance = np.empty(len(first))
+    matrix = np.full((len(patches),) * 2, np.inf, np.float32) if all_distances else None
+    biases, errors = {}, {}
+    face, bary = patches.face, patches.bary
+    for index in np.unique(patches.hemisphere).tolist():
+        if method == "oracle":
+            kept, surface = oracle_path(brain, index), surfaces[index]
+            oracle = cached_oracle(
+                kept, surface, anchors=anchors, workers=workers, progress=progress
+            )
+        else:
+            oracle = build(surfaces[index], method, seed=seed, workers=workers)
+        members = np.flatnonzero(patches.hemisphere == index)
+        own = patches.hemisphere[first] == index
+        if matrix is not None:
+            block = oracle.matrix(face[members], bary[members], workers, progress)
+            matrix[np.ix_(members, members)] = block
+            distance[own] = matrix[first[own], second[own]]
+        else:
+            a, b = first[own], second[own]
+            distance[own] = oracle.distances(face[a], bary[a], face[b], bary[b], workers, progress)
+        name = brain.hemispheres[index].name
+        biases[name] = oracle.refined_bias
+        if isinstance(oracle, Oracle):
+            errors[name] = oracle.mean_error
+    assert np.isfinite(distance).all()
+    if within_mm is not None:
+        near = distance <= within_mm  # the straight distance was
+        first, second, distance = first[near], second[near], distance[near]
+        _check_near(first, second, len(patches), number, within_mm)
+    if even_distances or within_mm is not None:
+        chosen = choose_even(first, second, distance, number, seed)
+        first, second, distance = first[chosen], second[chosen], distance[chosen]
+    if matrix is not None:
+        with atomic_write(distances_path(brain.root, patches_file)) as file:
+            np.save(file, matrix)
+    settings = {
+        "method": method,
+        "seed": seed,
+        "bias": biases,
+        "mean_error": errors,
+        "all_distances": all_distances,
+        "even_distances": even_distances,
+        "within_mm": within_mm,
+    }
+    return Pairs(
+        first.astype(np.int32),
+        second.astype(np.int32),
+        distance.astype(np.float32),
+        patches_file,
+        file_sha256(path),
+        settings,
+    )
+
+
+def _candidates(
+    surfaces: list[Surface], patches: Patches, number: int, method: str, seed: int, even: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches [P], [P] of the pairs whose distances are to be solved; for an even draw many more.
+
+    Raises:
+        InputError: the settings do not fit each other, or there are too few pairs or patches.
+    """
+    if number < 1:
+        raise InputError(f"num_pairs = {number}; at least 1")
+    if even and method != "oracle":
+        raise InputError(f"even_distances takes method oracle, not {method}")
+    if even and number < len(patches):
+        raise InputError(f"even_distances takes at least one pair per patch: {len(patches)}")
+    group = _groups(surfaces, patches)
+    first, second = draw_pairs(group, number * (ROUNDS if even else 1), seed)
+    if not even:
+        return first, second
+    near = neighbour_pairs(group, patches.position_mm, seed)
+    return np.concatenate([first, near[0]]), np.concatenate([second, near[1]])
+
+
+def _check_near(
+    first: np.ndarray, second: np.ndarray, patches: int, number: int, within_mm: float
+) -> None:
+    """Says so where there are fewer near pairs than wanted, or patches without one.
+
+    Raises:
+        InputError: there is no near pair.
+    """
+    if not len(first):
+        raise InputError(
+            f"within_mm = {within_mm:g}: no two patches are so near; sample more, or give more mm"
+        )
+    alone = patches - len(np.union1d(first, second))
+    if alone or len(first) < number:
+        warnings.warn(
+            f"within {within_mm:g} mm there are {len(first)} pairs (asked for: {number}); "
+            f"{alone} of {patches} patches have none",
+            stacklevel=3,
+        )
+
+
+def oracle_path(brain: Brain, hemisphere: int) -> Path:
+    """Where the oracle of a hemisphere's distances is kept, beside brain.toml."""
+    name = re.sub(r"\W", "_", brain.hemispheres[hemisphere].name)
+    return brain.root / f"oracle_{hemisphere}_{name}.npz"
+
+
+def _suitable_method(surfaces: list[Surface], num_pairs: int, even_distances: bool) -> str:
+    large = max((len(surface.vertices) for surface in surfaces), default=0) >= ORACLE_VERTICES
+    return "oracle" if even_distances or (large and num_pairs >= ORACLE_PAIRS) else "heat"
+
+
+def _groups(surfaces: list[Surface], patches: Patches) -> np.ndarray:
+    """A number [N] for each combination of hemisphere, component of its surface and split."""
+    component = np.zeros(len(patches), int)
+    for index, surface in enumerate(surfaces):
+        members = patches.hemisphere == index
+        if members.any():
+            if patches.face[members].max() >= len(surface.faces):
+                raise InputError(
+                    "the patches name triangles that their surface does not have; "
+                    "run `jaxcyto sample` again"
+                )
+            labels = component_labels(len(surface.vertices), clean_faces(surface.faces))
+            component[members] = labels[surface.faces[patches.face[members], 0]]
+    key = np.stack([patches.hemisphere, component, patches.split], -1)
+    return np.unique(key, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def draw_pairs(group: np.ndarray, num_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `num_pairs` pairs within groups, each patch in at least one.
+
+    Each round puts every group in a random order and pairs neighbours in the resulting cycle, so
+    that N pairs among N patches use each patch twice. Within the last round pairs are chosen
+    so that no patch is left out before others have two.
+
+    Args:
+        group: group [N] of each patch.
+        num_pairs: number of pairs P.
+        seed: of the draw.
+
+    Returns:
+        first, second: int64 [P], sorted by nothing; the order is random.
+
+    Raises:
+        InputError: if P pairs cannot hold every patch, or no group has two patches.
+    """
+    sizes = np.bincount(group)
+    alone = int((sizes == 1).sum())
+    if alone:
+        warnings.warn(
+            f"{alone} patches are the only ones of their hemisphere, component and split; "
+            "they stay without a pair",
+            stacklevel=3,
+        )
+    usable = np.flatnonzero(sizes >= 2)
+    if not len(usable):
+        raise InputError("no two patches share a hemisphere and a split; sample more patches")
+    least = int(((sizes[usable] + 1) // 2).sum())
+    if num_pairs < least:
+        raise InputError(
+            f"num_pairs = {num_pairs}; {least} are needed for every patch to be in a pair "
+            f"({len(group)} patches)"
+        )
+    members = [np.flatnonzero(group == number) for number in usable]
+    rng = np.random.default_rng(seed)
+    firsts, seconds, have = [], [], 0
+    while have < num_pairs:
+        even, odd = [], []
+        for member in members:
+            order = rng.permutation(member)
+            cycle = np.stack([order, np.roll(order, -1)], -1)
+            if len(order) == 2:
+                cycle = cycle[:1]  # the cycle of two is one pair
+            # The even edges alone hold every patch; they are used first.
+            even.append(cycle[0::2])
+            odd.append(cycle[1::2])
+        round_pairs = np.concatenate(
+            [rng.permutation(np.concatenate(even)), rng.permutation(np.concatenate(odd))]
+        )[: num_pairs - have]
+        have += len(round_pairs)
+        round_pairs = rng.permuted(rng.permutation(round_pairs), axis=1)
+        firsts.append(round_pairs[:, 0])
+        seconds.append(round_pairs[:, 1])
+    return np.concatenate(firsts), np.concatenate(seconds)

@@ -1,0 +1,45 @@
+"""`jaxcyto report`: a run as one HTML page, or its figures as JSON."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from jaxcyto.cli_command import Command
+
+
+@click.command(cls=Command)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page; default: RUN/report.html.")
+@click.option(
+    "--brain",
+    "brains",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A brain that is not where the config says, or that the run was only tested on; may be "
+    "repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures instead, write no page.")
+def report(run: Path, out: Path | None, brains: tuple[Path, ...], as_json: bool) -> None:
+    """Put all that is known of a run on one page.
+
+    The page needs no network: errors, training curves, sample pairs or sections with annotation and
+    prediction, data, config, throughput and environment. Of a run that is not finished, what is
+    there already. The JSON is described in docs/report.md.
+
+    \b
+    Examples:
+      jaxcyto report runs/quickstart
+      jaxcyto report runs/segment --out segment.html
+      jaxcyto report runs/segment --json --brain brains/quickstart
+    """
+    from jaxcyto.report import gather, write_page
+
+    gathered = gather(run, brains)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(gathered), indent=2))
+        return
+    path = out or run / "report.html"
+    size = write_page(gathered, path)
+    click.echo(f"{path}: {size / 1e6:.1f} MB; open it in a browser")

@@ -1,0 +1,15 @@
+"""`jaxcyto report`: a run as one HTML page that needs no network, or its figures as JSON.
+
+gather.py     what the run's folder says, as plain values
+brains.py     the data: what the brain folders say
+pictures.py   pairs of patches, sections with their classes: images as data URIs
+html.py       elements that escape what they hold
+charts.py     curves and points as SVG
+tables.py     scores as tables
+page.py       the page; style.css and script.js are put into it
+"""
+
+from jaxcyto.report.gather import Gathered, gather
+from jaxcyto.report.page import write_page
+
+__all__ = ["Gathered", "gather", "write_page"]

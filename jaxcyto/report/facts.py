@@ -1,0 +1,125 @@
+"""Parts of the page that state what a run was made of: data, config, environment."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from jaxcyto.brain.manifest import SPLITS
+from jaxcyto.report.brains import BrainData
+from jaxcyto.report.gather import Gathered
+from jaxcyto.report.html import Content, Html, count, facts, hint, number, table, tag
+from jaxcyto.report.pictures import uri
+
+NOT_CONFIG = {"classes", "training_sections", "pairs_sha256", "annotation_sha256"}
+POINTS_PX = 1900  # longest side of the figure of sampled points
+
+
+def data(gathered: Gathered) -> Content:
+    """Brains with their splits, what could not be read, the sections of the training."""
+    shown: list[Content] = [_brain(brain) for brain in gathered.data]
+    for path, times in gathered.skipped.items():
+        shown.append(hint(f"Could not be read in training, {count(times)} times: {path}"))
+    sections = gathered.config.get("training_sections")
+    if isinstance(sections, list) and sections:
+        names = tag("p", ", ".join(map(str, sections)), class_="names")
+        summary = tag("summary", f"{len(sections)} sections were trained on")
+        shown.append(tag("details", summary, names))
+    return [*shown, _points(Path(gathered.path) / "figures" / "points.png")]
+
+
+def _brain(brain: BrainData) -> Content:
+    distances = [
+        (f"Nearest patches, {pair.replace('-', ' and ')}", f"{number(distance)} mm")
+        for pair, distance in (brain.distances_mm or {}).items()
+    ]
+    folder = ("Folder", tag("code", brain.path))
+    named = [("License", brain.licence), ("Citation", brain.citation)]
+    columns = {
+        "Sections": brain.sections,
+        "Annotated sections": brain.annotated,
+        "Patches": brain.patches,
+        "Pairs": brain.pairs,
+    }
+    counts = {name: values for name, values in columns.items() if values is not None}
+    rows = [
+        [split, *(count(values[split]) for values in counts.values())]
+        for split in SPLITS
+        if any(values[split] for values in counts.values())
+    ]
+    return [
+        tag("h3", brain.name or brain.path),
+        facts([folder, *named, *distances]),
+        table(["Split", *counts], rows, f"Splits of {brain.name}") if rows else None,
+        hint(brain.fault),
+    ]
+
+
+def _points(path: Path) -> Html | None:
+    """The figure of the sampled patches on the surfaces, which training has drawn."""
+    try:
+        image = Image.open(path).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((POINTS_PX, POINTS_PX), Image.Resampling.LANCZOS)
+    alt = "Patches on the cortical surface, one color for each split"
+    picture = tag("img", src=uri(image, lossy=True), alt=alt)
+    return tag("figure", tag("figcaption", "Patches by split"), picture, class_="plot")
+
+
+def config(gathered: Gathered) -> Content:
+    """config.json by group; fields that stand alone come first."""
+    table = gathered.config
+    groups = {"run": {key: value for key, value in table.items() if not isinstance(value, dict)}}
+    groups |= {key: value for key, value in table.items() if isinstance(value, dict)}
+    shown = [_group(name, group) for name, group in groups.items() if name not in NOT_CONFIG]
+    return tag("div", shown, class_="groups")
+
+
+def _group(name: str, group: dict[str, Any]) -> Html:
+    rows = [
+        tag("tr", tag("th", key, scope="row"), tag("td", _value(value)))
+        for key, value in group.items()
+        if key not in NOT_CONFIG
+    ]
+    return tag("table", tag("caption", name), tag("tbody", rows), class_="group")
+
+
+def _value(value: Any) -> Content:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        if any(isinstance(entry, dict) for entry in value):
+            return [tag("div", _value(entry)) for entry in value]
+        return ", ".join(str(_value(entry)) for entry in value) or "none"
+    if isinstance(value, dict):  # of a term its function says which, the rest how
+        named = [f"{key} {_value(entry)}" for key, entry in value.items() if key != "function"]
+        return ", ".join([str(value["function"])] * ("function" in value) + named)
+    return str(value)
+
+
+def environment(gathered: Gathered) -> Content:
+    """What the last start of the run ran on."""
+    if not gathered.environment:
+        return hint(gathered.missing.get("environment"))
+    last, starts = gathered.environment[-1], len(gathered.environment)
+
+    def listed(key: str, form: str) -> str:
+        value = last.get(key)
+        if isinstance(value, dict):
+            return ", ".join(form.format(name, entry) for name, entry in value.items())
+        return "" if value is None else str(value)
+
+    note = f"Of the last of {starts} starts; all are in environment.json."
+    named = [
+        ("Devices", listed("devices", "{1} \u00d7 {0}")),
+        ("Backend of JAX", listed("backend", "")),
+        ("Processes", listed("processes", "")),
+        ("Processors", listed("cpus", "")),
+        ("Python", listed("python", "")),
+        ("Packages", listed("packages", "{} {}")),
+        ("System", listed("system", "")),
+    ]
+    return [facts(named), tag("p", note, class_="note") if starts > 1 else None]

@@ -1,0 +1,236 @@
+"""Pictures of the data: pairs of patches, sections with their classes; as data URIs."""
+
+import base64
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from PIL import Image
+from scipy.ndimage import distance_transform_cdt, label
+
+from jaxcyto.brain.label_images import section_label
+from jaxcyto.brain.manifest import AreaClass, SectionRow, read_brain
+from jaxcyto.brain.sections import open_section
+from jaxcyto.config import DataConfig
+from jaxcyto.errors import InputError
+from jaxcyto.evaluate import section_images
+from jaxcyto.input import PairSource, PairTable, open_pairs
+from jaxcyto.predict.maps import ClassMap, open_class_map
+from jaxcyto.report.gather import Gathered
+from jaxcyto.segment_plots import borders
+
+PAIRS = 12
+PATCH_PX = 160  # side of a patch
+SECTIONS = 8
+SECTION_PX = 1500  # longest side of a section
+TINT = 0.45  # opacity of a class; its border is opaque
+NAMED = 0.0004  # share of the picture: smaller patches of a class get no name
+APART = 0.08, 0.03  # least distance of names, across and down, in widths of the picture
+
+
+@dataclasses.dataclass(frozen=True)
+class PairPicture:
+    """Two patches, and their distance along the surface in mm."""
+
+    images: tuple[str, str]  # data URIs
+    distance_mm: float
+    predicted_mm: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Classes to be laid over the tissue, and where to write the names of areas, px."""
+
+    image: str  # data URI
+    names: list[tuple[float, float, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SectionPicture:
+    """One section; `annotation` None: it has none."""
+
+    brain: str
+    name: str
+    split: str
+    height: int
+    width: int
+    tissue: str  # data URI
+    annotation: Layer | None
+    prediction: Layer
+    classes: frozenset[int]  # that are to be seen
+
+
+def uri(image: Image.Image, lossy: bool) -> str:
+    """An image as a data URI: PNG or, where it may lose something and is smaller, JPEG."""
+    found = []
+    for kind in ("png", "jpeg")[: 1 + lossy]:
+        file = io.BytesIO()
+        image.save(file, kind, optimize=True, **({"quality": 80} if kind == "jpeg" else {}))
+        found.append((file.tell(), kind, file.getvalue()))
+    _, kind, data = min(found)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+# ---- pre-training -------------------------------------------------------------------------------
+
+
+def open_table(gathered: Gathered) -> tuple[PairTable, PairSource]:
+    """The pairs of a pre-training run.
+
+    Raises:
+        InputError: they cannot be read, or are not those of the run.
+    """
+    faults = [f"{brain.path}: {brain.fault}" for brain in gathered.data if brain.fault]
+    if faults:
+        raise InputError("\n".join(faults))
+    known = {field.name for field in dataclasses.fields(DataConfig)}
+    values: dict[str, Any] = {
+        key: value for key, value in gathered.config["data"].items() if key in known
+    }
+    values["brains"] = tuple(brain.path for brain in gathered.data if brain.pairs is not None)
+    values["all_distances"] = False
+    config = DataConfig(**values)
+    table = open_pairs(config)
+    return table, PairSource(table, config)
+
+
+def pair_pictures(
+    gathered: Gathered, predictions: dict[str, np.ndarray] | None
+) -> list[PairPicture]:
+    """Test pairs from near to far, evenly by rank; of the training, where there are none.
+
+    Raises:
+        InputError: they cannot be read, or are not those of the run.
+    """
+    table, source = open_table(gathered)
+    pairs = next((p for p in map(table.of_split, ("test", "train")) if len(p)), np.zeros(0, int))
+    pairs = pairs[np.argsort(table.distance_mm[pairs], kind="stable")]
+    pairs = pairs[np.linspace(0, len(pairs) - 1, min(PAIRS, len(pairs))).astype(int)]
+    predicted = {}
+    if predictions is not None:
+        found = predictions["pair"], predictions["predicted_distance_mm"]
+        predicted = dict(zip(*(values.tolist() for values in found), strict=True))
+    return [
+        PairPicture(
+            images=(
+                _patch(source.read_patch(int(table.first[pair]))),
+                _patch(source.read_patch(int(table.second[pair]))),
+            ),
+            distance_mm=float(table.distance_mm[pair]),
+            predicted_mm=predicted.get(int(pair)),
+        )
+        for pair in pairs
+    ]
+
+
+def _patch(pixels: np.ndarray) -> str:
+    image = Image.fromarray(pixels)
+    image.thumbnail((PATCH_PX, PATCH_PX), Image.Resampling.BOX)
+    return uri(image, lossy=True)
+
+
+# ---- segmentation -------------------------------------------------------------------------------
+
+
+def section_pictures(gathered: Gathered) -> tuple[list[SectionPicture], list[str]]:
+    """Predicted sections, evenly over those of the test, else over all.
+
+    Returns:
+        The pictures, and a line for each section or brain that cannot be read.
+    """
+    found, faults = [], []
+    for data in gathered.data:
+        if not data.fault:
+            found += _predicted(Path(gathered.path), data.path)
+    wanted = [entry for entry in found if entry[2].split == "test" and entry[2].label is not None]
+    wanted = wanted or found
+    chosen = np.linspace(0, len(wanted) - 1, min(SECTIONS, len(wanted))).astype(int)
+    pictures = []
+    for brain, background, row, path in (wanted[k] for k in chosen):
+        try:
+            picture = _section(brain, background, row, open_class_map(path), gathered.classes)
+        except (InputError, OSError) as error:
+            faults.append(str(error))
+        else:
+            pictures.append(picture)
+    return pictures, faults
+
+
+def _predicted(run: Path, brain_path: str) -> list[tuple[str, int, SectionRow, Path]]:
+    """(brain, background, section, class map) of what is predicted of a brain."""
+    brain = read_brain(brain_path)
+    folder = run / "predictions" / brain.root.name
+    paths = ((row, folder / f"{row.name}.ome.tif") for row in brain.sections)
+    return [(brain.root.name, brain.background, row, path) for row, path in paths if path.is_file()]
+
+
+def _section(
+    brain: str,
+    background: int,
+    row: SectionRow,
+    predicted: ClassMap,
+    classes: tuple[AreaClass, ...],
+) -> SectionPicture:
+    with open_section(row.image, row.pixel_um, background) as image:
+        if row.label is None:
+            tissue, truth, numbers = section_images(image, None, predicted, SECTION_PX)
+        else:
+            with section_label(row, image.shape) as annotation:
+                tissue, truth, numbers = section_images(image, annotation, predicted, SECTION_PX)
+    seen = np.unique(numbers) if truth is None else np.union1d(truth, numbers)
+    return SectionPicture(
+        brain=brain,
+        name=row.name,
+        split=row.split,
+        height=tissue.shape[0],
+        width=tissue.shape[1],
+        tissue=uri(Image.fromarray(tissue), lossy=True),
+        annotation=None if truth is None else _layer(truth, classes),
+        prediction=_layer(numbers, classes),
+        classes=frozenset(seen[seen < len(classes)].tolist()),
+    )
+
+
+def _layer(numbers: np.ndarray, classes: tuple[AreaClass, ...]) -> Layer:
+    """Tints with opaque borders; background and what has no class is clear."""
+    shown = np.array([entry.kind != "background" for entry in classes])
+    visible = np.append(shown, np.zeros(256 - len(shown), bool))[numbers]
+    codes = np.where(visible, 1 + 2 * numbers.astype(int) + borders(numbers), 0)
+    present, indices = np.unique(codes, return_inverse=True)
+    rgba = np.zeros((len(present), 4), np.uint8)
+    for k, code in enumerate(present):
+        if code:
+            color = np.array(to_rgb(classes[(code - 1) // 2].color))
+            rgba[k] = 255 * np.append(color, 1 if code % 2 == 0 else TINT)
+    image = Image.fromarray(rgba[indices.reshape(numbers.shape)])
+    if len(present) <= 256:  # a palette: a fifth of the size
+        image = Image.fromarray(indices.reshape(numbers.shape).astype(np.uint8), "P")
+        image.putpalette(rgba.tobytes(), "RGBA")
+    return Layer(uri(image, lossy=False), _names(numbers, classes))
+
+
+def _names(numbers: np.ndarray, classes: tuple[AreaClass, ...]) -> list[tuple[float, float, str]]:
+    """(x, y, name) of areas, in the middle of the largest patch of each.
+
+    Where two names would lie on each other the larger area's is shown; the legend has them all.
+    """
+    found = []
+    for number in np.unique(numbers):
+        if number >= len(classes) or classes[number].kind != "area":
+            continue
+        parts: Any = label(np.pad(numbers == number, 1))[0]  # type: ignore[index]
+        sizes = np.bincount(parts.ravel())[1:]
+        if sizes.max() < NAMED * numbers.size:
+            continue
+        depth: Any = distance_transform_cdt(parts == 1 + sizes.argmax())
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        found.append((int(sizes.max()), float(x) - 1, float(y) - 1, classes[number].name))
+    names: list[tuple[float, float, str]] = []
+    across, down = (share * numbers.shape[1] for share in APART)
+    for _, x, y, name in sorted(found, reverse=True):
+        if all(abs(x - a) > across or abs(y - b) > down for a, b, _ in names):
+            names.append((x, y, name))
+    return names

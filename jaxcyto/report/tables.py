@@ -1,0 +1,208 @@
+"""Errors, scores and confusion matrices as tables."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcyto.brain.manifest import AreaClass
+from jaxcyto.pair_predictions import read_predictions
+from jaxcyto.report.charts import points_chart
+from jaxcyto.report.gather import Gathered, Scores
+from jaxcyto.report.html import Content, Html, count, hint, number, scrolled, table, tag
+
+NUMBERED = 30  # classes up to which the cells of a confusion matrix hold numbers
+STRONG = 66.5  # % from which on black and white swap as the color that stands out (style.css)
+CONFUSIONS = 8  # listed
+ROWS = 40  # of a table that is open from the start
+
+
+def errors(gathered: Gathered) -> Content:
+    """Test errors of pre-training; scores and confusion matrices of segmentation."""
+    if "scores" in gathered.missing:
+        return hint(gathered.missing.get("scores"))
+    if gathered.task == "pretraining":
+        return [_pretraining(gathered), _predictions(gathered)]
+    first, *others = gathered.scores
+    shown: list[Content] = [
+        _summary(gathered.scores),
+        tag("h3", first.title),
+        _details(first, gathered.classes),
+    ]
+    for scores in others:
+        content = _details(scores, gathered.classes)
+        shown.append(tag("details", tag("summary", f"{scores.title}: the same tables"), content))
+    return shown
+
+
+def _predictions(gathered: Gathered) -> Content:
+    found = read_predictions(Path(gathered.path))
+    if found is None:
+        return hint(gathered.missing.get("predictions"))
+    charts = [
+        points_chart("Distance", found["distance_mm"], found["predicted_distance_mm"], "mm"),
+    ]
+    x = "|x|" if gathered.config["data"].get("absolute_x") else "x"
+    true, predicted = (
+        found[key].reshape(-1, 3) for key in ("coordinates_mm", "predicted_coordinates_mm")
+    )
+    for axis, name in enumerate((x, "y", "z")):
+        charts.append(points_chart(f"Position {name}", true[:, axis], predicted[:, axis], "mm"))
+    return [tag("h3", "Predicted and true"), tag("div", charts, class_="charts small")]
+
+
+def _pretraining(gathered: Gathered) -> Html:
+    """Test errors beside those of constants, and with the statistics of each batch."""
+    test, batch = gathered.test or {}, gathered.test_train_mode or {}
+    x = "|x|" if gathered.config["data"].get("absolute_x") else "x"
+
+    def row(name: Any, values: list[float | None]) -> list[Any]:
+        error, constant, other = values
+        change = None
+        if error is not None and constant:
+            change = 100 * (error / constant - 1)
+        return [name, number(error), number(constant), number(change, "+.0f"), number(other)]
+
+    def found(key: str, axis: int | None = None) -> list[float | None]:
+        tables = (test, key), (test, f"{key}_constant"), (batch, key)
+        values = [entry.get(name) for entry, name in tables]
+        if axis is None:
+            return values
+        return [value[axis] if value is not None else None for value in values]
+
+    rows = [
+        row("Distance", found("distance_mae_mm")),
+        row("Position", found("coordinate_mae_mm")),
+        *(
+            row(tag("span", name, class_="inner"), found("coordinate_mae_mm_per_axis", axis))
+            for axis, name in enumerate((x, "y", "z"))
+        ),
+    ]
+    head = ["Mean error", "Network, mm", "Constant, mm", "Change, %", "Batch statistics, mm"]
+    note = (
+        "On all test pairs. Constant: the median of training is always predicted. Batch "
+        "statistics: the same network, normalized by the statistics of each test batch."
+    )
+    return Html(table(head, rows, "Test errors") + tag("p", note, class_="note"))
+
+
+def _summary(scores: list[Scores]) -> Html:
+    """All tests of a segmentation, one line each."""
+    rows = [
+        [
+            entry.title,
+            number(entry.test["err_seg_percent"]),
+            number(entry.test["dice_macro_areas"], ".3f"),
+            number(entry.test["dice_macro"], ".3f"),
+            count(entry.test["pixels"]),
+        ]
+        for entry in scores
+    ]
+    head = ["Test", "Wrong, %", "Dice, mean of areas", "Dice, mean of classes", "Annotated px"]
+    return table(head, rows, "Scores")
+
+
+def _details(scores: Scores, classes: tuple[AreaClass, ...]) -> list[Html | None]:
+    """Scores by class and by section, and what is taken for what."""
+    if len(classes) != len(scores.confusion):
+        classes = tuple(AreaClass(name, "#999999", "area") for name in scores.test["dice"])
+    matrix = np.array(scores.confusion)
+    return [
+        _by_class(scores, classes, matrix),
+        _confusion(matrix, classes),
+        _mistakes(matrix, classes),
+        _by_section(scores),
+    ]
+
+
+def swatch(entry: AreaClass) -> Html:
+    """A class as its colour and its name."""
+    return Html(
+        tag("span", class_="swatch", style=f"background:{entry.color}") + tag("span", entry.name)
+    )
+
+
+def _by_class(scores: Scores, classes: tuple[AreaClass, ...], matrix: np.ndarray) -> Html:
+    annotated, predicted = matrix.sum(axis=1).tolist(), matrix.sum(axis=0).tolist()
+    rows = []
+    for k, entry in enumerate(classes):
+        dice = scores.test["dice"].get(entry.name)
+        bar = None
+        if dice is not None:
+            bar = tag("span", class_="bar", style=f"--share:{dice:.3f}", aria_hidden="true")
+        cells = [[bar, number(dice, ".3f")], count(annotated[k]), count(predicted[k])]
+        rows.append([swatch(entry), *cells])
+    head = ["Class", "Dice", "Annotated px", "Predicted px"]
+    shown = table(head, rows, "By class")
+    return Html(shown + tag("p", "No Dice: no pixel is annotated as the class.", class_="note"))
+
+
+def _confusion(matrix: np.ndarray, classes: tuple[AreaClass, ...]) -> Html:
+    """Rows: annotated; columns: predicted; in % of the row. Empty ones are left out."""
+    size = len(classes)
+    kept = [k for k in range(size) if matrix[k].sum() or matrix[:, k].sum()]
+    total = matrix.sum(axis=1, keepdims=True)
+    share = 100 * matrix / np.maximum(total, 1)
+    columns = [(classes[k].name, k) for k in kept]
+    if matrix.shape[1] > size and matrix[:, size].any():
+        columns.append(("no prediction", size))
+    head = [tag("th", tag("span", name), scope="col") for name, _ in columns]
+    body = []
+    for k in kept:
+        cells = []
+        for name, j in columns:
+            value = share[k, j]
+            said = f"{classes[k].name} predicted as {name}: {number(value, '.1f')} %"
+            text = number(value, ".0f") if value >= 0.5 and len(kept) <= NUMBERED else None
+            style = f"--share:{value / 100:.2f}" if value >= 0.5 else None
+            strong = "strong" if value > STRONG else None
+            cells.append(tag("td", text, style=style, class_=strong, title=said))
+        if total[k]:
+            body.append(tag("tr", tag("th", classes[k].name, scope="row"), cells))
+    corner = tag("td", "annotated ↓ predicted →", class_="corner")
+    caption = "Confusion matrix, % of the annotated pixels of each row"
+    grid = tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", tag("tr", corner, head)),
+        tag("tbody", body),
+        class_="confusion" + (" dense" if len(kept) > NUMBERED else ""),
+    )
+    return scrolled(grid, caption)
+
+
+def _mistakes(matrix: np.ndarray, classes: tuple[AreaClass, ...]) -> Html | None:
+    """The most frequent ones, by pixels."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    names = [*(entry.name for entry in classes), "no prediction"]
+    rows = []
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]:
+        i, j = np.unravel_index(place, wrong.shape)
+        if wrong[i, j]:
+            of_class = 100 * wrong[i, j] / matrix[i].sum()
+            of_wrong = 100 * wrong[i, j] / wrong.sum()
+            figures = [count(int(wrong[i, j])), number(of_class, ".1f"), number(of_wrong, ".1f")]
+            rows.append([names[i], names[j], *figures])
+    if not rows:
+        return None
+    head = ["Annotated", "Predicted", "px", "% of the class", "% of all wrong px"]
+    return table(head, rows, "Most frequent mistakes", text=2)
+
+
+def _by_section(scores: Scores) -> Html:
+    rows = [
+        [
+            name,
+            number(found["err_seg_percent"]),
+            number(found["dice_macro_areas"], ".3f"),
+            number(found["dice_macro"], ".3f"),
+            count(found["pixels"]),
+        ]
+        for name, found in scores.sections.items()
+    ]
+    head = ["Section", "Wrong, %", "Dice, mean of areas", "Dice, mean of classes", "Annotated px"]
+    shown = table(head, rows, "By section")
+    if len(rows) <= ROWS:
+        return shown
+    return tag("details", tag("summary", f"All {len(rows)} sections"), shown)

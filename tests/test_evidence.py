@@ -1,0 +1,107 @@
+"""The whole experiment in its tiny size: units, shards, and the page made of them."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import evidence, evidence_report
+from benchmarks.evidence_plan import ALL_ROWS, ROWS, SIZES, STUDIES, annotated_sections
+from benchmarks.evidence_plan import segment_config as make_segment_config
+from benchmarks.evidence_units import rounded, write_result
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """Rows 1 and 7 of the phantom, with the baselines."""
+    out = tmp_path_factory.mktemp("evidence")
+    folder = out / "results" / "tiny"
+    groups = evidence.plan(["phantom"], ["1", "7"], 1) + evidence.plan(["phantom"], None, 1)[:1]
+    for unit in (unit for group in groups for unit in group):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # few pairs, areas without annotation
+            found = evidence.do(unit, "tiny", out, None)
+        write_result(folder / f"{unit.name}.json", unit, 1.0, found)
+    return folder
+
+
+def test_the_chain_from_brains_to_the_page(results, tmp_path, monkeypatch, capsys):
+    records = [json.loads(path.read_text()) for path in results.glob("*/*.json")]
+    kinds = {(record["row"], record["kind"]) for record in records}
+    assert kinds == {
+        ("1", "probes"), ("1", "segment"), ("7", "pretext"), ("7", "probes"), ("7", "segment"),
+        ("baseline", "baseline"),
+    }  # fmt: skip
+    annotated = {tuple(r["annotated"]) for r in records if "annotated" in r}
+    assert len(annotated) == 1 and len(annotated.pop()) == SIZES["tiny"].annotated
+    (tmp_path / "results.md").write_text(
+        f"# Mine\n{evidence_report.BEGIN}\nold\n{evidence_report.END}\nmine too\n"
+    )
+    arguments = ["--size", "tiny", "--results", str(results.parent), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["evidence_report.py", *arguments])
+    evidence_report.main()
+    text = (tmp_path / "results.md").read_text()
+    assert text.startswith("# Mine\n") and text.endswith("mine too\n") and "old" not in text
+    assert "| 7 | contrastive, by co-location | 1 |" in text
+    assert "random forest on intensity statistics" in text
+    assert (tmp_path / "figures" / "results_segment_curves.png").stat().st_size > 10_000
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []  # no claim on these rows
+
+
+def test_result_files_say_where_they_come_from(results):
+    record = json.loads((results / "phantom" / "row_7_seed_0_segment.json").read_text())
+    assert {"commit", "device", "versions", "seconds", "seed", "config"} <= record.keys()
+    assert record["config"]["encoder_rate"] == SIZES["tiny"].encoder_rate
+    assert np.sum(record["confusion"]) == record["test"]["pixels"]
+
+
+def test_shards_are_the_whole(tmp_path):
+    whole = evidence.plan(list(STUDIES), None, 3)
+    parts = [evidence.plan(list(STUDIES), None, 3)[k::4] for k in range(4)]
+    units = [unit for group in whole for unit in group]
+    assert sorted(u.name for part in parts for group in part for u in group) == sorted(
+        unit.name for unit in units
+    )
+    assert len({unit.name for unit in units}) == len(units)
+    for group in whole:  # what a run needs comes before it
+        names = [(unit.row, unit.kind) for unit in group]
+        for place, (row, kind) in enumerate(names):
+            if kind == "segment" and (row, "pretext") in names:
+                assert names.index((row, "pretext")) < place
+
+
+def test_rows_differ_in_nothing_but_the_pretraining(results):
+    root = results.parents[1] / "brains" / "phantom"
+    size = SIZES["tiny"]
+    configs = [make_segment_config(size, root, row, 0, None) for row in ROWS]
+    assert all(config == configs[0] for config in configs)
+    other = make_segment_config(size, root, "1", 1, None)
+    assert other.data.train_sections != configs[0].data.train_sections
+    assert annotated_sections(root, 4, 0) == configs[0].data.train_sections
+
+
+def test_comparison_pairs_seeds():
+    def found(dice: float) -> dict:
+        return {"segment": {"test": {"dice_macro_areas": dice}}}
+
+    results = {
+        ("phantom", "1", 0): found(0.2), ("phantom", "1", 1): found(0.4),
+        ("phantom", "4", 0): found(0.4), ("phantom", "4", 1): found(0.3),
+        ("phantom", "4", 2): found(0.9),
+    }  # fmt: skip
+    compared = evidence_report.compare(results, "phantom", "1", "4", "Dice, areas", lower=False)
+    assert compared is not None
+    assert compared["seeds"] == 2 and compared["better_seeds"] == 1
+    np.testing.assert_allclose(compared["change_percent"], 100 * (0.35 / 0.3 - 1))
+    assert evidence_report.compare(results, "phantom", "2", "4", "Dice, areas", False) is None
+
+
+def test_numbers_stay_small_and_finite():
+    value = {"a": [1.23456789, np.float32(2), float("nan")], "b": (3, True, "x", None)}
+    assert rounded(value) == {"a": [1.2346, 2.0, None], "b": [3, True, "x", None]}
+    assert all(row.title for row in ALL_ROWS.values())
