@@ -1,7 +1,8 @@
 """The paper's ablation: 10 % of the data, 20,000 patches and 20,000 pairs, 50 epochs.
 
     jaxcyto sample brains/bigbrain --patches 20000 --out patches_10pct.npz
-    jaxcyto pair brains/bigbrain --pairs 20000 --patches-file patches_10pct.npz --out pairs_10pct.npz
+    jaxcyto pair brains/bigbrain --pairs 20000 --patches-file patches_10pct.npz \
+        --out pairs_10pct.npz
     python train.py --config configs/pretrain_10pct.py --workdir runs/pretrain_10pct
 
 One loss alone: "--config.loss.terms[1].weight=0" (distance only), "--config.loss.terms[0].weight=0"
