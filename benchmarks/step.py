@@ -1,0 +1,299 @@
+"""Throughput of the training step of any config: TPU, GPU or CPU, one device or all of them.
+
+    python benchmarks/step.py --config configs/pretrain.py
+    python benchmarks/step.py --config configs/segment.py --dtypes bfloat16 --devices 1
+    python benchmarks/step.py --config configs/quickstart.py --loader
+
+Each combination of dtype and number of devices runs in a process of its own: compilation and
+warm-up, then windows of steps without waiting in between, on random batches of the config's size
+that stay on the device; the table shows medians of windows. With `--loader` also with batches of
+the config's own brains, as `train.py` reads them. FLOP are those of the step before optimisation
+(XLA's count, without recomputation); the peak is that of a matrix product in the same dtype,
+measured in the same process. Last line on stdout: one JSON object.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_DEVICES"}
+PEAK_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the matrix product
+
+
+def read_config(path: Path) -> Any:
+    """`get_config()` of a config file; its neighbours can be imported."""
+    sys.path.append(str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SystemExit(f"--config {path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Task, fresh state, and a global batch of random numbers, without any data on disk."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxcyto.config import Config, InputScales, Scales
+    from jaxcyto.models import Geometry, SiameseNet, UNet
+    from jaxcyto.training.optim import make_optimizer
+    from jaxcyto.training.pretext import PretextTask
+    from jaxcyto.training.segment import SegmentTask
+    from jaxcyto.training.state import init_state
+
+    rng, data, model = np.random.default_rng(0), config.data, config.model
+    layout: Any = {
+        "stem_kernel": model.stem_kernel,
+        "stem_stride": model.stem_stride,
+        "widths": tuple(model.widths),
+        "dtype": jnp.dtype(model.dtype),
+    }
+    optimizer = make_optimizer(config.optim, config.steps or 1000)
+    if isinstance(config, Config):
+        size, side = data.batch_pairs, data.patch_px
+        net: Any = SiameseNet(features=model.features, **layout)
+        scales = Scales(input_mean=128.0, input_std=50.0)
+        task: Any = PretextTask(net, config.loss, config.augment, scales, optimizer)
+        batch = {
+            "patches": rng.integers(0, 256, (size, 2, side, side, 1), np.uint8),
+            "distance": rng.random(size, np.float32),
+            "coordinates": rng.random((size, 2, 3), np.float32),
+        }
+        if data.all_distances:
+            batch["all_distances"] = rng.random((2 * size, 2 * size), np.float32)
+        example = (jnp.zeros((1, 2, side, side, 1)),)
+    else:
+        size, side, classes = data.batch_images, data.image_px, 16
+        geometry = Geometry(model.stem_kernel, model.stem_stride, len(model.widths))
+        out = geometry.output_size(side)
+        net = UNet(num_classes=classes, **layout)
+        scales = InputScales(128.0, 50.0)
+        task = SegmentTask(net, config.loss, config.augment, scales, optimizer)
+        batch = {
+            "image": rng.integers(0, 256, (size, side, side, 1), np.uint8),
+            "label": rng.integers(0, classes, (size, out, out), np.uint8),
+        }
+        example = (jnp.zeros((1, side, side, 1)),)
+        if data.atlas:
+            wide = geometry.atlas_size(side)
+            batch["atlas"] = rng.integers(0, 256, (size, wide, wide, classes - 3), np.uint8)
+            example += (jnp.zeros((1, wide, wide, classes - 3)),)
+    batch |= {"index": np.arange(size, dtype=np.int32), "valid": np.ones(size, bool)}
+    return task, init_state(net, example, optimizer, 0), batch
+
+
+def endless(batch: dict[str, Any]) -> Iterator[Any]:
+    """The same batch, already on the devices."""
+    import grain
+
+    from jaxcyto.training import parallel
+
+    placed = next(iter(parallel.place(grain.MapDataset.source([batch]).to_iter_dataset())))
+    while True:
+        yield placed
+
+
+def windows(step: Callable, state: Any, batches: Iterator[Any], seconds: float, count: int):
+    """Seconds a step, of `count` windows of about `seconds` each; the state after them."""
+    import jax
+
+    for _ in range(3):  # compilation, autotuning
+        state, out = step(state, next(batches))
+        jax.block_until_ready(out)
+    begin = time.perf_counter()
+    state, out = step(state, next(batches))
+    jax.block_until_ready(out)
+    steps = max(2, round(seconds / (time.perf_counter() - begin)))
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        for _ in range(steps):
+            state, out = step(state, next(batches))
+        jax.block_until_ready(out)
+        times.append((time.perf_counter() - begin) / steps)
+    return times, state
+
+
+def matmul_peak(dtype: str) -> float:
+    """FLOP/s of a large matrix product on one device, the best of five."""
+    import jax
+    import jax.numpy as jnp
+
+    side = PEAK_SIDE[jax.default_backend()]
+    x = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    best = min(_timed(lambda: product(x).block_until_ready()) for _ in range(5))
+    return 2 * side**3 / best
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def peak_memory_bytes() -> int | None:
+    """The most that one device has held; on the CPU, this process."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    if jax.default_backend() == "cpu":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+def measure(config: Any, devices: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One combination, in this process; see the module."""
+    import jax
+
+    if jax.config.jax_platforms == "cpu" or jax.default_backend() == "cpu":
+        from jaxcyto.training import host
+
+        host.keep_freed_memory()  # as train.py does
+    from jaxcyto.training import parallel
+    from jaxcyto.training.step import train_step
+
+    task, state, batch = random_task(config)
+    examples = len(batch["index"])
+    parallel.check_batch("the batch", examples)
+    lowered = jax.jit(functools.partial(train_step, task=task)).lower(state, batch)
+    flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
+    step = parallel.pmap_train(train_step, task=task)
+    times, state = windows(
+        step, parallel.replicate(state), endless(batch), arguments.seconds, arguments.windows
+    )
+    patches = examples * (2 if "patches" in batch else 1)
+    device = jax.local_devices()[0]
+    seconds = statistics.median(times)
+    peak = matmul_peak(config.model.dtype)
+    found = {
+        "device": device.device_kind,
+        "platform": jax.default_backend(),
+        "devices": devices,
+        "dtype": config.model.dtype,
+        "batch": examples,
+        "step_s": seconds,
+        "step_s_windows": times,
+        "images_per_second_per_device": patches / seconds / devices,
+        "tflops_per_device": flops / seconds / devices / 1e12,
+        "share_of_matmul_peak": flops / seconds / devices / peak,
+        "matmul_peak_tflops": peak / 1e12,
+        "peak_memory_gib": (peak_memory_bytes() or 0) / 2**30 or None,
+    }
+    if arguments.loader:
+        from jaxcyto.input import iterate
+        from jaxcyto.training.pretext import open_pretraining
+        from jaxcyto.training.segment import open_segmentation
+
+        if config.prepare is not None:
+            config.prepare(config)
+        opened = open_pretraining if "patches" in batch else open_segmentation
+        experiment = opened(config, None)
+        batches = iterate(experiment.train_batches(0), config.data.threads, parallel.place)
+        task = experiment.task
+        step = parallel.pmap_train(train_step, task=task)
+        state = parallel.replicate(experiment.init_state(fresh=False))
+        times, _ = windows(step, state, batches, arguments.seconds, arguments.windows)
+        batches.close()
+        found["with_loader_per_device"] = patches / statistics.median(times) / devices
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--batch", type=int, help="pairs or images, instead of the config's")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--devices", help="numbers, such as 1,2; default: 1 and all local ones")
+    parser.add_argument("--loader", action="store_true", help="also with the config's data")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
+    parser.add_argument("--windows", type=int, default=5)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # dtype, devices: a child
+    arguments = parser.parse_args()
+    config = read_config(arguments.config)
+    if arguments.one:
+        from absl import flags
+
+        flags.FLAGS.mark_as_parsed()  # grain reads them
+        dtype, devices = arguments.one[0], int(arguments.one[1])
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+        if arguments.batch:
+            name = "batch_pairs" if hasattr(config.data, "batch_pairs") else "batch_images"
+            data = dataclasses.replace(config.data, **{name: arguments.batch})
+            config = dataclasses.replace(config, data=data)
+        print(json.dumps(measure(config, devices, arguments)))
+        return
+    platform, count = local_devices()
+    numbers = sorted({1, count})
+    if arguments.devices:
+        numbers = [int(n) for n in arguments.devices.split(",")]
+    rows = []
+    print(
+        f"{'dtype':<10}{'devices':>8}{'images/s/device':>17}{'ms/step':>10}{'TFLOP/s':>9}"
+        f"{'of peak':>9}{'GiB':>7}{'with loader':>13}"
+    )
+    for dtype in arguments.dtypes.split(","):
+        for number in numbers:
+            row = child(dtype, number, platform)
+            rows.append(row)
+            loader, memory = row.get("with_loader_per_device"), row["peak_memory_gib"]
+            print(
+                f"{dtype:<10}{number:>8}{row['images_per_second_per_device']:>17.1f}"
+                f"{1000 * row['step_s']:>10.1f}{row['tflops_per_device']:>9.2f}"
+                f"{row['share_of_matmul_peak']:>9.1%}"
+                f"{'' if memory is None else format(memory, '.1f'):>7}"
+                f"{'' if loader is None else format(loader, '.1f'):>13}",
+                flush=True,
+            )
+    print(json.dumps({"config": arguments.config.name, "rows": rows}))
+
+
+def local_devices() -> tuple[str, int]:
+    """Platform and number of the devices here, asked in another process: it would keep them."""
+    code = "import jax; print(jax.default_backend(), jax.local_device_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    platform, count = done.stdout.split()[-2:]
+    return platform, int(count)
+
+
+def child(dtype: str, devices: int, platform: str) -> dict[str, Any]:
+    """Runs one combination with only so many devices to be seen."""
+    environment = dict(os.environ)
+    if platform in VISIBLE:
+        named = environment.get(VISIBLE[platform])
+        visible = named.split(",") if named else [str(k) for k in range(devices)]
+        environment[VISIBLE[platform]] = ",".join(visible[:devices])
+    else:
+        environment["JAX_NUM_CPU_DEVICES"] = str(devices)
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", dtype, str(devices)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"{dtype} on {devices} device(s) ended with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
