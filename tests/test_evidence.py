@@ -18,11 +18,13 @@ from benchmarks.evidence_units import rounded, write_result
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
-    """Rows 1 and 7 of the phantom, with the baselines."""
+    """Row 7 of the phantom, probes of row 1, and the baselines."""
     out = tmp_path_factory.mktemp("evidence")
     folder = out / "results" / "tiny"
     groups = evidence.plan(["phantom"], ["1", "7"], 1) + evidence.plan(["phantom"], None, 1)[:1]
     for unit in (unit for group in groups for unit in group):
+        if (unit.row, unit.kind) == ("1", "segment"):
+            continue  # trains as row 7 does
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # few pairs, areas without annotation
             found = evidence.do(unit, "tiny", out, None)
@@ -34,7 +36,7 @@ def test_the_chain_from_brains_to_the_page(results, tmp_path, monkeypatch, capsy
     records = [json.loads(path.read_text()) for path in results.glob("*/*.json")]
     kinds = {(record["row"], record["kind"]) for record in records}
     assert kinds == {
-        ("1", "probes"), ("1", "segment"), ("7", "pretext"), ("7", "probes"), ("7", "segment"),
+        ("1", "probes"), ("7", "pretext"), ("7", "probes"), ("7", "segment"),
         ("baseline", "baseline"),
     }  # fmt: skip
     annotated = {tuple(r["annotated"]) for r in records if "annotated" in r}
