@@ -29,6 +29,7 @@ READERS = (
     *("brain.toml", "sections.csv", "coordinate map", "patches", "pairs", "distances"),
     *("geodesic cache", "oracle parts", "geojson", "weights", "run config", "metrics"),
     "checkpoint",
+    "export",
 )
 LIMIT_S = 10
 

@@ -5,6 +5,7 @@ Headers are rewritten with a length that fits, payloads changed and packed again
 
 import base64
 import io
+import json
 import math
 import random
 import re
@@ -195,6 +196,17 @@ def in_png(rng: random.Random, data: bytes) -> bytes:
         len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
         for kind, body in chunks
     )
+
+
+def in_export(rng: random.Random, data: bytes) -> bytes:
+    """The JSON within the metadata of the JSON header changed, with a length that fits."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    table = header["__metadata__"]["jaxcyto"].encode()
+    changed = rng.choice((in_json, in_json, in_text))(rng, table)
+    header["__metadata__"]["jaxcyto"] = changed.decode("utf-8", "replace")
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def in_safetensors(rng: random.Random, data: bytes) -> bytes:

@@ -4,18 +4,21 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fuzz_containers import in_safetensors
+from fuzz_containers import in_export, in_safetensors
 from fuzz_mutations import Mutation, in_bytes, in_json, in_text
 from fuzz_seeds import CLASSES
 from fuzz_targets import Seeds, Target
 
 from jaxcyto import runs
 from jaxcyto.config import InputScales, Scales
-from jaxcyto.models import Geometry, UNet
+from jaxcyto.export_file import EXPORT, read_metadata, write_export
+from jaxcyto.model_card import model_card
+from jaxcyto.models import Geometry, SiameseNet, UNet
 from jaxcyto.training.checkpoint import Checkpoints, _newest_intact
 from jaxcyto.training.log import read_metrics
 from jaxcyto.training.record import read_saved
@@ -49,9 +52,48 @@ def run_targets(root: Path) -> dict[str, Target]:
     return {
         "weights": Target(runs.WEIGHTS, [(weights, (in_bytes, in_safetensors))], _weights),
         "run config": Target("config.json", [(seed, text) for seed in seeds], _config),
+        "export": Target(f"export/{EXPORT}", _write_exports(root, config), _export),
         "checkpoint": Target("t.file", _write_checkpoint(root), _checkpoint),
         "metrics": Target("metrics.jsonl", [(metrics, (in_bytes, in_text))], _metrics),
     }
+
+
+def _write_exports(root: Path, config: dict[str, Any]) -> Seeds:
+    """An export of either kind."""
+    net = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 4), features=4)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 2, 13, 13, 1), np.float32))
+    pretext = {key: value for key, value in config.items() if key != "classes"} | {
+        "data": {"um_per_px": 16.0, "patch_px": 13, "brains": ["ball"]},
+        "model": config["model"] | {"widths": [4, 4], "features": 4},
+        "scales": vars(Scales()),
+        "pairs_sha256": {"ball": "0" * 64},
+    }
+    own = dict.fromkeys(runs.TRAINED_ON, "ball")
+    about = {"trained_on": [own], "packages": {"jax": "1"}, "results": {"test": {"wrong": 0.5}}}
+    path = root / "export" / EXPORT
+    path.parent.mkdir()
+    flat = {
+        "/".join(key.key for key in where): np.ones(leaf.shape, np.float32)
+        for where, leaf in jax.tree_util.tree_leaves_with_path(dict(shapes))
+    }
+    seeds = []
+    for leaves, each in ((runs.load_weights(root), config), (flat, pretext)):
+        write_export(path, leaves, about | {"config": each})
+        seeds.append((path.read_bytes(), (in_bytes, in_safetensors, in_export, in_export)))
+    return seeds
+
+
+def _export(path: Path) -> None:
+    """As `_config`; the card of what is accepted can be written."""
+    runs.load_weights(path)
+    assert runs.read_trained_on(path) is not None
+    if "classes" in runs.read_config(path):
+        network = runs.load_segment_run(path)
+    else:
+        network = runs.load_pretext_run(path)
+        assert network.weights == path and np.isfinite(network.scales.input_mean)
+        pretraining_scales(path, network.um_per_px, ["ball/c"])
+    assert model_card("name", network, read_metadata(path)).startswith("---")
 
 
 def _write_checkpoint(root: Path) -> Seeds:

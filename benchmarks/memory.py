@@ -4,7 +4,7 @@
 
 Makes the tiny phantom in a temporary folder, trains on it with `train.py` in a process of its own,
 both tasks, with validations and checkpoints on the way, and reads as many batches without training.
-Resident memory, open files and threads are sampled ten times a second from outside. Growth is the
+Memory of its own, open files and threads are sampled ten times a second from outside. Growth is the
 slope of a line fitted to all samples after the first quarter of the steps. The last line on stdout
 is one JSON object.
 """
@@ -12,6 +12,7 @@ is one JSON object.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,13 +83,18 @@ def read_batches(task: str, brain: str, steps: int, log: Path) -> None:
 
 
 def sample(pid: int) -> list[float]:
-    """Time; resident memory, MiB; open files; threads."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    """Time; memory of its own, in RAM or swapped out, MiB; open files; threads.
+
+    Not all that is resident: of files that are mapped (libraries) the system drops pages and
+    brings them back as it likes.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    own = sum(int(n) for n in re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB", status, re.M))
     files, threads = (len(os.listdir(f"/proc/{pid}/{each}")) for each in ("fd", "task"))
-    return [time.time(), pages * os.sysconf("SC_PAGE_SIZE") / 2**20, files, threads]
+    return [time.time(), own / 2**10, files, threads]
 
 
-def watch(command: list[str], log: Path, steps: int) -> dict[str, float]:
+def watch(command: list[str], log: Path, steps: int) -> dict[str, Any]:
     """Runs a command that notes steps and times in `log`; what it held at which step."""
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     samples = []
@@ -107,9 +113,11 @@ def watch(command: list[str], log: Path, steps: int) -> dict[str, float]:
     at = np.interp(clock[inside], known[:, 0], known[:, 1])
     memory, files, threads = memory[inside], files[inside], threads[inside]
     late = at >= WARM_UP * steps
-    figures: dict[str, float] = {"steps": steps, "samples": int(late.sum())}
+    figures: dict[str, Any] = {"steps": steps, "samples": int(late.sum())}
     for name, share in (("start", WARM_UP), ("middle", (1 + WARM_UP) / 2), ("end", 1.0)):
         figures[f"{name}_mib"] = round(float(np.interp(share * steps, at, memory)), 1)
+    tenths = np.linspace(0.1, 1, 10) * steps
+    figures["mib_by_tenth"] = np.interp(tenths, at, memory).round(1).tolist()
     figures["highest_mib"] = round(float(memory.max()), 1)
     slope = np.polyfit(at[late], memory[late], 1)[0]
     figures["growth_mib_per_1000_steps"] = round(1000 * float(slope), 2)

@@ -4,6 +4,8 @@ Results go to stdout; progress, warnings and errors to stderr. Exit status: 0 do
 a fault or `predict` a bad section, 2 bad input (one message, no traceback).
 """
 
+import dataclasses
+import json
 import logging
 import sys
 import warnings
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import click
 
-from jaxcyto.cli_command import ABOVE_0, BRAIN, SEED, Command
+from jaxcyto.cli_command import ABOVE_0, BRAIN, JSON, SEED, Command
 from jaxcyto.cli_explore import explore
+from jaxcyto.cli_export import export
 from jaxcyto.cli_report import report
 from jaxcyto.cli_segment import annotate, carry, evaluate, predict
 from jaxcyto.errors import InputError
@@ -44,7 +47,8 @@ def main() -> None:
 
 @main.command()
 @BRAIN
-def check(brain: Path) -> None:
+@JSON
+def check(brain: Path, as_json: bool) -> None:
     """Validate a brain folder: every fault is reported at once.
 
     Reads brain.toml, the section table, surfaces, headers of section and atlas images, whole label
@@ -56,6 +60,9 @@ def check(brain: Path) -> None:
     from jaxcyto.brain.progress import StderrProgress
 
     report = check_brain(brain, StderrProgress("checking", "sections"))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report), indent=2))
+        sys.exit(1 if report.faults else 0)
     for line in report.facts:
         click.echo(line)
     for line in report.warnings:
@@ -103,7 +110,8 @@ def check(brain: Path) -> None:
 )
 @click.option("--out", default="patches.npz", show_default=True, help="File in the brain's folder.")
 @SEED
-def sample(brain: Path, min_tissue: float | None, **settings) -> None:
+@JSON
+def sample(brain: Path, min_tissue: float | None, as_json: bool, **settings) -> None:
     """Draw patches where the sections cut the cortex, evenly per millimetre.
 
     Give --patches or --spacing-mm. An empty split column of the section table is filled first, by
@@ -112,13 +120,14 @@ def sample(brain: Path, min_tissue: float | None, **settings) -> None:
 
     Example: jaxcyto sample brains/bigbrain --patches 200000
     """
-    from jaxcyto.brain.prepare import describe_patches, sample_brain
+    from jaxcyto.brain.prepare import describe_patches, patches_summary, sample_brain
 
     if (settings["num_patches"] is None) == (settings["spacing_mm"] is None):
         raise click.UsageError("give either --patches or --spacing-mm")
     if min_tissue is not None:
         settings["min_tissue"] = min_tissue
-    click.echo(describe_patches(sample_brain(brain, **settings)))
+    patches = sample_brain(brain, **settings)
+    click.echo(json.dumps(patches_summary(patches)) if as_json else describe_patches(patches))
 
 
 @main.command()
@@ -164,7 +173,8 @@ def sample(brain: Path, min_tissue: float | None, **settings) -> None:
 )
 @click.option("--out", default="pairs.npz", show_default=True, help="File in the brain's folder.")
 @SEED
-def pair(brain: Path, shard: str | None, **settings) -> None:
+@JSON
+def pair(brain: Path, shard: str | None, as_json: bool, **settings) -> None:
     """Pair the patches and solve their distances along the surface.
 
     Every patch is in at least one pair; both patches of a pair share hemisphere and split. Draws
@@ -173,7 +183,7 @@ def pair(brain: Path, shard: str | None, **settings) -> None:
 
     Example: jaxcyto pair brains/bigbrain --pairs 200000
     """
-    from jaxcyto.brain.prepare import describe_pairs, pair_brain, pair_shard
+    from jaxcyto.brain.prepare import describe_pairs, pair_brain, pair_shard, pairs_summary
 
     if shard is not None:
         index, _, number = shard.partition("/")
@@ -184,7 +194,8 @@ def pair(brain: Path, shard: str | None, **settings) -> None:
         pair_shard(brain, (int(index), int(number)), workers=settings["workers"])
         click.echo(f"{brain}: part {shard} solved; when all are, run it without --shard")
         return
-    click.echo(describe_pairs(pair_brain(brain, **settings)))
+    pairs = pair_brain(brain, **settings)
+    click.echo(json.dumps(pairs_summary(pairs)) if as_json else describe_pairs(pairs))
 
 
 @main.command()
@@ -223,8 +234,6 @@ def phantom(
       jaxcyto phantom brains/toy --preset tiny
       jaxcyto phantom brains/painted --pial lh.pial.gii --white lh.white.gii --y-range -60 -50
     """
-    import dataclasses
-
     from jaxcyto.brain.phantom import PRESETS, make_phantom
     from jaxcyto.brain.phantom_real import GivenHemisphere, paint_surfaces
     from jaxcyto.brain.progress import StderrProgress
@@ -250,3 +259,4 @@ main.add_command(predict)
 main.add_command(evaluate)
 main.add_command(report)
 main.add_command(explore)
+main.add_command(export)

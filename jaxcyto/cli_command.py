@@ -15,6 +15,7 @@ SEED = click.option(
     show_default=True,
     help="Same seed, same result.",
 )
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 SECTIONS = click.option(
     "--section", "sections", multiple=True, metavar="NAME", help="Only this one; may be repeated."
 )

@@ -1,11 +1,12 @@
 """Commands around segmentation: annotations in, class maps and scores out."""
 
+import json
 import sys
 from pathlib import Path
 
 import click
 
-from jaxcyto.cli_command import BRAIN, LABEL_CLASSES, SECTIONS, Command
+from jaxcyto.cli_command import BRAIN, JSON, LABEL_CLASSES, SECTIONS, Command
 
 
 @click.command(cls=Command)
@@ -170,11 +171,13 @@ def predict(
     metavar="RUN",
     help="A second run, such as the one without pre-training: both confusion matrices in a figure.",
 )
-def evaluate(run: Path, brain: Path, split: str, against: Path | None) -> None:
+@JSON
+def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: bool) -> None:
     """Score a trained network on the annotated sections of a split.
 
     Predicts what `jaxcyto predict` has not yet. Writes results.json, the confusion matrix and a
-    figure of each section to RUN/evaluation/BRAIN/SPLIT, and prints the scores.
+    figure of each section to RUN/evaluation/BRAIN/SPLIT, and prints the scores (as JSON: those of
+    results.json; of two runs by their folders).
 
     \b
     Examples:
@@ -189,9 +192,14 @@ def evaluate(run: Path, brain: Path, split: str, against: Path | None) -> None:
         return evaluate_brain(folder, brain, split, progress)
 
     if against is None:
-        click.echo(scores_table(score(run)))
+        found = score(run)
+        click.echo(json.dumps(found) if as_json else scores_table(found))
         return
     results = {str(folder): score(folder) for folder in (against, run)}
+    figure = compare(results, run, brain, split)
+    if as_json:
+        click.echo(json.dumps(results))
+        return
     for folder, found in results.items():
         click.echo(f"{folder}\n{scores_table(found)}\n")
-    click.echo(f"confusion matrices of both: {compare(results, run, brain, split)}")
+    click.echo(f"confusion matrices of both: {figure}")

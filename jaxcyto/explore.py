@@ -46,7 +46,7 @@ from jaxcyto.predict import open_class_map, predict_brain
 from jaxcyto.predict.brain import Outputs
 from jaxcyto.predict.surface import classes_at
 from jaxcyto.probes import accuracy, probe_areas, probe_coordinates
-from jaxcyto.runs import WEIGHTS, PretextRun, load_pretext_run, load_segment_run
+from jaxcyto.runs import PretextRun, load_pretext_run, load_segment_run
 from jaxcyto.training.record import write_json
 
 WALKED = 24  # sections along whose ribbons neighbours are compared, unless named
@@ -225,7 +225,7 @@ def explore_predictions(
             scores = {"test": int(scored.sum())}
             scores |= accuracy(columns["area"][scored].astype(str), said[scored].astype(str))
     columns["predicted"] = said
-    weights = file_sha256(run.path / WEIGHTS)
+    weights = file_sha256(run.weights)
     write_table(subject.folder / TABLE, columns, {"weights": weights, "patches": subject.key})
     results = {
         "run": str(run_folder),
@@ -261,7 +261,8 @@ def _embedding(run: PretextRun, subject: _Subject, progress: Progress | None) ->
     The table is written in any case, for labels may have changed.
     """
     brain, patches, path = subject.brain, subject.patches, subject.folder / TABLE
-    source = {"weights": file_sha256(run.path / WEIGHTS), "patches": subject.key}
+    assert run.weights is not None
+    source = {"weights": file_sha256(run.weights), "patches": subject.key}
     found = read_embedding(path, source)
     if found is None:
         found = embed_brain(run, brain, patches, progress=progress)

@@ -7,6 +7,7 @@ area = patch_areas(brain, patches)               class numbers [N]
 """
 
 import collections
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -141,7 +142,7 @@ def forward_all(
     """
     devices = 2 * jax.local_device_count()  # the network takes patches in twos
     batch = -(-batch // devices) * devices
-    forward = parallel.pmap_eval(_forward, 0, model=model, mean=mean, std=std)
+    forward = _compiled(model, mean, std)  # pyright: ignore  (flax modules are hashable)
     placed = parallel.replicate(dict(variables))
     pending: collections.deque[tuple[int, Any]] = collections.deque()
     features, coordinates = [], []
@@ -165,6 +166,12 @@ def forward_all(
     if not features:
         return Embedding(np.zeros((0, model.features), np.float32), np.zeros((0, 3), np.float32))
     return Embedding(np.concatenate(features), np.concatenate(coordinates))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model: SiameseNet, mean: float, std: float) -> Any:
+    """The same function for the same network, so that a second call does not compile again."""
+    return parallel.pmap_eval(_forward, 0, model=model, mean=mean, std=std)
 
 
 def _forward(

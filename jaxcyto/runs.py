@@ -2,6 +2,9 @@
 
     RUN/config.json            the resolved config, with scales and, of a segmentation, classes
     RUN/weights.safetensors    parameters and re-estimated batch statistics of the last step
+    RUN/environment.json       what it ran on, and the brains it was trained on
+
+or all of it in the one file of an export (`export_file.py`), named itself or by its folder.
 
 Leaves are named by their path, such as `params/encoder/block1/conv1/kernel`.
 """
@@ -26,18 +29,39 @@ from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import AreaClass, read_classes
 from jaxcyto.config import Scales, scales_from_json
 from jaxcyto.errors import InputError
+from jaxcyto.export_file import EXPORT, read_metadata
 from jaxcyto.models import Geometry, SiameseNet, UNet
 
 WEIGHTS = "weights.safetensors"
 COLLECTIONS = ("params", "batch_stats")
+TRAINED_ON = ("brain", "name", "licence", "citation", "task")
 Leaves = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run or an export is: `folder`, and the files of its weights and its config."""
+
+    folder: Path
+    weights: Path
+    config: Path
+
+    @property
+    def exported(self) -> bool:
+        return self.config == self.weights
+
+    @property
+    def remedy(self) -> str:
+        """What to do about damage."""
+        return "get the file again" if self.exported else "train again in a new folder"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SegmentRun:
     """A trained segmentation network; `variables` holds `params` and `batch_stats`."""
 
-    path: Path
+    path: Path  # its folder
+    weights: Path
     model: UNet
     variables: dict[str, Any]
     classes: tuple[AreaClass, ...]
@@ -53,7 +77,7 @@ class SegmentRun:
 class PretextRun:
     """A trained Siamese network; `variables` holds `params` and `batch_stats`."""
 
-    path: Path
+    path: Path  # its folder
     model: SiameseNet
     variables: dict[str, Any]
     scales: Scales
@@ -61,6 +85,7 @@ class PretextRun:
     patch_px: int
     absolute_x: bool  # its coordinates are (|x|, y, z)
     training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain's folder
+    weights: Path | None = None  # None: of a network that was not read from a file
 
 
 def save_weights(run: Path, variables: Any) -> None:
@@ -70,23 +95,39 @@ def save_weights(run: Path, variables: Any) -> None:
         file.write(save({key: np.ascontiguousarray(leaf) for key, leaf in leaves.items()}))
 
 
-def load_weights(run: str | os.PathLike) -> Leaves:
-    """The leaves of a finished run, by path.
+def find(run: str | os.PathLike) -> Place:
+    """The folder of a run, or an export: its folder or its file, whatever that is named.
 
     Raises:
-        InputError: not a run, not finished, or its file is damaged.
+        InputError: it is neither.
     """
     run = Path(run)
-    if not (run / "config.json").is_file():
-        raise InputError(f"{run}: not the folder of a run: it holds no config.json")
-    path = run / WEIGHTS
-    if not path.is_file():
+    if run.is_file():
+        return Place(run.parent, run, run)
+    config, weights, export = run / "config.json", run / WEIGHTS, run / EXPORT
+    if export.is_file() and not weights.is_file():
+        return Place(run, export, export)
+    if not config.is_file():
+        raise InputError(
+            f"{run}: not the folder of a run or an export: it holds no config.json and no {EXPORT}"
+        )
+    return Place(run, weights, config)
+
+
+def load_weights(run: str | os.PathLike) -> Leaves:
+    """The leaves of a finished run or an export, by path.
+
+    Raises:
+        InputError: neither of them, not finished, or its file is damaged.
+    """
+    place = find(run)
+    if not place.weights.is_file():
         raise InputError(
             f"{run}: not finished: it holds no {WEIGHTS} yet; let it train to its last step (the "
             "same command continues it)"
         )
     try:
-        leaves = load_file(path)
+        leaves = load_file(place.weights)
         for name, leaf in leaves.items():
             if name.count("/") < 2 or name.split("/")[0] not in COLLECTIONS:
                 raise ValueError(f"a leaf named {name[:80]!r}")
@@ -94,45 +135,69 @@ def load_weights(run: str | os.PathLike) -> Leaves:
                 raise ValueError(f"{name} holds {leaf.dtype} numbers, or some that are not finite")
         return leaves
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); run the training command again") from None
+        remedy = place.remedy if place.exported else "run the training command again"
+        raise InputError(f"{place.weights}: damaged ({error}); {remedy}") from None
 
 
 def read_config(run: str | os.PathLike) -> dict[str, Any]:
-    """config.json of a run, as a dict.
+    """The config of a run or an export, as a dict.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: neither of them, or damaged.
     """
-    path = Path(run) / "config.json"
-    if not path.is_file():
-        raise InputError(f"{run}: not the folder of a run: it holds no config.json")
+    place = find(run)
+    if place.exported:
+        return read_metadata(place.weights)["config"]
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(place.config.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged ({error}); train again in a new folder") from None
+        raise InputError(f"{place.config}: damaged ({error}); {place.remedy}") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path}: damaged (not a table); train again in a new folder")
+        raise InputError(f"{place.config}: damaged (not a table); {place.remedy}")
     return config
 
 
+def read_trained_on(run: str | os.PathLike) -> list[dict[str, str]]:
+    """The brains that a run or an export was trained on; empty where that is not recorded.
+
+    Returns:
+        Of each `brain` (its folder's name), `name`, `licence`, `citation`, and `task`, for which
+        it was used: a segmentation network may come from pre-training on another.
+
+    Raises:
+        InputError: neither run nor export, or a damaged export.
+    """
+    place = find(run)
+    if place.exported:
+        found = read_metadata(place.weights)["trained_on"]
+    else:
+        try:
+            starts = json.loads((place.folder / "environment.json").read_text())
+            found = [entry for start in starts for entry in start.get("trained_on", [])]
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+            return []  # of an older version, or damaged, and no loss
+    tables = [entry for entry in found if isinstance(entry, dict)]
+    told = [{key: str(entry.get(key, "")) for key in TRAINED_ON} for entry in tables]
+    return [entry for number, entry in enumerate(told) if entry not in told[:number]]
+
+
 def load_segment_run(run: str | os.PathLike) -> SegmentRun:
-    """The network of a finished segmentation run.
+    """The network of a finished segmentation run, or of an export of one.
 
     Raises:
         InputError: not such a run, not finished, of the other task, or damaged.
     """
-    run = Path(run)
-    config = read_config(run)
+    place, config = find(run), read_config(run)
     if "classes" not in config:
         raise InputError(
             f"{run}: a pre-training run; segmentation needs one of a segmentation config "
             f"(train.py --config configs/segment.py --config.init_from={run})"
         )
     variables = flax.traverse_util.unflatten_dict(load_weights(run), sep="/")
-    with _damage(run):
+    with _damage(place):
         data = config["data"]
         faults: list[str] = []
-        classes = read_classes(run / "config.json", config["classes"], faults)
+        classes = read_classes(place.config, config["classes"], faults)
         if not math.isfinite(config["scales"]["input_mean"]):
             raise ValueError("input_mean")
         if faults or not classes:
@@ -144,9 +209,10 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
         if channels:
             geometry = Geometry(model.stem_kernel, model.stem_stride, len(model.widths))
             shapes.append((1, *2 * [geometry.atlas_size(side)], channels))
-        _check_leaves(run, model, variables, shapes)
+        _check_leaves(place, model, variables, shapes)
         return SegmentRun(
-            path=run,
+            path=place.folder,
+            weights=place.weights,
             model=model,
             variables=variables,
             classes=classes,
@@ -160,20 +226,19 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
 
 
 def load_pretext_run(run: str | os.PathLike) -> PretextRun:
-    """The network of a finished pre-training run.
+    """The network of a finished pre-training run, or of an export of one.
 
     Raises:
         InputError: not such a run, not finished, of the other task, or damaged.
     """
-    run = Path(run)
-    config = read_config(run)
+    place, config = find(run), read_config(run)
     if "classes" in config:
         raise InputError(
             f"{run}: a segmentation run; features are those of a pre-training run (train.py "
             "--config configs/pretrain.py)"
         )
     variables = flax.traverse_util.unflatten_dict(load_weights(run), sep="/")
-    with _damage(run):
+    with _damage(place):
         data, scales = config["data"], scales_from_json(config["scales"])
         low, high = scales.coordinate_low_mm, scales.coordinate_high_mm
         if len(low) != 3 or len(high) != 3 or not np.isfinite([*low, *high]).all():
@@ -184,9 +249,9 @@ def load_pretext_run(run: str | os.PathLike) -> PretextRun:
             _positive(name, getattr(scales, name))
         model = SiameseNet(features=int(config["model"]["features"]), **_layout(config))
         side = int(data["patch_px"])
-        _check_leaves(run, model, variables, [(1, 2, side, side, 1)])
+        _check_leaves(place, model, variables, [(1, 2, side, side, 1)])
         return PretextRun(
-            path=run,
+            path=place.folder,
             model=model,
             variables=variables,
             scales=scales,
@@ -194,19 +259,20 @@ def load_pretext_run(run: str | os.PathLike) -> PretextRun:
             patch_px=side,
             absolute_x=bool(data.get("absolute_x", False)),
             training_sections=_training_sections(config),
+            weights=place.weights,
         )
 
 
 @contextlib.contextmanager
-def _damage(run: Path) -> Iterator[None]:
-    """What goes wrong while config.json is taken apart is damage, in one message."""
+def _damage(place: Place) -> Iterator[None]:
+    """What goes wrong while a config is taken apart is damage, in one message."""
     try:
         yield
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(
-            f"{run}/config.json: damaged ({type(error).__name__}: {error}); train again"
+            f"{place.config}: config: damaged ({type(error).__name__}: {error}); {place.remedy}"
         ) from None
 
 
@@ -237,9 +303,9 @@ def _positive(name: str, value: Any) -> float:
 
 
 def _check_leaves(
-    run: Path, model: UNet | SiameseNet, variables: Any, shapes: Sequence[tuple[int, ...]]
+    place: Place, model: UNet | SiameseNet, variables: Any, shapes: Sequence[tuple[int, ...]]
 ) -> None:
-    """Compares weights with the network that config.json describes; `shapes` are of its inputs.
+    """Compares weights with the network that the config describes; `shapes` are of its inputs.
 
     Raises:
         InputError: they do not belong together.
@@ -253,7 +319,7 @@ def _check_leaves(
     for name in sorted(found.keys() | needed.keys()):
         if found.get(name) != needed.get(name):
             raise InputError(
-                f"{run}: config.json and {WEIGHTS} do not belong together: {name} has the shape "
-                f"{found.get(name)}, but the network of config.json needs {needed.get(name)}; "
-                "bring back the config.json of this run"
+                f"{place.weights}: weights and config do not belong together: {name} has the shape "
+                f"{found.get(name)}, but the network of the config needs {needed.get(name)}; "
+                + (place.remedy if place.exported else "bring back the config.json of this run")
             )

@@ -1,6 +1,7 @@
 """The command `jaxcyto` on a small brain: what it prints, where it stops, and its exit status."""
 
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -68,6 +69,23 @@ def test_from_brain_to_pairs(brain):
     assert f"median {np.median(pairs.distance_mm):.1f} mm" in printed
     assert set(pairs.first) | set(pairs.second) == set(range(60))
     assert "pairs.npz: 90 pairs of patches.npz" in done("check", brain)
+
+
+def test_json_instead_of_words(brain):
+    sampled = json.loads(done("sample", brain, *SAMPLE, "--json"))
+    patches = load_patches(brain / "patches.npz", read_brain(brain))
+    assert sampled["patches"] == sum(sampled["splits"].values()) == 60
+    assert sampled["settings"] == patches.settings
+    assert min(sampled["smallest_mm"].values()) >= 2
+    paired = json.loads(done("pair", brain, *PAIR, "--within", 8, "--json"))
+    pairs = load_pairs(brain / "pairs.npz")
+    assert paired["pairs"] == len(pairs) and pairs.distance_mm.max() <= 8
+    assert paired["quantiles_mm"]["0.5"] == pytest.approx(np.median(pairs.distance_mm))
+    checked = json.loads(done("check", brain, "--json"))
+    assert checked["faults"] == [] and any("60 patches" in fact for fact in checked["facts"])
+    (brain / "patches.npz").write_text("broken")
+    result = run("check", brain, "--json")
+    assert result.exit_code == 1 and len(json.loads(result.stdout)["faults"]) >= 1
 
 
 def test_the_phantom_is_checked_and_sampled_by_blocks(tiny_brain):

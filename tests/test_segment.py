@@ -310,9 +310,10 @@ def test_evaluation_of_maps_is_that_of_training(finished, tiny_brain, tmp_path):
     for name in (*(f"sections/{name}" for name in results["sections"]), "confusion"):
         assert (where / f"{name}.png").stat().st_size > 10_000
     found = CliRunner().invoke(
-        main, ["evaluate", str(folder), str(tiny_brain), "--against", str(folder)]
+        main, ["evaluate", str(folder), str(tiny_brain), "--against", str(folder), "--json"]
     )
     assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout) == {str(folder): again}
     assert (where / "confusion_compared.png").stat().st_size > 10_000
 
 

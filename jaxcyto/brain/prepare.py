@@ -142,19 +142,40 @@ def draw_histogram(path: Path, pairs: Pairs) -> None:
         figure.savefig(file, format="png", dpi=120)
 
 
+def patches_summary(patches: Patches) -> dict[str, Any]:
+    """What `jaxcyto sample` says: `patches` by split, `smallest_mm` between splits, `settings`."""
+    counts = np.bincount(patches.split, minlength=len(SPLITS)).tolist()
+    return {
+        "patches": len(patches),
+        "splits": {name: n for name, n in zip(SPLITS, counts, strict=True) if n},
+        "smallest_mm": split_distances_mm(patches),
+        "settings": patches.settings,
+    }
+
+
 def describe_patches(patches: Patches) -> str:
     """Counts by split and the smallest distances between splits, in words."""
-    counts = np.bincount(patches.split, minlength=len(SPLITS))
-    named = ", ".join(f"{n} {s}" for n, s in zip(counts, SPLITS, strict=True) if n)
-    lines = [f"{len(patches)} patches: {named}"]
-    for splits, distance_mm in split_distances_mm(patches).items():
+    found = patches_summary(patches)
+    named = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
+    lines = [f"{found['patches']} patches: {named}"]
+    for splits, distance_mm in found["smallest_mm"].items():
         lines.append(f"smallest distance {splits}: {distance_mm:.2f} mm")
     return "\n".join(lines)
 
 
+def pairs_summary(pairs: Pairs) -> dict[str, Any]:
+    """What `jaxcyto pair` says: `pairs`, `quantiles_mm` (5, 50 and 95 %) and `settings`."""
+    low, median, high = np.quantile(pairs.distance_mm, [0.05, 0.5, 0.95]).tolist()
+    return {
+        "pairs": len(pairs),
+        "quantiles_mm": {"0.05": low, "0.5": median, "0.95": high},
+        "settings": pairs.settings,
+    }
+
+
 def describe_pairs(pairs: Pairs) -> str:
     """Number of pairs and quantiles of their distances, in words."""
-    low, median, high = np.quantile(pairs.distance_mm, [0.05, 0.5, 0.95])
+    low, median, high = pairs_summary(pairs)["quantiles_mm"].values()
     bias = pairs.settings.get("bias", {})
     removed = ", ".join(f"{name} {value - 1:+.2%}" for name, value in bias.items() if value != 1)
     errors = pairs.settings.get("mean_error", {})

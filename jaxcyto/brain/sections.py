@@ -47,8 +47,21 @@ def open_section(
     return section
 
 
+def array_section(grey: np.ndarray, pixel_um: float, background: int = 255) -> "Section":
+    """A section whose pixels are in memory already; not to be closed before its last use.
+
+    Args:
+        grey: uint8 [H, W].
+        pixel_um: size of a pixel.
+        background: grey value outside of the image.
+    """
+    section = Section("array", pixel_um, background)
+    section._file = _WholeImage(grey)
+    return section
+
+
 class Section:
-    """One section image; made by `open_section`.
+    """One section image; made by `open_section` or `array_section`.
 
     Threads may share it. Pickled by its path: a copy in another process reads the headers on first
     use. The file itself is open only while a window is read, so that any number of sections can be

@@ -27,14 +27,12 @@ from jaxcyto.predict.maps import (
     write_class_map,
     write_probability_map,
 )
-from jaxcyto.predict.memory import bytes_per_px, free_bytes
 from jaxcyto.predict.overlay import write_overlay
 from jaxcyto.predict.planes import Plane
-from jaxcyto.predict.predictor import Failure, Predictor, geometry
+from jaxcyto.predict.predictor import Failure, Predictor, default_tile
 from jaxcyto.predict.reading import Source
 from jaxcyto.predict.surface import write_surface_labels
 from jaxcyto.predict.task import Task, open_source, plan, remove_unfinished
-from jaxcyto.predict.tiling import choose_tile
 from jaxcyto.runs import load_segment_run
 
 
@@ -121,13 +119,7 @@ def predict_brain(
         (finished if task.is_finished(outputs.probabilities) else todo).append(task)
     report.finished = [task.row.name for task in finished]
     if todo:
-        tile_px = tile_px or choose_tile(
-            geometry(run.model),
-            longest=max(max(task.shape) for task in todo),
-            at_least=run.image_px,
-            memory_bytes=free_bytes(),
-            bytes_per_px=bytes_per_px(run.model),
-        )
+        tile_px = tile_px or default_tile(run, max(max(task.shape) for task in todo))
         predictor = Predictor(run, tile_px, outputs.probabilities)
         _make_maps(predictor, brain, todo, outputs, progress, report)
     if outputs.overlay:

@@ -19,8 +19,9 @@ from jaxcyto.augment import normalise
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry, UNet
 from jaxcyto.predict.maps import NOT_PREDICTED
+from jaxcyto.predict.memory import bytes_per_px, free_bytes
 from jaxcyto.predict.reading import Source, Window, read_window
-from jaxcyto.predict.tiling import Tiling
+from jaxcyto.predict.tiling import Tiling, choose_tile
 from jaxcyto.runs import SegmentRun
 from jaxcyto.training import parallel
 
@@ -250,6 +251,22 @@ def forward(
     if probabilities:
         outputs["probabilities"] = jnp.round(255 * jax.nn.softmax(logits)).astype(jnp.uint8)
     return outputs
+
+
+def default_tile(run: SegmentRun, longest: int) -> int:
+    """The side of the windows by what memory allows and pays, see `tiling.choose_tile`.
+
+    Args:
+        run: the network.
+        longest: longest side of a map, map px.
+    """
+    return choose_tile(
+        geometry(run.model),
+        longest=longest,
+        at_least=run.image_px,
+        memory_bytes=free_bytes(),
+        bytes_per_px=bytes_per_px(run.model),
+    )
 
 
 def geometry(model: UNet) -> Geometry:

@@ -16,7 +16,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.predict.maps import settings_of
 from jaxcyto.predict.predictor import geometry
 from jaxcyto.predict.reading import Source, map_shape
-from jaxcyto.runs import WEIGHTS, SegmentRun
+from jaxcyto.runs import SegmentRun
 from jaxcyto.windows import label_factor
 
 UNTOUCHED_S = 600.0  # so long after its last change a file under a temporary name is a dead one
@@ -64,7 +64,7 @@ def plan(
     """
     out_um = run.um_per_px * geometry(run.model).output_stride
     common = {
-        "weights": file_sha256(run.path / WEIGHTS),
+        "weights": file_sha256(run.weights),
         "network": repr(run.model),
         "scales": [run.um_per_px, run.input_mean, run.input_std],
         "classes": [dataclasses.astuple(entry) for entry in run.classes],

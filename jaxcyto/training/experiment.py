@@ -33,6 +33,11 @@ class Experiment(Protocol):
         """Fields of config.json that a run which continues must find unchanged."""
         ...
 
+    @property
+    def trained_on(self) -> list[dict[str, str]]:
+        """The brains that the weights come from, for environment.json; see `runs.TRAINED_ON`."""
+        ...
+
     def describe(self) -> str:
         """The data, in one line."""
         ...

@@ -110,7 +110,7 @@ def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[st
         logger.info("%d parameters; %d steps", parameter_count(state.params), steps)
         if distributed.is_first():
             record.write_json(workdir / "config.json", resolved)  # now that it is known to fit
-            record.add_start(workdir, start)
+            record.add_start(workdir, start, experiment.trained_on)
         writer = MetricsWriter(workdir if distributed.is_first() else None, start)
         state = parallel.replicate(parallel.from_first(state))
         try:

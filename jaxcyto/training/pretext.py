@@ -31,7 +31,7 @@ from jaxcyto.input import (
 )
 from jaxcyto.models import SiameseNet
 from jaxcyto.pair_predictions import save_predictions
-from jaxcyto.training import distributed, parallel
+from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
 from jaxcyto.training.optim import make_optimizer
@@ -136,6 +136,10 @@ class Pretraining:
     def counts(self) -> dict[str, int]:
         """Pairs of each split."""
         return {split: len(self.table.of_split(split)) for split in ("train", "val", "test")}
+
+    @property
+    def trained_on(self) -> list[dict[str, str]]:
+        return record.trained_on(self.table.brains, "pre-training")
 
     def describe(self) -> str:
         return "pairs: {}; brains: {}; {:.3g} epochs".format(

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxcyto.brain.files import atomic_write
+from jaxcyto.brain.manifest import Brain
 from jaxcyto.config import differences
 from jaxcyto.errors import InputError
 from jaxcyto.training.log import logger
@@ -83,12 +85,27 @@ def check_saved(
 PACKAGES = "jaxcyto", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"
 
 
-def add_start(workdir: Path, step: int) -> None:
+def trained_on(brains: Sequence[Brain], task: str) -> list[dict[str, str]]:
+    """What is told of the brains of a run, by the names of `runs.TRAINED_ON`."""
+    return [
+        {
+            "brain": brain.root.name,
+            "name": brain.name,
+            "licence": brain.licence,
+            "citation": brain.citation,
+            "task": task,
+        }
+        for brain in brains
+    ]
+
+
+def add_start(workdir: Path, step: int, trained_on: Sequence[dict[str, str]] = ()) -> None:
     """Adds to environment.json what this start of a run runs on; each start is one entry.
 
     Args:
         workdir: of the run.
         step: that it starts after.
+        trained_on: its brains, for whoever uses the weights.
     """
     path = workdir / "environment.json"
     try:
@@ -105,5 +122,6 @@ def add_start(workdir: Path, step: int) -> None:
         "processes": jax.process_count(),
         "backend": jax.default_backend(),
         "devices": dict(Counter(device.device_kind for device in jax.devices())),
+        "trained_on": list(trained_on),
     }
     write_json(path, [*(earlier if isinstance(earlier, list) else []), start])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcyto import augment, metrics, segment_plots
+from jaxcyto import augment, metrics, runs, segment_plots
 from jaxcyto.annotations import SegmentTable, open_windows
 from jaxcyto.config import (
     AugmentConfig,
@@ -21,11 +21,12 @@ from jaxcyto.config import (
     SegmentData,
     to_json,
 )
+from jaxcyto.errors import InputError
 from jaxcyto.evaluate import scores, scores_table, sum_sections
 from jaxcyto.faults import Skipped
 from jaxcyto.models import Geometry, UNet
 from jaxcyto.segment_input import SegmentSource, eval_batches, fit_input_scales, train_batches
-from jaxcyto.training import distributed, parallel
+from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
 from jaxcyto.training.optim import make_optimizer
@@ -123,6 +124,15 @@ class Segmentation:
             "training_sections": self.table.training_sections,
             "init_from": self.config.init_from,  # read at the first step only
         }
+
+    @property
+    def trained_on(self) -> list[dict[str, str]]:
+        own = record.trained_on(self.table.brains, "segmentation")
+        try:
+            taken = runs.read_trained_on(self.config.init_from) if self.config.init_from else []
+        except InputError:  # gone since the first start, which has recorded it
+            taken = []
+        return [*taken, *own]
 
     def describe(self) -> str:
         return self.table.describe()

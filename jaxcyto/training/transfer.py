@@ -21,7 +21,7 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
 
     Args:
         state: of the segmentation network, before its first step.
-        run: folder of the pre-training run.
+        run: the pre-training run, or an export of it.
 
     Returns:
         The state, and a table of the leaves taken, new (not in the run) and skipped (not in the
@@ -66,7 +66,7 @@ def pretraining_scales(
     """The standardisation of the input that a pre-training run was trained with.
 
     Args:
-        run: folder of the pre-training run.
+        run: the pre-training run, or an export of it.
         um_per_px: of the images that are segmented.
         held_out: BRAIN/SECTION of the sections of validation and test.
 
@@ -87,7 +87,8 @@ def pretraining_scales(
             raise ValueError("scales")
         seen = sorted(set(config.get("training_sections", ())) & set(held_out))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{run}/config.json: damaged ({error!r}); train it again") from None
+        place = runs.find(run)
+        raise InputError(f"{place.config}: damaged ({error!r}); {place.remedy}") from None
     if not np.isclose(found, um_per_px):
         raise InputError(
             f"--config.init_from={run}: trained at {found:g} um/px, but data.um_per_px = "

@@ -1,0 +1,156 @@
+"""`import jaxcyto`: arrays give what the commands give, and the API says what it takes."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pretext_run
+import pytest
+import segment_run
+
+import jaxcyto
+from jaxcyto.brain.manifest import read_brain
+from jaxcyto.brain.sections import open_section
+from jaxcyto.export import export_run
+from jaxcyto.features import embed
+from jaxcyto.models import SiameseNet, UNet
+from jaxcyto.predict import Outputs, open_class_map, predict_brain
+from jaxcyto.runs import load_pretext_run
+
+NET = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 6, 8), features=5)
+UNET = UNet(3, 3, 1, (8, 8, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def pretext(tmp_path_factory) -> Path:
+    return pretext_run.write_run(tmp_path_factory.mktemp("runs") / "pretext", NET, 32)
+
+
+@pytest.fixture(scope="module")
+def segment(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs") / "segment"
+    return segment_run.write_run(root, UNET, um_per_px=32.0)
+
+
+# ---- import -------------------------------------------------------------------------------------
+
+
+def test_jax_is_imported_on_first_use():
+    code = (
+        "import sys, jaxcyto; assert not {'jax', 'numpy', 'flax'} & set(sys.modules); "
+        "assert set(jaxcyto.__all__) <= set(dir(jaxcyto)); jaxcyto.load; "
+        "assert 'jax' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_no_other_names():
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        _ = jaxcyto.lod
+
+
+def public() -> list[tuple[str, object]]:
+    """Every function, class, method and property of the documented API."""
+    found: list[tuple[str, object]] = []
+    for name in jaxcyto.__all__:
+        value = getattr(jaxcyto, name)
+        if name == "__version__":
+            continue
+        found.append((name, value))
+        if inspect.isclass(value):
+            own = {key: each for key, each in vars(value).items() if not key.startswith("_")}
+            if name in ("Embedding", "Segmentation"):  # their fields are attributes
+                own = {}
+            found += [(f"{name}.{key}", each) for key, each in own.items()]
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), public(), ids=lambda x: x if type(x) is str else "")
+def test_the_docstring_names_every_argument(name, value):
+    text = inspect.getdoc(value)
+    assert text and len(text.splitlines()[0]) > 15
+    if inspect.isclass(value):
+        fields = getattr(value, "_fields", ())
+        assert all(f"{field}:" in text for field in fields)
+        if "__init__" in vars(value):
+            value = vars(value)["__init__"]
+            text = inspect.getdoc(value) or ""
+        else:
+            return
+    if inspect.isfunction(value):
+        arguments = [each for each in inspect.signature(value).parameters if each != "self"]
+        assert all(f"    {argument}: " in text for argument in arguments)
+        returns = inspect.signature(value).return_annotation
+        if returns not in (inspect.Signature.empty, None, "Network"):
+            assert "Returns:" in text
+        assert "Raises:" in text or name == "Network"
+
+
+# ---- arrays -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_embed_is_that_of_whole_brains(pretext, tmp_path, exported):
+    path = export_run(pretext, tmp_path / "out")[0] if exported else pretext
+    net = jaxcyto.load(path)
+    assert net.task == "pre-training" and net.patch_px == 32 and net.um_per_px == 64
+    patches = np.random.default_rng(0).integers(0, 256, (70, 32, 32), np.uint8)
+    expected = embed(load_pretext_run(pretext), patches)
+    found = net.embed(patches)
+    np.testing.assert_array_equal(found.features, expected.features)
+    np.testing.assert_array_equal(found.coordinates, expected.coordinates)
+    few = net.embed(patches[:3]).features
+    np.testing.assert_allclose(few, expected.features[:3], rtol=1e-4, atol=1e-5)
+    assert net.embed(patches[:0]).features.shape == (0, 5)
+
+
+def test_segment_is_the_map_of_predict(segment, tiny_brain):
+    net, brain = jaxcyto.load(segment), read_brain(tiny_brain)
+    row = brain.sections[len(brain.sections) // 2]
+    predict = {"sections": [row.name], "outputs": Outputs(probabilities=True)}
+    report = predict_brain(segment, tiny_brain, **predict)
+    path = report.folder / f"{row.name}.ome.tif"
+    expected = open_class_map(path)
+    with open_section(row.image, row.pixel_um, brain.background) as section:
+        image = section.read(0, 0, *section.shape)
+    found = net.segment(
+        image, pixel_um=row.pixel_um, background=brain.background, probabilities=True
+    )
+    assert expected.pixel_um == net.out_um == 64 and net.task == "segmentation"
+    height, width = expected.levels[0].shape
+    np.testing.assert_array_equal(found.classes, expected.read(0, 0, height, width))
+    assert len(np.unique(found.classes)) > 1
+    assert found.probabilities is not None and found.probabilities.shape == (3, height, width)
+    total = found.probabilities.astype(int).sum(axis=0)
+    assert abs(total - 255).max() <= 2
+    assert net.segment(image, pixel_um=row.pixel_um).probabilities is None
+    assert [entry.name for entry in net.classes] == ["inner", "outer", "background"]
+
+
+def test_mistakes_are_said_in_one_message(pretext, segment, tmp_path):
+    features, areas = jaxcyto.load(pretext), jaxcyto.load(segment)
+    grey = np.zeros((2, 32, 32), np.uint8)
+    for call, words in (
+        (lambda: features.segment(grey[0]), "init_from"),
+        (lambda: areas.embed(grey), "segmentation network"),
+        (lambda: features.embed(grey[0]), r"uint8 \[32, 32\], expected uint8 \[N, s, s\]"),
+        (lambda: features.embed(grey / 255), "float64"),
+        (lambda: features.embed(grey[:, :30]), "30 x 32 px.*takes 32 x 32 px at 64"),
+        (lambda: areas.segment(np.zeros((32, 32, 3), np.uint8)), r"expected uint8 \[H, W\]"),
+        (lambda: areas.segment(np.zeros((0, 32), np.uint8)), r"\[0, 32\]"),
+        (lambda: areas.segment(grey[0], pixel_um=-1), "pixel size -1"),
+        (lambda: areas.segment(grey[0], background=256), "background = 256"),
+        (lambda: jaxcyto.load(tmp_path), r"no config\.json"),
+        (lambda: areas.patch_px, "segmentation network"),
+        (lambda: features.classes, "pre-training network"),
+    ):
+        with pytest.raises(jaxcyto.InputError, match=words):
+            call()
+
+
+def test_a_network_with_an_atlas_is_refused(tmp_path):
+    net = jaxcyto.load(segment_run.write_run(tmp_path / "run", UNET, atlas=True))
+    with pytest.raises(jaxcyto.InputError, match="jaxcyto predict"):
+        net.segment(np.zeros((32, 32), np.uint8))
