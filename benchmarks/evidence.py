@@ -13,6 +13,7 @@ where to get them); without it the study on them is left out.
 """
 
 import argparse
+import os
 import sys
 import time
 import warnings
@@ -29,6 +30,7 @@ from benchmarks.evidence_units import Unit
 from jaxcyto.errors import InputError
 from jaxcyto.runs import WEIGHTS
 from jaxcyto.training import host, log
+from jaxcyto.training.stop import Interrupted
 
 RESULTS = Path(__file__).parent / "results" / "evidence"
 
@@ -120,6 +122,9 @@ def main() -> None:
             found = do(unit, arguments.size, out, arguments.data)
         except InputError as error:
             raise SystemExit(f"{unit.name}: {error}") from None
+        except Interrupted as stopped:
+            print(f"{unit.name}: {stopped}", file=sys.stderr, flush=True)
+            os._exit(128 + stopped.signum)  # as train.py
         units.write_result(results / f"{unit.name}.json", unit, time.monotonic() - started, found)
 
 

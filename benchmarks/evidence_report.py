@@ -69,11 +69,22 @@ def _segment(key: str) -> Callable[[dict[str, Any]], float | None]:
     return lambda found: (found.get("segment", {}).get("test") or {}).get(key)
 
 
+def _wrong_in_cortex(found: dict[str, Any]) -> float | None:
+    """Percentage of the pixels annotated as an area or other cortex that got another class."""
+    record = found.get("segment") or {}
+    if not record.get("confusion"):
+        return None
+    matrix = np.array(record["confusion"])
+    cortex = [entry["kind"] in ("area", "cortex") for entry in record["classes"]]
+    return float(100 * (1 - np.diag(matrix)[cortex].sum() / matrix[cortex].sum()))
+
+
 COLUMNS: tuple[Column, ...] = (
     ("distance error, mm", ".2f", _pretext("distance_mae_mm", "distance_loss")),
     ("coordinate error, mm", ".2f", _pretext("coordinate_mae_mm", "coordinate_loss")),
     ("Dice, areas", ".3f", _segment("dice_macro_areas")),
     ("err_seg, %", ".1f", _segment("err_seg_percent")),
+    ("wrong in cortex, %", ".1f", _wrong_in_cortex),
     ("k-NN, %", ".1f", _probe("knn", "accuracy_percent")),
     ("linear, %", ".1f", _probe("linear", "accuracy_percent")),
     ("border AUC", ".2f", _probe("neighbors", "auc")),

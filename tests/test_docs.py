@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from jaxcyto.cli import main
@@ -52,7 +53,8 @@ def test_jaxcyto(page, command):
         options = {option for parameter in known.params for option in parameter.opts}
         assert {flag for flag in arguments if flag.startswith("--")} <= options
     elif arguments and "..." not in arguments:
-        known.make_context(name, arguments)
+        parent = click.Context(main, **main.context_settings)  # as from the command line
+        known.make_context(name, arguments, parent=parent)
 
 
 @pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("train.py")])
