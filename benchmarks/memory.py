@@ -133,6 +133,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--task", choices=["pretext", "segment"], help="default: both")
     parser.add_argument("--loader", nargs=3, help=argparse.SUPPRESS)  # task, brain, log
     arguments = parser.parse_args()
     if arguments.loader:
@@ -144,7 +145,7 @@ def main() -> None:
         brain = make_phantom(folder / "brain", PRESETS["tiny"], workers=1)
         sample_brain(brain, num_patches=240, patch_px=32, um_per_px=64.0)
         pair_brain(brain, num_pairs=480, method="heat", all_distances=True, workers=1)
-        for task in ("pretext", "segment"):
+        for task in [arguments.task] if arguments.task else ["pretext", "segment"]:
             config = folder / f"{task}.py"
             config.write_text(
                 CONFIG.format(root=str(ROOT), task=task, brain=str(brain), steps=steps)
