@@ -51,17 +51,18 @@ TETRAHEDRON = Surface(
 MIB = 1 << 20
 
 
-def refused(read, path: Path, message: str, most: int = 64 * MIB) -> None:
-    """One InputError that names the file, without large allocations."""
+def refused(read, path: Path, most: int = 64 * MIB) -> str:
+    """The message of an InputError that names the file, raised without large allocations."""
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match=message) as caught:
+        with pytest.raises(InputError) as caught:
             read(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert path.name in str(caught.value)
     assert peak < most
+    return str(caught.value)
 
 
 def gifti(surface: Surface = TETRAHEDRON) -> str:
@@ -120,7 +121,7 @@ def test_gifti(tmp_path, case):
     text, message = BAD_GIFTI[case]
     path = tmp_path / "surface.gii"
     path.write_text(text)
-    refused(read_surface, path, message)
+    assert re.search(message, refused(read_surface, path))
 
 
 def test_gifti_with_the_usual_document_type(tmp_path):
@@ -134,7 +135,7 @@ def test_gifti_with_the_usual_document_type(tmp_path):
 def test_gzip_bomb(tmp_path):
     path = tmp_path / "surface.gii.gz"
     path.write_bytes(gzip.compress(bytes(256 * MIB)))
-    refused(read_surface, path, "over 32 MiB", 128 * MIB)
+    assert re.search("over 32 MiB", refused(read_surface, path, 128 * MIB))
 
 
 # --- other surfaces and labels ---
@@ -143,7 +144,7 @@ def test_gzip_bomb(tmp_path):
 def test_reading_allocates_no_more_than_the_file(tmp_path):
     path = tmp_path / "surface.gii"
     path.write_bytes(b"nothing known")
-    refused(read_surface, path, "not a surface", MIB)
+    assert re.search("not a surface", refused(read_surface, path, MIB))
 
 
 BAD_MESHES = {
@@ -164,7 +165,7 @@ def test_meshes(tmp_path, case):
     data, message = BAD_MESHES[case]
     path = tmp_path / "surface.mesh"
     path.write_bytes(data)
-    refused(read_surface, path, message)
+    assert re.search(message, refused(read_surface, path))
 
 
 def annot(codes=(0, 1, 2, 7), entries: int = 3, length: int = 2) -> bytes:
@@ -183,15 +184,15 @@ def test_annot(tmp_path):
     np.testing.assert_array_equal(read_labels(path, 4), [-1, 1, 2, -1])
     for data in (annot(entries=1 << 29), annot(length=1 << 30), annot()[:-6], annot(length=-1)):
         path.write_bytes(data)
-        refused(lambda path: read_labels(path, 4), path, "damaged table")
+        assert re.search("damaged table", refused(lambda path: read_labels(path, 4), path))
 
 
 def test_text_labels(tmp_path):
     path = tmp_path / "areas.txt"
     path.write_bytes(b"1 " * 50_000 + b"1" * 50_000)  # as an array of equal words: 5 GB
-    refused(lambda path: read_labels(path, 50_001), path, "over 64 letters")
+    assert re.search("over 64 letters", refused(lambda path: read_labels(path, 50_001), path))
     path.write_bytes(b"1" * 200_000 + b"x")  # took minutes to recognise
-    refused(lambda path: read_labels(path, 4), path, "not labels")
+    assert re.search("not labels", refused(lambda path: read_labels(path, 4), path))
 
 
 # --- arrays ---
@@ -233,7 +234,9 @@ def test_coordinate_map(tmp_path, case):
     path = tmp_path / "map.npy"
     path.write_bytes(BAD_NPY[case])
     row = SectionRow(0, "a", tmp_path / "a.tif", 32.0, coordinates=path)
-    refused(lambda path: registration(row, (40, 50)), path, "not a coordinate map", MIB)
+    assert re.search(
+        "not a coordinate map", refused(lambda path: registration(row, (40, 50)), path, MIB)
+    )
 
 
 def npz(path: Path, method=zipfile.ZIP_STORED, **members: bytes) -> Path:
@@ -272,20 +275,20 @@ def test_npz(tmp_path, name):
     format_ = plain({"patches": patches.FORMAT, "pairs": pairs.FORMAT}.get(path.stem, "x"))
     for members in ({"format": objects}, {"format": format_, "first": objects}):
         npz(path, **members)
-        refused(read, path, "not ", MIB)
+        assert re.search("not ", refused(read, path, MIB))
     np.save(path.with_suffix(".npy"), np.array([Touch(touched)]), allow_pickle=True)
     os.replace(path.with_suffix(".npy"), path)
-    refused(read, path, "not ", MIB)
+    assert re.search("not ", refused(read, path, MIB))
     assert not touched.exists()
     npz(path, zipfile.ZIP_DEFLATED, format=format_, first=plain(np.zeros(8 * MIB)))
-    refused(read, path, "compressed", MIB)
+    assert re.search("compressed", refused(read, path, MIB))
     npz(path, format=plain(np.zeros(1000)))
     with_size(path, 1 << 31)
-    refused(read, path, "counts more bytes", MIB)
+    assert re.search("counts more bytes", refused(read, path, MIB))
     npz(path, format=format_, first=npy(header("<i4", "(268435456,)"), bytes(8)))
-    refused(read, path, "counts|missing|not a", MIB)
+    assert re.search("counts|missing|not a", refused(read, path, MIB))
     npz(path, format=npy(header("<U1", "()"), struct.pack("<I", 1 << 31)))
-    refused(read, path, "do not exist", MIB)
+    assert re.search("do not exist", refused(read, path, MIB))
 
 
 def test_flipped_bits_in_an_array_are_seen(tmp_path):
@@ -311,7 +314,7 @@ def some_patches() -> patches.Patches:
 def test_patches_are_sound(tmp_path, some_patches, field, value):
     getattr(some_patches, field)[2] = value
     some_patches.save(tmp_path / "patches.npz")
-    refused(patches.load_patches, tmp_path / "patches.npz", field)
+    assert re.search(field, refused(patches.load_patches, tmp_path / "patches.npz"))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +324,9 @@ def test_settings_of_patches_are_sound(tmp_path, some_patches, settings):
     some_patches.settings.clear()
     object.__setattr__(some_patches, "settings", settings)
     some_patches.save(tmp_path / "patches.npz")
-    refused(patches.load_patches, tmp_path / "patches.npz", "run `jaxcyto sample` again")
+    assert re.search(
+        "run `jaxcyto sample` again", refused(patches.load_patches, tmp_path / "patches.npz")
+    )
 
 
 def some_pairs(root: Path, **changes) -> Path:
@@ -338,7 +343,9 @@ def test_pairs_are_sound(tmp_path):
         ("distance_mm", np.full(3, -1, np.float32)),
         ("settings", [1]),
     ):
-        refused(pairs.load_pairs, some_pairs(tmp_path, **{name: value}), "not a readable file")
+        assert re.search(
+            "not a readable file", refused(pairs.load_pairs, some_pairs(tmp_path, **{name: value}))
+        )
 
 
 # --- out of the brain's folder ---
@@ -372,7 +379,10 @@ def test_pairs_name_no_file_outside(tmp_path, some_patches):
     (tmp_path / "brain").mkdir()
     (tmp_path / "brain" / "patches.npz").symlink_to(tmp_path / "patches.npz")
     for name in ("patches.npz", "../patches.npz", str(tmp_path / "patches.npz"), "..", ""):
-        refused(pairs.load_pairs, some_pairs(tmp_path / "brain", patches_file=name), "leaves|expec")
+        assert re.search(
+            "leaves|expec",
+            refused(pairs.load_pairs, some_pairs(tmp_path / "brain", patches_file=name)),
+        )
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
@@ -380,7 +390,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
     path = tmp_path / "file.npz"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     for read in (*READERS.values(), read_surface, open_section, open_label, open_class_map):
-        refused(read, path, "no.* file|not a file|cannot be read|not a", MIB)
+        assert re.search("no.* file|not a file|cannot be read|not a", refused(read, path, MIB))
 
 
 # --- images ---
@@ -440,7 +450,7 @@ def test_tiff(tmp_path, case):
     tifffile.imwrite(path, image(), **options)
     set_tags(path, values)
     if message:
-        refused(read_some, path, message, 2 * MIB)
+        assert re.search(message, refused(read_some, path, 2 * MIB))
     else:
         read_some(path)
 
@@ -449,7 +459,7 @@ def test_sides_over_a_million(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((1, 70_000), np.uint8))  # too wide for a short number
     set_tags(path, {256: 1 << 21})
-    refused(read_some, path, "a plane of up to 1048576 px", 2 * MIB)
+    assert re.search("a plane of up to 1048576 px", refused(read_some, path, 2 * MIB))
 
 
 def test_jpeg_2000_that_announces_more_than_its_tile(tmp_path):
@@ -458,7 +468,7 @@ def test_jpeg_2000_that_announces_more_than_its_tile(tmp_path):
     data = path.read_bytes()
     start = data.index(b"\xff\x4f\xff\x51")
     path.write_bytes(data[: start + 8] + struct.pack(">2I", 1 << 16, 1 << 16) + data[start + 16 :])
-    refused(read_some, path, "announces 4294967296 px", 2 * MIB)
+    assert re.search("announces 4294967296 px", refused(read_some, path, 2 * MIB))
 
 
 def test_other_files_of_an_ome_tiff_are_not_opened(tmp_path):
@@ -492,16 +502,16 @@ def test_png(tmp_path):
     read_some(path)
     path.write_bytes(png(50, 40, length=1 << 31))
     for read in (read_some, open_label):
-        refused(read, path, "parts end behind the file", MIB)
+        assert re.search("parts end behind the file", refused(read, path, MIB))
     path.write_bytes(png(1 << 20, 1 << 20))
-    refused(read_some, path, "pixels", MIB)
+    assert re.search("pixels", refused(read_some, path, MIB))
 
 
 def test_class_map_of_another_kind(tmp_path):
     path = tmp_path / "map.ome.tif"
     for array in (image().astype(np.uint16), np.stack([image()] * 3, -1)):
         tifffile.imwrite(path, array, ome=True, metadata={"PhysicalSizeX": 1.0})
-        refused(open_class_map, path, "not a class map")
+        assert re.search("not a class map", refused(open_class_map, path))
 
 
 # --- distances ---
@@ -545,7 +555,7 @@ def test_geodesic_cache(tmp_path, cache, case):
     arrays["key"] = np.array(oracle_key(surface, settings))  # who writes the file knows the hash
     path = tmp_path / "oracle.npz"
     np.savez(path, **arrays)
-    refused(geodesics.load, path, message)
+    assert re.search(message, refused(geodesics.load, path))
 
 
 # --- runs ---
@@ -569,7 +579,9 @@ def run(tmp_path_factory) -> Path:
 def test_weights(tmp_path, leaves, message):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / runs.WEIGHTS).write_bytes(safetensors.numpy.save(leaves))
-    refused(lambda path: runs.load_weights(path.parent), tmp_path / runs.WEIGHTS, message)
+    assert re.search(
+        message, refused(lambda path: runs.load_weights(path.parent), tmp_path / runs.WEIGHTS)
+    )
 
 
 def test_weights_with_a_lying_header(tmp_path):
@@ -583,7 +595,7 @@ def test_weights_with_a_lying_header(tmp_path):
         struct.pack("<Q", 9000) + b"[" * 9000,
     ):
         path.write_bytes(data)
-        refused(lambda path: runs.load_weights(path.parent), path, "damaged", MIB)
+        assert re.search("damaged", refused(lambda path: runs.load_weights(path.parent), path, MIB))
 
 
 @pytest.mark.parametrize(
@@ -603,7 +615,10 @@ def test_weights_with_a_lying_header(tmp_path):
 def test_run_config(tmp_path, run, old, new):
     shutil.copytree(run, tmp_path / "run")
     replace(tmp_path / "run" / "config.json", old, new)
-    refused(lambda path: runs.load_segment_run(path.parent), tmp_path / "run" / "config.json", ".")
+    assert re.search(
+        ".",
+        refused(lambda path: runs.load_segment_run(path.parent), tmp_path / "run" / "config.json"),
+    )
 
 
 def test_scales_of_a_run(tmp_path):
@@ -611,7 +626,9 @@ def test_scales_of_a_run(tmp_path):
     scales = {"input_mean": 1.0, "input_std": -1.0}
     config = {"pairs_sha256": [], "data": {"um_per_px": 16.0}, "scales": scales}
     path.write_text(json.dumps(config))
-    refused(lambda path: pretraining_scales(path.parent, 16.0, []), path, "damaged")
+    assert re.search(
+        "damaged", refused(lambda path: pretraining_scales(path.parent, 16.0, []), path)
+    )
 
 
 def test_metrics(tmp_path):
