@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import evidence_probes as probes
 from benchmarks import evidence_units as units
-from benchmarks.evidence_plan import ALL_ROWS, CEILING, SIZES, STUDIES, make_brain
+from benchmarks.evidence_plan import ALL_ROWS, SIZES, STUDIES, make_brain
 from benchmarks.evidence_units import Unit
 from jaxcyto.errors import InputError
 from jaxcyto.runs import WEIGHTS
@@ -45,15 +45,16 @@ def plan(studies: list[str], rows: list[str] | None, seeds: int) -> list[list[Un
     for seed in range(seeds):
         for name in studies:
             study = STUDIES[name]
-            if seed == 0 and rows is None:
+            if seed == 0 and rows is None and study.longer == 1:
                 groups[name, "baseline"] = [Unit("baseline", name, "baseline", 0)]
             for row in study.rows:
                 if rows is not None and row not in rows:
                     continue
                 group = groups.setdefault((study.pretrained_on, row, seed), [])
-                if ALL_ROWS[row].terms and study.pretrained_on == study.segmented:
+                own = study.longer == 1  # else pre-training and probes are those of another study
+                if own and ALL_ROWS[row].terms and study.pretrained_on == study.segmented:
                     group.append(Unit("pretext", name, row, seed))
-                if row not in CEILING:
+                if own:
                     group.append(Unit("probes", name, row, seed))
                 group.append(Unit("segment", name, row, seed))
     return list(groups.values())
@@ -77,7 +78,7 @@ def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
     if unit.kind == "baseline":
         return probes.baselines(size, last)
     own = units.run_folder(out, study.segmented, unit.row, unit.seed, f"segment_{unit.study}")
-    return units.segment(size, last, unit.row, unit.seed, own, pretrained)
+    return units.segment(size, last, unit.row, unit.seed, own, pretrained, study.longer)
 
 
 def main() -> None:
@@ -98,6 +99,7 @@ def main() -> None:
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     log.log_to_stderr()
+    host.use_onednn()
     host.keep_freed_memory()
 
     names = arguments.studies.split(",") if arguments.studies else list(STUDIES)

@@ -102,11 +102,13 @@ class Study:
     pretrained_on: str
     segmented: str
     rows: tuple[str, ...]
+    longer: int = 1  # times the size's steps of fine-tuning
 
 
 STUDIES = {
     "phantom": Study("phantom", "phantom", "phantom", tuple(ROWS)),
-    "ceiling": Study("phantom", "phantom", "phantom", tuple(CEILING)),
+    "longer": Study("phantom, three times the fine-tuning", *2 * ("phantom",), ("1", "4", "6"), 3),
+    "ceiling": Study("phantom", "phantom", "phantom", tuple(CEILING), 3),
     "other": Study("another individual", "phantom", "other", ("1", "4", "6", "7")),
     "null": Study("null phantom", "null", "null", ("1", "4", "6")),
     "painted": Study("painted BigBrain", "painted", "painted", ("1", "2", "3", "4", "6", "7")),
@@ -248,11 +250,11 @@ def pretext_config(size: Size, root: Path, row: Row, seed: int) -> Config:
 
 
 def segment_config(
-    size: Size, root: Path, row: str, seed: int, init_from: Path | None
+    size: Size, root: Path, row: str, seed: int, init_from: Path | None, longer: int
 ) -> SegmentConfig:
     """The fine-tuning of a row: equal for all but for `init_from` and the encoder's rate."""
     everything = row in CEILING
-    steps = size.segment_steps * (3 if everything else 1)
+    steps = size.segment_steps * longer
     every = max(1, steps // size.evaluations)
     rate = ALL_ROWS[row].encoder_rate
     return SegmentConfig(

@@ -167,7 +167,7 @@ CLAIMS = (
 def claims(results: Results) -> list[dict[str, Any]]:
     """Each claim with its figures, in each study that has both rows."""
     found = []
-    for study in ("phantom", "other", "painted", "null"):
+    for study in ("phantom", "longer", "other", "painted", "null"):
         for claim, before, after, title, lower in CLAIMS:
             compared = compare(results, study, before, after, title, bool(lower))
             if compared is not None:
@@ -235,7 +235,7 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
         "deviation over seeds.",
         "",
     ]
-    for study in ("phantom", "other", "painted", "null"):
+    for study in ("phantom", "longer", "other", "painted", "null"):
         if table := study_table(results, study, ROWS):
             lines += [f"### {STUDIES[study].title.capitalize()}", "", *table, ""]
     if table := claims_table(claims(results)):

@@ -86,10 +86,10 @@ def pretrain(size: Size, brain: Path, row: str, seed: int, run: Path) -> dict[st
 
 
 def segment(
-    size: Size, brain: Path, row: str, seed: int, run: Path, init_from: Path | None
+    size: Size, brain: Path, row: str, seed: int, run: Path, init_from: Path | None, longer: int
 ) -> dict[str, Any]:
-    """Fine-tunes; scores of the test sections."""
-    config = segment_config(size, brain, row, seed, init_from)
+    """Fine-tunes, `longer` times the size's steps; scores of the test sections."""
+    config = segment_config(size, brain, row, seed, init_from, longer)
     started = time.monotonic()
     results = loop.train(config, run)
     return {

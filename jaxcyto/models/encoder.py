@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxcyto.models.conv import Conv
 from jaxcyto.models.pool import max_pool
 
 # Assumptions, the sources are silent: the order convolution, batch norm, ReLU; a running average
@@ -55,12 +56,10 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for number in range(1, self.convs + 1):
             kernel, stride = (self.kernel, self.stride) if number == 1 else (3, 1)
-            x = nn.Conv(
+            x = Conv(
                 self.width,
-                (kernel, kernel),
-                strides=(stride, stride),
-                padding="VALID",
-                use_bias=False,
+                kernel,
+                stride,
                 kernel_init=KERNEL_INIT,
                 dtype=self.dtype,
                 name=f"conv{number}",

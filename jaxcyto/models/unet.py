@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxcyto.models.conv import Conv, convolve
 from jaxcyto.models.encoder import KERNEL_INIT, Block, Encoder, batch_norm
 from jaxcyto.models.geometry import ATLAS_KERNEL, Geometry
 
@@ -45,13 +46,7 @@ class Up(nn.Module):
         kernel = self.param("kernel", _UP_INIT, (2, 2, channels, self.width))
         # [2, 2, C, width] -> [1, 1, C, 2 * 2 * width]
         flat = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(1, 1, channels, 4 * self.width)
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            flat.astype(self.dtype),
-            (1, 1),
-            "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x = convolve(x.astype(self.dtype), flat.astype(self.dtype))
         x = x.reshape(batch, height, width, 2, 2, self.width).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, 2 * height, 2 * width, self.width)
 
@@ -125,13 +120,8 @@ class UNet(nn.Module):
             x = Block(width, **common, name=f"block{number}")(x, train)
 
         dtype = jnp.promote_types(self.dtype, jnp.float32)
-        x = nn.Conv(
-            self.num_classes,
-            (1, 1),
-            use_bias=False,
-            kernel_init=KERNEL_INIT,
-            dtype=dtype,
-            name="classifier",
+        x = Conv(
+            self.num_classes, 1, 1, kernel_init=KERNEL_INIT, dtype=dtype, name="classifier"
         )(x)
         return batch_norm(x, train, dtype, self.axis_name, "classifier_bn")
 
