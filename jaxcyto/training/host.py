@@ -36,7 +36,7 @@ ONEDNN_JAXLIB = "0.12."  # an unknown flag ends the process, so only where it wa
 
 
 def use_onednn() -> bool:
-    """Has XLA:CPU compute convolutions and matrix products by oneDNN; before JAX is first used.
+    """Lets XLA:CPU use oneDNN for convolutions and matrix products; before JAX is first used.
 
     Of no effect on other backends. What the user has set in XLA_FLAGS stays.
 

@@ -1,0 +1,132 @@
+"""The convolution and its two gradients: against float64 at the real sizes, against flax."""
+
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcyto.models import conv
+from jaxcyto.models.conv import Conv, conv3x3, convolve, kernel_gradient
+from jaxcyto.training import host
+
+# batch, side, channels, width: layers of the paper's network at 1019 px, in whole (the last two)
+# and in chunks of images; odd sides, odd batches; the small network; the U-Net at 2025 px
+LAYERS = [
+    (4, 254, 16, 16),
+    (3, 126, 16, 32),
+    (6, 124, 32, 32),
+    (1, 505, 16, 16),
+    (16, 27, 64, 64),
+    (2, 17, 5, 7),
+]
+
+
+def drawn(batch, side, channels, width, dtype=np.float32):
+    rng = np.random.default_rng(side)
+    x = rng.normal(1.0, 1.0, (batch, side, side, channels)).astype(dtype)
+    kernel = rng.normal(size=(3, 3, channels, width)).astype(dtype)
+    gradient = rng.normal(size=(batch, side - 2, side - 2, width)).astype(dtype)
+    return x, kernel, gradient
+
+
+def truth(x, gradient):
+    """The kernel's gradient by its definition, in float64."""
+    x, gradient = np.float64(x), np.float64(gradient)
+    height, width = gradient.shape[1:3]
+    flat = gradient.reshape(-1, gradient.shape[3])
+    return np.array(
+        [
+            [x[:, i : i + height, j : j + width].reshape(len(flat), -1).T @ flat for j in range(3)]
+            for i in range(3)
+        ]
+    )
+
+
+def far(one, other):
+    return np.linalg.norm(one - other) / np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradients_are_those_of_float64_and_of_xla(layer):
+    x, kernel, gradient = drawn(*layer)
+
+    def pull(function):
+        return jax.jit(lambda *arguments: jax.vjp(function, *arguments)[1](gradient))(x, kernel)
+
+    ours, plain = pull(conv3x3), pull(convolve)
+    np.testing.assert_array_equal(ours[0], plain[0])  # of the input: the same computation
+    assert far(ours[1], truth(x, gradient)) < 1e-5
+    assert far(plain[1], truth(x, gradient)) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_chunks_of_images_add_up(monkeypatch, batch):
+    x, _, gradient = drawn(batch, 20, 4, 8)
+    whole = kernel_gradient(x, gradient)
+    monkeypatch.setattr(conv, "CHUNK_BYTES", 0)
+    np.testing.assert_allclose(kernel_gradient(x, gradient), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_is_summed_in_float32():
+    """Only the result is rounded: a sum of 60,000 terms in bfloat16 would stop growing."""
+    x, _, gradient = (jnp.asarray(y, jnp.bfloat16) for y in drawn(4, 124, 8, 8))
+    found = kernel_gradient(x, gradient)
+    assert found.dtype == jnp.bfloat16
+    assert far(np.float64(found), truth(x, gradient)) < 4e-3
+
+
+@pytest.mark.parametrize(("kernel", "stride", "channels"), [(3, 1, 4), (5, 4, 1), (1, 1, 6)])
+def test_layer_is_that_of_flax(kernel, stride, channels):
+    """Parameters by name, their initial values, and the output."""
+    x = np.random.default_rng(0).normal(size=(2, 33, 37, channels)).astype(np.float32)
+    init = nn.initializers.he_normal()
+    ours = Conv(8, kernel, stride, init)
+    peer = nn.Conv(
+        8, (kernel, kernel), (stride, stride), "VALID", use_bias=False, kernel_init=init
+    )
+    variables = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, peer.init(jax.random.key(0), x))
+    np.testing.assert_array_equal(ours.apply(variables, x), peer.apply(variables, x))
+
+
+def test_onednn_gives_the_same_numbers():
+    """The flag of `train.py`, in a process of its own: flags are read when JAX starts."""
+    code = """
+import sys; sys.path.insert(0, "tests")
+from jaxcyto.training import host
+assert host.use_onednn()
+import jax
+from test_conv import conv3x3, convolve, drawn, far, truth
+x, kernel, gradient = drawn(4, 126, 16, 32)
+pull = jax.jit(lambda *a: jax.vjp(conv3x3, *a)[1](gradient)).lower(x, kernel).compile()
+print("onednn" in pull.as_text())
+ours, out = pull(x, kernel), jax.jit(convolve)(x, kernel)
+print(far(ours[1], truth(x, gradient)), abs(out).sum(), abs(ours[0]).sum())
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    used, numbers = done.stdout.splitlines()
+    assert used == "True", "the flag has no effect"
+    error, out, for_x = map(float, numbers.split())
+    x, kernel, gradient = drawn(4, 126, 16, 32)
+    ours = jax.vjp(conv3x3, x, kernel)[1](gradient)[0]
+    assert error < 1e-5
+    np.testing.assert_allclose(out, abs(convolve(x, kernel)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(for_x, abs(ours).sum(), rtol=1e-5)
+
+
+def test_flag_keeps_what_the_user_set(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--a=1 --{host.ONEDNN_FLAG}=false")
+    assert not host.use_onednn()
+    assert os.environ["XLA_FLAGS"] == f"--a=1 --{host.ONEDNN_FLAG}=false"
+    monkeypatch.setenv("XLA_FLAGS", "--a=1")
+    monkeypatch.setattr(host.metadata, "version", lambda name: "99.0")
+    assert not host.use_onednn()
+    assert os.environ["XLA_FLAGS"] == "--a=1"
