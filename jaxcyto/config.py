@@ -30,6 +30,9 @@ class ModelConfig:
     widths: tuple[int, ...] = (16, 32, 64, 64, 128, 128)  # channels of each block
     features: int = FEATURES
     dtype: str = "float32"  # of the convolutions: float32 or bfloat16; parameters stay float32
+    # Compute the inside of each block again for the gradient instead of keeping it: less memory,
+    # more time; for tiles or batches that do not fit otherwise.
+    remat: bool = False
 
 
 def small() -> ModelConfig:
@@ -50,6 +53,9 @@ class DataConfig:
     # What to do with a training example that cannot be read: "raise", or "skip": take another
     # one, drawn from (seed, step). Validation and test always raise: fewer of them would be others.
     on_error: str = "raise"
+    # Keep the training patches in the memory of each device (200,000 of 1019 px: 208 GB) and draw
+    # batches there: the same batches, without reading from disk.
+    on_device: bool = False
     all_distances: bool = False  # add `all_distances` [2B, 2B] mm to each batch
     absolute_x: bool = False  # |x| as target: mirrored hemispheres look alike
 
@@ -111,6 +117,9 @@ class OptimConfig:
     warmup_steps: int = 0
     decay: str = "cosine"  # to zero at the last step, or "constant"
     clip_norm: float | None = None  # global norm of the gradient
+    # Steps whose gradients are averaged for one update (`optax.MultiSteps`); warm-up counts
+    # updates. Batch norm sees the batch of a step, so this is not the same as larger batches.
+    accumulate: int = 1
     # Steps in a row that may be left out because loss or gradient is not finite (as a rule an
     # overflow); one more stops the run.
     skip_nonfinite: int = 0

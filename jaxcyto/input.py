@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -146,12 +146,16 @@ class PairSource:
         return len(self._table.first)
 
     def __getitem__(self, index) -> Batch:
+        pair = int(self._table.first[index]), int(self._table.second[index])
+        patches = np.stack([self.read_patch(patch) for patch in pair])[..., None]
+        return {"patches": patches} | self.targets(index)
+
+    def targets(self, index) -> Batch:
+        """Everything of a pair but its images."""
         table = self._table
-        pair = int(table.first[index]), int(table.second[index])
         return {
-            "patches": np.stack([self.read_patch(patch) for patch in pair])[..., None],
             "distance": table.distance_mm[index],
-            "coordinates": table.coordinates_mm[list(pair)],
+            "coordinates": table.coordinates_mm[[table.first[index], table.second[index]]],
             "index": np.int32(index),
             "valid": np.bool_(True),
         }
@@ -233,8 +237,14 @@ def corner_px(
     return left, top
 
 
+class Source(Protocol):
+    """Gives the example of a number."""
+
+    def __getitem__(self, index) -> Batch: ...
+
+
 def train_batches(
-    source: PairSource,
+    source: Source,
     table: PairTable,
     config: DataConfig,
     seed: int,

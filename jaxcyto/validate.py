@@ -74,6 +74,7 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
         ("optim.warmup_steps", optim.warmup_steps, _whole(0), "0 or more"),
         ("optim.learning_rate", optim.learning_rate, _positive, "a number above 0"),
         ("optim.clip_norm", optim.clip_norm, _none_or(_positive), "None or a number above 0"),
+        ("optim.accumulate", optim.accumulate, _whole(1), "at least 1"),
         ("optim.skip_nonfinite", optim.skip_nonfinite, _whole(0), "0 or more"),
         ("loss.terms", config.loss.terms, lambda v: len(v) > 0, "at least one term"),
         ("loss.weight_decay", config.loss.weight_decay, _not_negative, "0 or more"),
@@ -103,6 +104,12 @@ def _pretext_rules(config: Any) -> list[Rule]:
         ("data.pairs", data.pairs, lambda v: Path(v).name == v != "", "a file name, not a path"),
         ("data.patch_px", data.patch_px, _whole(1), "at least 1"),
         ("data.batch_pairs", data.batch_pairs, _whole(1), "at least 1"),
+        (
+            "data.on_error",
+            data.on_error,
+            lambda v: not (data.on_device and v == "skip"),
+            "raise with data.on_device, which reads everything before the first step",
+        ),
     ]
     if scales is not None:
         rules.append(("scales.distance_mm", scales.distance_mm, _positive, "a number above 0"))

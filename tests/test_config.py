@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optax
 import pytest
 
@@ -86,6 +87,24 @@ def test_any_optax_optimizer_and_clipping():
     params = {"w": jnp.zeros(2)}
     updates, _ = optimizer.update({"w": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
     assert updates["w"].tolist() == pytest.approx([-0.6, -0.8])
+
+
+def test_accumulated_steps_are_one_update_by_the_mean_gradient():
+    """Clipped after the mean; the schedule counts updates; steps between change nothing."""
+    import jax.numpy as jnp
+
+    config = C.OptimConfig(optimizer=optax.sgd, learning_rate=1.0, clip_norm=1.0)
+    optimizer = make_optimizer(dataclasses.replace(config, accumulate=2), 8)
+    plain = make_optimizer(config, 4)
+    params = {"w": jnp.zeros(2)}
+    state, expected = optimizer.init(params), plain.init(params)
+    for update in range(4):
+        first, second = jnp.array([60.0, 0.0]), jnp.array([0.0, 80.0 + update])
+        nothing, state = optimizer.update({"w": first}, state, params)
+        found, state = optimizer.update({"w": second}, state, params)
+        wanted, expected = plain.update({"w": (first + second) / 2}, expected, params)
+        assert nothing["w"].tolist() == [0.0, 0.0]
+        np.testing.assert_allclose(found["w"], wanted["w"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

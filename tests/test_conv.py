@@ -86,9 +86,7 @@ def test_layer_is_that_of_flax(kernel, stride, channels):
     x = np.random.default_rng(0).normal(size=(2, 33, 37, channels)).astype(np.float32)
     init = nn.initializers.he_normal()
     ours = Conv(8, kernel, stride, init)
-    peer = nn.Conv(
-        8, (kernel, kernel), (stride, stride), "VALID", use_bias=False, kernel_init=init
-    )
+    peer = nn.Conv(8, (kernel, kernel), (stride, stride), "VALID", use_bias=False, kernel_init=init)
     variables = ours.init(jax.random.key(0), x)
     jax.tree.map(np.testing.assert_array_equal, variables, peer.init(jax.random.key(0), x))
     np.testing.assert_array_equal(ours.apply(variables, x), peer.apply(variables, x))

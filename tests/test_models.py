@@ -5,16 +5,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import signal
 
 from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
-from jaxcyto.models import Encoder, Geometry, SiameseNet
+from jaxcyto.models import Encoder, Geometry, SiameseNet, UNet
 from jaxcyto.models.encoder import BN_EPSILON, BN_MOMENTUM, Block
 from jaxcyto.models.pool import max_pool
 
 PAPER = Geometry()
 SMALL = Geometry(stem_kernel=3, stem_stride=1, num_blocks=5)
+TINY_NET = {"stem_kernel": 3, "stem_stride": 1, "widths": (4, 4, 8)}
 SMALL_NET = {"stem_kernel": 3, "stem_stride": 1, "widths": (16, 32, 64, 64, 128)}
 
 
@@ -371,3 +373,34 @@ def test_gradients_at_1019_px_jitted_op_by_op_and_in_float64():
         assert np.linalg.norm(one - other) < bound * scale, name
 
     jax.tree_util.tree_map_with_path(check, jitted, op_by_op, reference)
+
+
+@pytest.mark.parametrize("net", [SiameseNet(**TINY_NET), UNet(3, **TINY_NET)], ids=type)
+def test_remat_changes_memory_and_nothing_else(net):
+    """Parameters, outputs and statistics are the same; gradients to rounding; less is kept."""
+    shape = (16, 2, 32, 32, 1) if isinstance(net, SiameseNet) else (32, 60, 60, 1)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    again = net.clone(remat=True)
+    variables = jax.jit(net.init)(jax.random.key(0), x[:1])
+    jax.tree.map(
+        np.testing.assert_array_equal, variables, jax.jit(again.init)(jax.random.key(0), x[:1])
+    )
+
+    def gradient(net):
+        def loss(params):
+            given = variables | {"params": params}
+            outputs, updated = net.apply(given, x, train=True, mutable=["batch_stats"])
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(outputs)), updated
+
+        return jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"]).compile()
+
+    plain, less = gradient(net), gradient(again)
+    (one, stats), (other, other_stats) = plain(variables["params"]), less(variables["params"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), stats, other_stats
+    )
+    whole = optax.tree.norm(one)
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, one, other)) < 1e-3 * whole
+    if isinstance(net, UNet):  # in the Siamese network the first block is most of it
+        kept, kept_less = (c.memory_analysis().temp_size_in_bytes for c in (plain, less))
+        assert kept_less < 0.9 * kept

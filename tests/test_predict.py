@@ -44,7 +44,7 @@ from jaxcyto.predict import (
     predict_brain,
 )
 from jaxcyto.predict.maps import settings_of, write_class_map, write_probability_map
-from jaxcyto.predict.memory import bytes_per_px, free_bytes
+from jaxcyto.predict.memory import bytes_per_px, window_bytes
 from jaxcyto.predict.planes import Plane
 from jaxcyto.predict.predictor import forward
 from jaxcyto.predict.reading import read_window
@@ -114,7 +114,7 @@ def test_memory_estimate_covers_what_xla_needs(run):
     batch = {"image": jax.ShapeDtypeStruct((1, 460, 460, 1), np.uint8)}
     needs = jax.jit(step).lower(loaded.variables, batch).compile().memory_analysis()
     assert needs.temp_size_in_bytes < bytes_per_px(SMALL) * 460**2 < 3 * needs.temp_size_in_bytes
-    assert 0 < free_bytes() < 1e15
+    assert 0 < window_bytes() < 1e15
 
 
 def test_impossible_tile_names_possible_ones(run):

@@ -101,7 +101,9 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """
     batch, _, _, channels = x.shape
     height, columns, width = gradient.shape[1:]
-    group = next(n for n in (4, 2, 1) if (n * width <= PRODUCT_WIDTH or n == 1) and columns % n == 0)
+    group = next(
+        n for n in (4, 2, 1) if (n * width <= PRODUCT_WIDTH or n == 1) and columns % n == 0
+    )
     seen = group + KERNEL - 1  # input columns of a group
 
     def add_images(total: jax.Array, images: tuple[jax.Array, jax.Array]):
@@ -133,6 +135,6 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
         total, _ = add_images(zero, (x, gradient))
     else:
         size = 2 if batch % 2 == 0 else 1
-        chunks = (y.reshape(batch // size, size, *y.shape[1:]) for y in (x, gradient))
-        total, _ = jax.lax.scan(add_images, zero, tuple(chunks))
+        x, gradient = (y.reshape(batch // size, size, *y.shape[1:]) for y in (x, gradient))
+        total, _ = jax.lax.scan(add_images, zero, (x, gradient))
     return total.astype(gradient.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -68,6 +69,11 @@ class Block(nn.Module):
         return x
 
 
+def block_type(remat: bool) -> Any:
+    """`Block`, or one whose inside is computed again for the gradient instead of being kept."""
+    return nn.remat(Block, static_argnums=2) if remat else Block  # 2: `train`
+
+
 class Encoder(nn.Module):
     """Blocks with 2x2 pooling between them; the names `block1`, ... are those of checkpoints.
 
@@ -82,6 +88,7 @@ class Encoder(nn.Module):
         stem_pool: whether pooling follows the first block.
         dtype: compute dtype; parameters and statistics are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
+        remat: whether the inside of blocks is computed again for the gradient.
     """
 
     stem_kernel: int = 5
@@ -91,6 +98,7 @@ class Encoder(nn.Module):
     stem_pool: bool = True
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
@@ -109,7 +117,7 @@ class Encoder(nn.Module):
             if number > 2 or (number == 2 and self.stem_pool):
                 x = max_pool(x)
             first = number == 1
-            x = Block(
+            x = block_type(self.remat)(
                 width,
                 kernel=self.stem_kernel if first else 3,
                 stride=self.stem_stride if first else 1,

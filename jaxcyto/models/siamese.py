@@ -28,6 +28,7 @@ class SiameseNet(nn.Module):
         dtype: compute dtype of the branch, bfloat16 or float32; parameters are float32, and
             features and coordinates are computed in float32 whatever it is.
         axis_name: device axis over which batch statistics are averaged, None for one device.
+        remat: whether the inside of blocks is computed again for the gradient.
     """
 
     stem_kernel: int = 5
@@ -36,6 +37,7 @@ class SiameseNet(nn.Module):
     features: int = 32
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, patches: jax.Array, train: bool = False) -> dict[str, jax.Array]:
@@ -61,6 +63,7 @@ class SiameseNet(nn.Module):
             tuple(self.widths),
             dtype=self.dtype,
             axis_name=self.axis_name,
+            remat=self.remat,
             name="encoder",
         )(patches.reshape(batch * 2, *patches.shape[2:]), train)
         head_dtype = jnp.promote_types(self.dtype, jnp.float32)

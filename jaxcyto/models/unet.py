@@ -9,6 +9,7 @@ comes before ReLU, and that the logits have no ReLU, are assumptions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxcyto.models.conv import Conv, convolve
-from jaxcyto.models.encoder import KERNEL_INIT, Block, Encoder, batch_norm
+from jaxcyto.models.encoder import KERNEL_INIT, Encoder, batch_norm, block_type
 from jaxcyto.models.geometry import ATLAS_KERNEL, Geometry
 
 # He initialisation, too: with a stride of 2, an output pixel sees one tap of a 2x2 kernel only.
@@ -67,6 +68,7 @@ class UNet(nn.Module):
         dtype: compute dtype, bfloat16 or float32; parameters are float32, and the logits are
             computed in float32 whatever it is.
         axis_name: device axis over which batch statistics are averaged, None for one device.
+        remat: whether the inside of blocks is computed again for the gradient.
     """
 
     num_classes: int
@@ -75,6 +77,7 @@ class UNet(nn.Module):
     widths: Sequence[int] = (16, 32, 64, 64, 128, 128)
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -95,14 +98,15 @@ class UNet(nn.Module):
             ValueError: if a shape does not fit, with the sizes that do.
         """
         self._check(image, atlas)
-        common = {"dtype": self.dtype, "axis_name": self.axis_name}
+        common: Any = {"dtype": self.dtype, "axis_name": self.axis_name}
         widths = tuple(self.widths)
 
-        encoder = Encoder(self.stem_kernel, self.stem_stride, widths, **common, name="encoder")
+        path = common | {"remat": self.remat}
+        encoder = Encoder(self.stem_kernel, self.stem_stride, widths, **path, name="encoder")
         paths = [encoder(image, train)]
         if atlas is not None:
             encoder = Encoder(
-                ATLAS_KERNEL, 1, widths, 1, stem_pool=False, **common, name="atlas_encoder"
+                ATLAS_KERNEL, 1, widths, 1, stem_pool=False, **path, name="atlas_encoder"
             )
             paths.append(encoder(atlas, train))
         # From the second block on the paths are on one grid.
@@ -117,12 +121,10 @@ class UNet(nn.Module):
             x = Up(width, dtype=self.dtype, name=f"up{number}")(x)
             x = nn.relu(batch_norm(x, train, **common, name=f"up{number}_bn"))
             x = jnp.concatenate([x, _centre(skip, *x.shape[1:3])], axis=-1)
-            x = Block(width, **common, name=f"block{number}")(x, train)
+            x = block_type(self.remat)(width, **common, name=f"block{number}")(x, train)
 
         dtype = jnp.promote_types(self.dtype, jnp.float32)
-        x = Conv(
-            self.num_classes, 1, 1, kernel_init=KERNEL_INIT, dtype=dtype, name="classifier"
-        )(x)
+        x = Conv(self.num_classes, 1, 1, kernel_init=KERNEL_INIT, dtype=dtype, name="classifier")(x)
         return batch_norm(x, train, dtype, self.axis_name, "classifier_bn")
 
     def _check(self, image: jax.Array, atlas: jax.Array | None) -> None:

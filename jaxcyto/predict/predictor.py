@@ -19,7 +19,7 @@ from jaxcyto.augment import normalise
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry, UNet
 from jaxcyto.predict.maps import NOT_PREDICTED
-from jaxcyto.predict.memory import bytes_per_px, free_bytes
+from jaxcyto.predict.memory import bytes_per_px, window_bytes
 from jaxcyto.predict.reading import Source, Window, read_window
 from jaxcyto.predict.tiling import Tiling, choose_tile
 from jaxcyto.runs import SegmentRun
@@ -264,7 +264,7 @@ def default_tile(run: SegmentRun, longest: int) -> int:
         geometry(run.model),
         longest=longest,
         at_least=run.image_px,
-        memory_bytes=free_bytes(),
+        memory_bytes=window_bytes(),
         bytes_per_px=bytes_per_px(run.model),
     )
 

@@ -10,7 +10,7 @@ from jaxcyto import metrics
 from jaxcyto.faults import Skipped
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.state import State
-from jaxcyto.training.step import Task
+from jaxcyto.training.step import Batch, Task
 
 
 class Experiment(Protocol):
@@ -49,6 +49,11 @@ class Experiment(Protocol):
     @property
     def skipped(self) -> Skipped | None:
         """What `data.on_error` = "skip" has left out; None: nothing may be."""
+        ...
+
+    @property
+    def resident(self) -> Batch:
+        """Fields that stay on the devices: each batch of a training step holds them, too."""
         ...
 
     def train_batches(self, seed: int, counted: bool = False, **share: int) -> grain.MapDataset:

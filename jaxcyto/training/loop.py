@@ -174,7 +174,7 @@ def _steps(
             _validate(run, state, start, validated, writer, checkpoints)
         for step in range(start + 1, steps + 1):
             before = time.monotonic()
-            batch = next(iterator)
+            batch = next(iterator) | experiment.resident
             progress.waited += time.monotonic() - before
             with stop.held():  # else a signal raises Interrupted where it comes
                 state, measured = step_fn(state, batch)

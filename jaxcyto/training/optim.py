@@ -28,7 +28,9 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimConfig, steps: int, encoder_rate: float = 1.0
 ) -> optax.GradientTransformation:
-    """Clipping (if asked for), then the optimizer with its schedule.
+    """Clipping (if asked for), then the optimizer with its schedule, by update.
+
+    With `accumulate` the mean over so many steps is what is clipped and applied.
 
     With `skip_nonfinite` wrapped in `optax.apply_if_finite`, whose counters the step reads.
 
@@ -40,7 +42,8 @@ def make_optimizer(
         encoder_rate: learning rate of the parameters under `encoder`, relative to the others'; 0
             freezes them (their batch norm still sees the statistics of the batch).
     """
-    optimizer = config.optimizer(learning_rate=schedule(config, steps))
+    updates = max(1, steps // config.accumulate)
+    optimizer = config.optimizer(learning_rate=schedule(config, updates))
     if encoder_rate != 1.0:
         slower = optax.chain(optimizer, optax.scale(encoder_rate))
         optimizer = optax.multi_transform(
@@ -49,6 +52,8 @@ def make_optimizer(
         )
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.accumulate > 1:
+        optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
     if config.skip_nonfinite:
         optimizer = optax.apply_if_finite(optimizer, config.skip_nonfinite)
     return optimizer

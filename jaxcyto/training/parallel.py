@@ -6,6 +6,7 @@ spans the devices of all processes, while what goes in and comes out is on those
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -57,6 +58,40 @@ def from_first(tree: Any) -> Any:
 def replicate(tree: Any) -> Any:
     """A tree of arrays on every local device."""
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def free_bytes() -> float:
+    """Memory that is free on each local device, the least of them."""
+    devices = jax.local_devices()
+    stats = [device.memory_stats() for device in devices]
+    if all(stats):
+        free: float = min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
+    else:
+        free = _host_bytes() / len(devices)  # they share the host's memory
+    return free
+
+
+def _host_bytes() -> float:
+    """Memory that processes can still have; one GiB where the system does not say."""
+    free = [float(1 << 30)]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            free.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return max(0.0, min(free))
+
+
+def copy_to_devices(x: np.ndarray) -> jax.Array:
+    """[local devices, ...], all of `x` on each of them: a field that every batch can hold."""
+    devices = jax.local_devices()
+    sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
+    copies = [jax.device_put(x[None], device) for device in devices]
+    shape = (len(devices), *x.shape)
+    return jax.make_array_from_single_device_arrays(shape, sharding, copies)
 
 
 def split_over_devices(batch: Any) -> Any:

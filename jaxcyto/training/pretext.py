@@ -35,6 +35,7 @@ from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
 from jaxcyto.training.optim import make_optimizer
+from jaxcyto.training.resident import ResidentSource, take_patches
 from jaxcyto.training.state import State, init_state
 from jaxcyto.training.step import Batch
 
@@ -62,7 +63,7 @@ class PretextTask:
         """
         scales = self.scales
         low, high = self._range_mm()
-        batch = dict(batch)
+        batch = dict(take_patches(batch))
         batch["distance_target"] = batch["distance"] / scales.distance_mm
         batch["coordinate_target"] = 2 * (batch["coordinates"] - low) / (high - low) - 1
         if "all_distances" in batch:
@@ -116,6 +117,7 @@ class Pretraining:
     task: PretextTask
     steps: int
     skipped: Skipped | None
+    stored: ResidentSource | None = None
 
     unit = "patches"
     selects = "val/distance_mae_mm"
@@ -154,9 +156,14 @@ class Pretraining:
         example = jnp.zeros((1, 2, side, side, 1))
         return init_state(self.task.model, (example,), self.task.optimizer, self.config.seed)
 
+    @property
+    def resident(self) -> Batch:
+        return {} if self.stored is None else self.stored.arrays
+
     def train_batches(self, seed: int, counted: bool = False, **share: Any) -> grain.MapDataset:
         skipped: Any = {"skipped": self.skipped, "counted": counted}
-        return train_batches(self.source, self.table, self.config.data, seed, **skipped, **share)
+        source = self.stored if counted and self.stored is not None else self.source
+        return train_batches(source, self.table, self.config.data, seed, **skipped, **share)
 
     def name_examples(self, index: np.ndarray) -> str:
         patches = np.stack([self.table.first[index], self.table.second[index]], axis=1).ravel()
@@ -264,10 +271,14 @@ def open_pretraining(config: Config, saved: dict[str, Any] | None) -> Pretrainin
         widths=tuple(model.widths),
         features=model.features,
         dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
     )
     optimizer = make_optimizer(config.optim, steps)
     task = PretextTask(net, config.loss, config.augment, scales, optimizer, config.seed)
-    return Pretraining(config, table, source, task, steps, skipped)
+    stored = None
+    if config.data.on_device:
+        stored = ResidentSource(source, table, config.data.threads)
+    return Pretraining(config, table, source, task, steps, skipped, stored)
 
 
 def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict[str, Any]:

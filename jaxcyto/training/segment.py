@@ -149,6 +149,10 @@ class Segmentation:
             logger.info("weights of %s:\n%s", self.config.init_from, report)
         return state
 
+    @property
+    def resident(self) -> Batch:
+        return {}
+
     def train_batches(self, seed: int, counted: bool = False, **share: Any) -> grain.MapDataset:
         source, skipped = SegmentSource(self.table), {"skipped": self.skipped, "counted": counted}
         return train_batches(source, self.table, self.config.data, seed, **skipped, **share)
@@ -252,6 +256,7 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
         stem_stride=model.stem_stride,
         widths=tuple(model.widths),
         dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
     )
     rate = config.encoder_rate if config.init_from is not None else 1.0
     optimizer = make_optimizer(config.optim, config.steps, rate)
