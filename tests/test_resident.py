@@ -1,4 +1,4 @@
-"""Patches that stay on the devices: the same batches, the same run; what does not fit is refused."""
+"""Patches that stay on the devices: the same batches, the same run; too many are refused."""
 
 import dataclasses
 
