@@ -23,6 +23,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxcyto.compilation import keep_programs
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if missing.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
@@ -152,6 +154,7 @@ if __name__ == "__main__":
     logging.set_verbosity(logging.FATAL)  # of grain and orbax, which also raise what they log
     getLogger("asyncio").setLevel(CRITICAL)  # orbax again, of a damaged checkpoint
     sys.unraisablehook = show
+    keep_programs()
     for each in (signal.SIGTERM, signal.SIGINT):  # until loop.train has its own way, see Stop
         signal.signal(each, leave)
     app.run(main, flags_parser=parse_flags)

@@ -18,6 +18,7 @@ from jaxcyto.cli_explore import explore
 from jaxcyto.cli_export import export
 from jaxcyto.cli_report import report
 from jaxcyto.cli_segment import annotate, carry, evaluate, predict
+from jaxcyto.compilation import keep_programs
 from jaxcyto.errors import InputError
 
 
@@ -43,6 +44,7 @@ def main() -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is said in our own messages
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     warnings.simplefilter("always", UserWarning)
+    keep_programs()
 
 
 @main.command()

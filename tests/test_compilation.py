@@ -27,16 +27,16 @@ print(json.dumps({
 """
 
 
-def run(**changes):
-    """Results of PROGRAM and its stderr, in a process that has none of the tests' own settings."""
+def run(code=PROGRAM, **changes):
+    """What it prints, and its stderr, in a process that has none of the tests' own settings."""
     env = {key: value for key, value in os.environ.items() if "CACHE" not in key}
     env |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     env |= {key: str(value) for key, value in changes.items()}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=env, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
+    return json.loads(done.stdout or "null"), done.stderr
 
 
 def test_programs_are_found_again_and_damaged_ones_written_again(tmp_path):
@@ -78,6 +78,22 @@ def test_a_folder_of_ones_own_is_left_to_jax(tmp_path):
     found, said = run(XDG_CACHE_HOME=tmp_path / "x", JAX_COMPILATION_CACHE_DIR=tmp_path / "own")
     assert found["folder"] is None and found["set"] == str(tmp_path / "own") and not said
     assert list((tmp_path / "own").glob("*-cache")) and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"])
+def test_nothing_is_said_of_programs_that_cannot_be_kept(tmp_path, name):
+    """A convolution by oneDNN: XLA fails to serialise it."""
+    code = """
+from jaxcyto.compilation import keep_programs
+from jaxcyto.training import host
+keep_programs()
+host.use_onednn()
+import jax
+image, kernel = jax.numpy.ones((2, 16, 64, 64)), jax.numpy.ones((16, 16, 3, 3))
+jax.jit(lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID"))(image, kernel).block_until_ready()
+"""
+    found, said = run(code, **{name: tmp_path})
+    assert found is None and not said
 
 
 @pytest.mark.parametrize("broken", ["file", "read-only", "proc"])

@@ -29,7 +29,6 @@ from jaxcyto.training.experiment import Experiment
 from jaxcyto.training.lock import locked
 from jaxcyto.training.log import SKIPPED, MetricsWriter, Progress, logger, read_metrics
 from jaxcyto.training.pretext import open_pretraining
-from jaxcyto.training.segment import open_segmentation
 from jaxcyto.training.state import State, parameter_count
 from jaxcyto.training.step import train_step
 from jaxcyto.training.stop import Interrupted, Stop
@@ -140,6 +139,8 @@ def _open(
 
     def opened(scales: dict[str, Any] | None) -> Experiment:
         if isinstance(config, SegmentConfig):
+            from jaxcyto.training.segment import open_segmentation  # matplotlib, a second
+
             return open_segmentation(config, scales)
         return open_pretraining(config, scales)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcyto import augment, metrics, plots
+from jaxcyto import augment, metrics
 from jaxcyto.config import (
     AugmentConfig,
     Config,
@@ -208,6 +208,8 @@ class Pretraining:
 
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
         """Test errors beside those of constants; prints the table, draws the figures."""
+        from jaxcyto import plots  # matplotlib: a second, which the first step need not wait for
+
         pairs = self.table.of_split("test")
         found = evaluator.run(state, self._eval_batches(pairs)) if len(pairs) else None
         if not distributed.is_first():

@@ -1,0 +1,103 @@
+"""Compiled programs are kept in the user's cache folder: the next start does not compile them.
+
+JAX's persistent compilation cache, with what it leaves open: a folder, a bound, and entries that a
+full disk or a kill has cut off. The key of an entry covers the program, the versions of jaxlib and
+compiler, XLA_FLAGS and the device, of a CPU with its instruction set: what another machine that
+shares the folder has compiled is not found here. Not kept are programs with convolutions by oneDNN
+(`training.host.use_onednn`), which XLA cannot serialise: the step of `train.py` on the CPU.
+"""
+
+import glob
+import logging
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+FOLDER = "JAX_COMPILATION_CACHE_DIR"  # read by JAX when it is imported, as are the others
+LIMITS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+MAX_BYTES = 1 << 30  # some hundred programs of 0.1 to 5 MB
+FAILED = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.+?)': (.*)")
+
+logger = logging.getLogger("jaxcyto")
+
+
+def keep_programs() -> Path | None:
+    """Has JAX look for compiled programs in a folder, and keep them there; before JAX is imported.
+
+    The folder is jaxcyto/programs under XDG_CACHE_HOME or ~/.cache. If JAX_COMPILATION_CACHE_DIR is
+    set, that is the user's own, and all is left to JAX. Children of this process inherit the
+    setting.
+
+    Returns:
+        The folder; None if JAX_COMPILATION_CACHE_DIR is set, or if the folder cannot be written:
+        then everything is compiled anew.
+    """
+    if FOLDER in os.environ:
+        _mend(None)
+        return None
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        folder = (base if base.is_absolute() else Path.home() / ".cache") / "jaxcyto" / "programs"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies there is run
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return None
+        remove_oldest(folder, MAX_BYTES)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    os.environ[FOLDER] = str(folder)
+    for name, value in LIMITS.items():
+        os.environ.setdefault(name, value)
+    _mend(folder)
+    return folder
+
+
+def remove_oldest(folder: Path, max_bytes: int) -> None:
+    """Removes the entries that were not used for longest, until all of them take `max_bytes`.
+
+    Done here because JAX's own bound (`jax_compilation_cache_max_size`) needs another package, and
+    without it there is no cache at all.
+    """
+    found = []
+    for path in folder.glob("*-cache"):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:  # another process removes them, too
+            continue
+        # many file systems note a reading once a day, some never
+        found.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _mend(folder: Path | None) -> None:
+    """Removes entries that JAX warns of, so that they are written again; None: leaves them.
+
+    JAX writes in place: another process, or a later one after a kill or on a full disk, may read a
+    part. It then compiles, but never replaces what is there.
+    """
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        failed = FAILED.match(str(message))
+        if failed and failed[3] == "MemoryError: std::bad_alloc":  # oneDNN; nothing was written
+            return
+        if failed is None or folder is None:
+            show(message, category, *where)
+            return
+        doing, program, why = failed.groups()
+        logger.warning(
+            "%s %s in %s: %s; it is compiled, nothing else is lost", doing, program, folder, why
+        )
+        try:
+            for path in folder.glob(f"{glob.escape(program)}-*-cache"):
+                path.unlink(missing_ok=True)
+        except OSError:
+            pass
+
+    warnings.showwarning = shown
