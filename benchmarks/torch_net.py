@@ -198,10 +198,10 @@ def load(path: str) -> tuple[SiameseBranch | UNet, dict[str, Any]]:
     return net.eval(), about
 
 
-def standardise(images: np.ndarray, about: dict[str, Any]) -> Tensor:
+def standardise(images: np.ndarray | Tensor, about: dict[str, Any]) -> Tensor:
     """uint8 [N, H, W] -> float32 [N, 1, H, W] as the network was trained with."""
     scales = about["config"]["scales"]
-    grey = torch.from_numpy(images).float()[:, None]
+    grey = torch.as_tensor(images).float()[:, None]
     return (grey - scales["input_mean"]) / scales["input_std"]
 
 

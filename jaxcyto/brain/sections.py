@@ -151,6 +151,8 @@ class Section:
         ratio /= factors[level]
         if math.isclose(ratio, round(ratio), rel_tol=1e-9):
             ratio = float(round(ratio))
+        if ratio == 1:  # the usual case in training: nothing to resample
+            return self._read_level(level, top, left, height, width)
         out = np.empty((_size(height), _size(width)), np.uint8)
         if out.size == 0:
             return out
