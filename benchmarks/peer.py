@@ -7,7 +7,8 @@
 Ours is the step that `train.py` runs, less the augmentation, with the settings that it makes for
 itself. PyTorch (torch_speed.py) runs eager and compiled, in both memory layouts; on a CPU as
 installed, and tuned: with glibc told to keep freed memory (TUNED), as ours does for itself. Every
-process stays alive and idle while another is timed; rounds are interleaved; figures are medians.
+process stays alive and idle while another is timed; rounds are interleaved, the first call of each
+turn does not count; figures are medians.
 The column "value" (loss of the first step, mean square of the outputs) must agree. The last line on
 stdout is one JSON object.
 """
@@ -109,6 +110,7 @@ def summarize(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
     """Medians, and the ratios of the issue: ours to the fastest peer, as installed and tuned."""
     rates = {r["who"]: images / statistics.median(r["seconds"]) for r in rows if r["seconds"]}
     found: dict[str, Any] = {"images_per_second": rates}
+    found["seconds"] = {r["who"]: r["seconds"] for r in rows}
     found["values"] = {r["who"]: r.get("value", r.get("error")) for r in rows}
     installed = [rate for who, rate in rates.items() if who.startswith("PyTorch ")
                  and "tuned" not in who]  # fmt: skip
@@ -132,8 +134,8 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=1019, help="side of patches, px")
     parser.add_argument("--tiles", type=int, default=2)
     parser.add_argument("--tile", type=int, default=2025, help="side of tiles, px")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=2, help="in a row, of each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5, help="in a row, of each round")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     peer = arguments.peer_python

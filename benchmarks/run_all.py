@@ -43,11 +43,11 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
     "profile": ("step_profile.py", ["--config", "configs/pretrain.py", "--batch", "8"], []),
     "profile_unet": ("step_profile.py", ["--config", "configs/segment.py", "--batch", "2"], []),
     "predict": ("predict_speed.py", [], ["--rounds", "1"]),
-    "loader": ("loader.py", [], ["--rounds", "2"]),
+    "loader": ("loader.py", ["--rounds", "5"], ["--rounds", "2"]),
     "end_to_end": ("step.py", ["--config", "configs/quickstart.py", "--loader", "--dtypes",
                    "float32", "--devices", "1"], []),
-    "startup": ("startup.py", [], ["--repeats", "1"]),
-    "scaling": ("scaling.py", [], []),
+    "startup": ("startup.py", ["--repeats", "2"], ["--repeats", "1"]),
+    "scaling": ("scaling.py", ["--batch", "8", "--devices", "1,2,8", "--seconds", "2"], []),
 }  # fmt: skip
 WITH_PEER = ("peer", "predict", "loader")
 
