@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.evidence_plan import ROWS
+from benchmarks.evidence_plan import ROWS, STUDIES
 from benchmarks.evidence_units import ROOT, run_folder
 from jaxcyto.brain.curves import walk_ribbons
 from jaxcyto.brain.label_images import IGNORE, section_label
