@@ -37,12 +37,14 @@ LONGEST_PX = 900  # of a section
 PANELS = 4  # consecutive sections
 
 
-def sections_figure(out: Path, brain: Brain, name: str, rows: list[str], seed: int) -> Figure:
-    """A section: annotation, and the prediction of each row."""
+def sections_figure(
+    out: Path, brain: Brain, name: str, study: str, rows: list[str], seed: int
+) -> Figure:
+    """A section: annotation, and the prediction of each row of a study."""
     section = next(row for row in brain.sections if row.name == name)
     panels = []
     for row in rows:
-        run = run_folder(out, "phantom", row, seed, "segment_phantom")
+        run = run_folder(out, STUDIES[study].segmented, row, seed, f"segment_{study}")
         folder = predict_brain(run, brain.root, sections=[name]).folder
         predicted = open_class_map(folder / f"{name}.ome.tif")
         with open_section(section.image, section.pixel_um, brain.background) as image:
@@ -76,6 +78,7 @@ def main() -> None:
     )
     parser.add_argument("--size", default="small")
     parser.add_argument("--out", type=Path, help="of evidence.py; default: runs/evidence/SIZE")
+    parser.add_argument("--study", default="longer", help="of the segmented section")
     parser.add_argument("--rows", default="1,4", help="of the segmented section")
     parser.add_argument("--row", default="4", help="of the features")
     parser.add_argument("--seed", type=int, default=0)
@@ -86,7 +89,8 @@ def main() -> None:
     test = [k for k, row in enumerate(brain.sections) if row.split == "test"]
     middle = brain.sections[test[len(test) // 4]].name
     rows = arguments.rows.split(",")
-    figures = {"results_sections.png": sections_figure(out, brain, middle, rows, arguments.seed)}
+    drawn = sections_figure(out, brain, middle, arguments.study, rows, arguments.seed)
+    figures = {"results_sections.png": drawn}
 
     network = load_pretext_run(run_folder(out, "phantom", arguments.row, arguments.seed, "pretext"))
     size = {"patch_px": network.patch_px, "um_per_px": network.um_per_px}
