@@ -163,11 +163,12 @@ def peak_memory_bytes() -> int | None:
 
 def measure(config: Any, devices: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One combination, in this process; see the module."""
+    from jaxcyto.training import host
+
+    host.use_onednn()
     import jax
 
     if jax.config.jax_platforms == "cpu" or jax.default_backend() == "cpu":
-        from jaxcyto.training import host
-
         host.keep_freed_memory()  # as train.py does
     from jaxcyto.training import parallel
     from jaxcyto.training.step import train_step
