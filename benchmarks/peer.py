@@ -35,6 +35,7 @@ TUNED = {
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_ARENA_MAX": "1",
 }
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # relative, of the first values
 SUFFIX = {"weights": ".safetensors", "images": ".npy", "targets": ".npz"}
 
 
@@ -47,7 +48,8 @@ class Server:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        environment = os.environ | self.environment
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one GPU for all
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": first} | self.environment
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -106,8 +108,15 @@ def measure(
     return [row for _, _, row in made]
 
 
-def summarize(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
-    """Medians, and the ratios of the issue: ours to the fastest peer, as installed and tuned."""
+def summarize(rows: list[dict[str, Any]], images: int, tolerance: float) -> dict[str, Any]:
+    """Medians, and ratios: ours to the fastest peer, as installed and tuned.
+
+    Raises SystemExit if a peer computes something else.
+    """
+    values = {r["who"]: r["value"] for r in rows if "value" in r}
+    far = {who: v for who, v in values.items() if abs(v / values["ours"] - 1) > tolerance}
+    if far:
+        raise SystemExit(f"not the same computation: {values}")
     rates = {r["who"]: images / statistics.median(r["seconds"]) for r in rows if r["seconds"]}
     found: dict[str, Any] = {"images_per_second": rates}
     found["seconds"] = {r["who"]: r["seconds"] for r in rows}
@@ -159,7 +168,7 @@ def main() -> None:
                     task = {"net": net, "mode": mode, "dtype": dtype, **files}
                     rows = measure(running, task, arguments)
                     images = size * (2 if net == "siamese" else 1)
-                    found = summarize(rows, images)
+                    found = summarize(rows, images, TOLERANCE[dtype])
                     results.append(
                         {"net": net, "mode": mode, "dtype": dtype, "batch": size, "side": side}
                         | found

@@ -35,7 +35,7 @@ END = "<!-- end -->"
 
 # name: script, arguments, those of a short run; in the order of their weight
 BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
-    "peer": ("peer.py", [], ["--rounds", "3", "--no-compile"]),
+    "peer": ("peer.py", [], ["--rounds", "2", "--repeats", "3"]),
     "step": ("step.py", ["--config", "configs/pretrain.py", "--batch", "8"],
              ["--seconds", "1", "--windows", "3"]),
     "step_unet": ("step.py", ["--config", "configs/segment.py", "--batch", "2"],
@@ -63,7 +63,7 @@ def device() -> str:
 def run(name: str, command: list[str], limit: float | None) -> dict[str, Any] | None:
     """Runs a benchmark, showing what it prints; None if it failed or took too long."""
     print(f"--- {name}: {' '.join(command)}", flush=True)
-    started, lines = time.monotonic(), []
+    started, lines, commit = time.monotonic(), [], _commit()
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -88,13 +88,16 @@ def run(name: str, command: list[str], limit: float | None) -> dict[str, Any] | 
         "found": json.loads(lines[-1]),
         "seconds": round(time.monotonic() - started, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit,
     }
 
 
 def _commit() -> str:
     done = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     return done.stdout.strip()
 
@@ -151,6 +154,8 @@ def main() -> None:
         parser.error(f"--only: no benchmark {', '.join(sorted(unknown))}")
     started = time.monotonic()
     folder = RESULTS / device()
+    if not folder.name.startswith("cpu"):
+        names = [name for name in names if name != "scaling"]  # of fake devices of the CPU
     for name in [] if arguments.page else names:
         script, given, short = BENCHMARKS[name]
         command = [f"benchmarks/{script}", *given, *(short if arguments.budget else [])]
@@ -166,8 +171,8 @@ def main() -> None:
                 continue
         record = run(name, command, left)
         if record is not None:
-            record["command"] = record["command"].replace(arguments.peer_python or " ", "PEER ")
-            record["command"] = record["command"].strip()
+            if arguments.peer_python:
+                record["command"] = record["command"].replace(arguments.peer_python, "PEER")
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(folder / f"{name}.json") as file:
                 file.write(json.dumps(record, indent=1).encode() + b"\n")

@@ -63,6 +63,7 @@ def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
         "stem_stride": model.stem_stride,
         "widths": tuple(model.widths),
         "dtype": jnp.dtype(model.dtype),
+        "remat": model.remat,
     }
     optimizer = make_optimizer(config.optim, config.steps or 1000)
     if isinstance(config, Config):

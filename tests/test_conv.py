@@ -17,6 +17,7 @@ from jaxcyto.training import host
 # batch, side, channels, width: layers of the paper's network at 1019 px, in whole (the last two)
 # and in chunks of images; odd sides, odd batches; the small network; the U-Net at 2025 px
 LAYERS = [
+    (2, 30, 3, 8),
     (4, 254, 16, 16),
     (3, 126, 16, 32),
     (6, 124, 32, 32),

@@ -11,7 +11,8 @@ from scipy import signal
 
 from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
 from jaxcyto.models import Encoder, Geometry, SiameseNet, UNet
-from jaxcyto.models.encoder import BN_EPSILON, BN_MOMENTUM, Block
+from jaxcyto.models.encoder import Block
+from jaxcyto.models.norm import BN_EPSILON, BN_MOMENTUM
 from jaxcyto.models.pool import max_pool
 
 PAPER = Geometry()

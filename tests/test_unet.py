@@ -10,7 +10,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxcyto.models import Geometry, SiameseNet, UNet
-from jaxcyto.models.encoder import BN_EPSILON, BN_MOMENTUM
+from jaxcyto.models.norm import BN_EPSILON, BN_MOMENTUM
 from jaxcyto.models.unet import Up
 
 PAPER = Geometry()

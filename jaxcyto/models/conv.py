@@ -101,9 +101,10 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """
     batch, _, _, channels = x.shape
     height, columns, width = gradient.shape[1:]
-    group = next(
-        n for n in (4, 2, 1) if (n * width <= PRODUCT_WIDTH or n == 1) and columns % n == 0
-    )
+    group = max(1, PRODUCT_WIDTH // width)
+    missing = -columns % group  # columns of zeros that make up the last group
+    x, gradient = (jnp.pad(y, ((0, 0), (0, 0), (0, missing), (0, 0))) for y in (x, gradient))
+    columns += missing
     seen = group + KERNEL - 1  # input columns of a group
 
     def add_images(total: jax.Array, images: tuple[jax.Array, jax.Array]):

@@ -11,27 +11,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxcyto.models.conv import Conv
+from jaxcyto.models.norm import BatchNorm
 from jaxcyto.models.pool import max_pool
 
-# Assumptions, the sources are silent: the order convolution, batch norm, ReLU; a running average
-# of 0.9 old + 0.1 new; an epsilon of 1e-5; He initialisation of the kernels.
-BN_MOMENTUM = 0.9
-BN_EPSILON = 1e-5
+# Assumptions, the sources are silent: the order convolution, batch norm, ReLU; He initialisation.
 KERNEL_INIT = nn.initializers.he_normal()
-
-
-def batch_norm(
-    x: jax.Array, train: bool, dtype: DTypeLike, axis_name: str | None, name: str
-) -> jax.Array:
-    """Batch norm as every layer has it; for use inside a module's compact method."""
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=BN_MOMENTUM,
-        epsilon=BN_EPSILON,
-        dtype=dtype,
-        axis_name=axis_name,
-        name=name,
-    )(x)
 
 
 class Block(nn.Module):
@@ -65,7 +49,7 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 name=f"conv{number}",
             )(x)
-            x = nn.relu(batch_norm(x, train, self.dtype, self.axis_name, f"bn{number}"))
+            x = nn.relu(BatchNorm(self.dtype, self.axis_name, name=f"bn{number}")(x, train))
         return x
 
 

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxcyto.models.conv import Conv, convolve
-from jaxcyto.models.encoder import KERNEL_INIT, Encoder, batch_norm, block_type
+from jaxcyto.models.encoder import KERNEL_INIT, Encoder, block_type
 from jaxcyto.models.geometry import ATLAS_KERNEL, Geometry
+from jaxcyto.models.norm import BatchNorm
 
 # He initialisation, too: with a stride of 2, an output pixel sees one tap of a 2x2 kernel only.
 _UP_INIT = nn.initializers.he_normal(batch_axis=(0, 1))
@@ -119,13 +120,13 @@ class UNet(nn.Module):
             zip(reversed(widths[1:-1]), reversed(skips), strict=True), start=len(widths) + 1
         ):
             x = Up(width, dtype=self.dtype, name=f"up{number}")(x)
-            x = nn.relu(batch_norm(x, train, **common, name=f"up{number}_bn"))
+            x = nn.relu(BatchNorm(**common, name=f"up{number}_bn")(x, train))
             x = jnp.concatenate([x, _centre(skip, *x.shape[1:3])], axis=-1)
             x = block_type(self.remat)(width, **common, name=f"block{number}")(x, train)
 
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         x = Conv(self.num_classes, 1, 1, kernel_init=KERNEL_INIT, dtype=dtype, name="classifier")(x)
-        return batch_norm(x, train, dtype, self.axis_name, "classifier_bn")
+        return BatchNorm(dtype, self.axis_name, name="classifier_bn")(x, train)
 
     def _check(self, image: jax.Array, atlas: jax.Array | None) -> None:
         if not self.is_initializing():

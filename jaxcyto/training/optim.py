@@ -41,8 +41,16 @@ def make_optimizer(
         steps: of the whole run.
         encoder_rate: learning rate of the parameters under `encoder`, relative to the others'; 0
             freezes them (their batch norm still sees the statistics of the batch).
+
+    Raises:
+        InputError: `accumulate` does not divide `steps`.
     """
-    updates = max(1, steps // config.accumulate)
+    if steps % config.accumulate:
+        raise InputError(
+            f"optim.accumulate = {config.accumulate} does not divide the {steps} steps of the run: "
+            "the last ones would change nothing; change it or `steps`"
+        )
+    updates = steps // config.accumulate
     optimizer = config.optimizer(learning_rate=schedule(config, updates))
     if encoder_rate != 1.0:
         slower = optax.chain(optimizer, optax.scale(encoder_rate))

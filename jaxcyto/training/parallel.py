@@ -67,11 +67,11 @@ def free_bytes() -> float:
     if all(stats):
         free: float = min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
     else:
-        free = _host_bytes() / len(devices)  # they share the host's memory
+        free = host_bytes() / len(devices)  # they share the host's memory
     return free
 
 
-def _host_bytes() -> float:
+def host_bytes() -> float:
     """Memory that processes can still have; one GiB where the system does not say."""
     free = [float(1 << 30)]
     try:

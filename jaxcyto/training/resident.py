@@ -16,6 +16,7 @@ from jaxcyto.input import Batch, PairSource, PairTable
 from jaxcyto.training import parallel
 from jaxcyto.training.log import logger
 
+SHARE = 0.7  # of a device's free memory: the rest is for the state and the maps of a step
 STORED, PLACES = "stored_patches", "patch_places"  # fields of a batch
 
 
@@ -35,15 +36,18 @@ class ResidentSource:
         """
         self._source = source
         pairs = table.of_split("train")
+        if not len(pairs):
+            raise InputError("no training pairs; see the split column of the section tables")
         patches = np.unique([table.first[pairs], table.second[pairs]])
         self._patches = patches  # sorted: the place of a patch is found by bisection
         self._table = table
         first = source.read_patch(patches[0])
-        needed, free = len(patches) * first.nbytes, parallel.free_bytes()
-        if needed > free:
+        needed, free = len(patches) * first.nbytes, SHARE * parallel.free_bytes()
+        if needed > min(free, parallel.host_bytes()):
             raise InputError(
                 f"data.on_device: {len(patches)} training patches take {needed / 2**30:.1f} GiB, "
-                f"but a device has room for {free / 2**30:.1f}; leave it False to read from disk"
+                f"but there is room for {min(free, parallel.host_bytes()) / 2**30:.1f} beside what "
+                "training needs; leave it False to read from disk"
             )
         images = np.empty((len(patches), *first.shape), np.uint8)
 

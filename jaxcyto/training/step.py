@@ -16,7 +16,7 @@ import optax
 from jaxcyto import augment, losses
 from jaxcyto.config import LossConfig, Term
 from jaxcyto.metrics import State as Metrics
-from jaxcyto.models.encoder import BN_MOMENTUM
+from jaxcyto.models.norm import BN_MOMENTUM
 from jaxcyto.training.state import State
 
 Batch = dict[str, Any]
