@@ -107,7 +107,9 @@ class Study:
 
 STUDIES = {
     "phantom": Study("phantom", "phantom", "phantom", tuple(ROWS)),
-    "longer": Study("phantom, three times the fine-tuning", *2 * ("phantom",), ("1", "4", "6"), 3),
+    "longer": Study(
+        "phantom, three times the fine-tuning", "phantom", "phantom", ("1", "4", "6"), 3
+    ),
     "ceiling": Study("phantom", "phantom", "phantom", tuple(CEILING), 3),
     "other": Study("another individual", "phantom", "other", ("1", "4", "6", "7")),
     "null": Study("null phantom", "null", "null", ("1", "4", "6")),

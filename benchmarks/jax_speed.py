@@ -19,11 +19,11 @@ from jaxcyto.training import host
 
 host.use_onednn()
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
 from jaxcyto.augment import normalise
@@ -38,7 +38,7 @@ from jaxcyto.training.state import State
 from jaxcyto.training.step import train_step
 
 CLASSES = 16
-SCALES = {"input_mean": 128.0, "input_std": 50.0}
+SCALES: dict[str, Any] = {"input_mean": 128.0, "input_std": 50.0}
 
 
 def main() -> None:
@@ -89,8 +89,8 @@ def write(asked: dict[str, Any]) -> None:
         np.savez(asked["targets"], label=rng.integers(0, CLASSES, (batch, out, out), np.uint8))
     model = network(net, "float32")
     example = np.zeros((1, *shape[1:], 1), np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), example)
-    leaves = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, variables), sep="/")
+    variables: Any = jax.jit(model.init)(jax.random.key(0), example)
+    leaves: Any = flatten_dict(jax.tree.map(np.asarray, variables), sep="/")
     config: dict[str, Any] = {"model": to_json(_layout(model)), "scales": SCALES}
     if net == "unet":
         config |= {"data": {"atlas": False}, "classes": [{"kind": "other"}] * CLASSES}
@@ -106,7 +106,7 @@ def _layout(model: Any) -> dict[str, Any]:
 def make(asked: dict[str, Any]) -> tuple[Callable[[], float], float]:
     """What is timed, compiled, and its first value."""
     leaves = load_file(asked["weights"])
-    variables = flax.traverse_util.unflatten_dict(leaves, sep="/")
+    variables = unflatten_dict(leaves, sep="/")
     images = np.load(asked["images"], allow_pickle=False)[..., None]
     with np.load(asked["targets"], allow_pickle=False) as file:
         batch = dict(file)
