@@ -26,7 +26,8 @@ logger = logging.getLogger("jaxcyto")
 def keep_programs() -> Path | None:
     """Has JAX look for compiled programs in a folder, and keep them there; before JAX is imported.
 
-    The folder is jaxcyto/programs under XDG_CACHE_HOME or ~/.cache. If JAX_COMPILATION_CACHE_DIR is
+    The folder is jaxcyto/programs under XDG_CACHE_HOME or ~/.cache; it must be the user's own, and
+    nobody else may write to it. If JAX_COMPILATION_CACHE_DIR is
     set, that is the user's own, and all is left to JAX. Children of this process inherit the
     setting.
 
@@ -34,13 +35,16 @@ def keep_programs() -> Path | None:
         The folder; None if JAX_COMPILATION_CACHE_DIR is set, or if the folder cannot be written:
         then everything is compiled anew.
     """
-    if FOLDER in os.environ:
-        _mend(None)
-        return None
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))
         folder = (base if base.is_absolute() else Path.home() / ".cache") / "jaxcyto" / "programs"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what lies there is run
+        if os.environ.get(FOLDER, str(folder)) != str(folder):  # the same: a child, a second call
+            _mend(None)
+            return None
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:  # what lies there is run
+            return None
         if not os.access(folder, os.W_OK | os.X_OK):
             return None
         remove_oldest(folder, MAX_BYTES)
@@ -82,8 +86,10 @@ def _mend(folder: Path | None) -> None:
     part. It then compiles, but never replaces what is there.
     """
     show = warnings.showwarning
+    if show.__name__ == "show_or_mend":  # a second call
+        return
 
-    def shown(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    def show_or_mend(message: Warning | str, category: type[Warning], *where: Any) -> None:
         failed = FAILED.match(str(message))
         if failed and failed[3] == "MemoryError: std::bad_alloc":  # oneDNN; nothing was written
             return
@@ -100,4 +106,4 @@ def _mend(folder: Path | None) -> None:
         except OSError:
             pass
 
-    warnings.showwarning = shown
+    warnings.showwarning = show_or_mend

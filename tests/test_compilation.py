@@ -87,13 +87,24 @@ def test_nothing_is_said_of_programs_that_cannot_be_kept(tmp_path, name):
 from jaxcyto.compilation import keep_programs
 from jaxcyto.training import host
 keep_programs()
-host.use_onednn()
+keep_programs()  # a second time changes nothing
+assert host.use_onednn()
 import jax
 image, kernel = jax.numpy.ones((2, 16, 64, 64)), jax.numpy.ones((16, 16, 3, 3))
 jax.jit(lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID"))(image, kernel).block_until_ready()
 """
-    found, said = run(code, **{name: tmp_path})
+    found, said = run(code, **{name: tmp_path, "XLA_FLAGS": ""})
     assert found is None and not said
+    kept = tmp_path / "jaxcyto/programs" if name == "XDG_CACHE_HOME" else tmp_path
+    assert not list(kept.glob("jit__lambda*-cache")), "kept after all: say so in compilation.py"
+
+
+def test_a_folder_that_others_may_write_to_is_not_trusted(tmp_path):
+    folder = tmp_path / "jaxcyto" / "programs"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    found, said = run(XDG_CACHE_HOME=tmp_path)
+    assert found["folder"] is None and not said and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("broken", ["file", "read-only", "proc"])

@@ -130,7 +130,7 @@ def test_finished_run_is_evaluated_again_not_trained(config, tmp_path):
     ("page", "term"), [("docs/losses.md", "close_pairs_loss"), ("README.md", "near_pairs")]
 )
 def test_documented_loss_runs_through_the_command(page, term, tiny_brain, tmp_path):
-    """A loss in the user's own file, as the page shows it, with one command."""
+    """A loss in the user's own file, as the page shows it, with one command; with oneDNN."""
     text = (ROOT / page).read_text()
     for name in ("my_losses", "my_config"):
         blocks = re.findall(rf"```python\n# {name}\.py[^\n]*\n(.*?)```", text, re.DOTALL)
@@ -142,7 +142,7 @@ def test_documented_loss_runs_through_the_command(page, term, tiny_brain, tmp_pa
     done = subprocess.run(
         [sys.executable, "train.py", "--config", str(tmp_path / "my_config.py"),
          f"--workdir={tmp_path / 'run'}", *(f"--config.{k}={v}" for k, v in overrides.items())],
-        cwd=ROOT, capture_output=True, text=True, timeout=200,
+        cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ | {"XLA_FLAGS": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     line = read_metrics(tmp_path / "run/metrics.jsonl")[0]
@@ -158,6 +158,24 @@ def test_loss_that_is_not_finite_stops_with_step_and_pairs(config, tmp_path):
         loop.train(config, tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest() is None
+
+
+def test_accumulation_resumes_in_the_middle_of_an_update(config, tmp_path):
+    optim = dataclasses.replace(config.optim, accumulate=3)
+    config = dataclasses.replace(config, optim=optim, steps=9, eval_every=9, checkpoint_every=4)
+    loop.train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for step in (8, 9):
+        shutil.rmtree(tmp_path / "cut/checkpoints" / str(step))
+    loop.train(config, tmp_path / "cut")
+    whole, cut = (final_state(tmp_path / name, config) for name in ("whole", "cut"))
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+    config.optim = dataclasses.replace(optim, accumulate=1)
+    with pytest.raises(InputError, match=r"optim\.accumulate = 3, not 1"):
+        loop.train(config, tmp_path / "cut")
+    config.optim = dataclasses.replace(optim, accumulate=2)
+    with pytest.raises(InputError, match=r"optim\.accumulate = 2 does not divide the 9 steps"):
+        loop.train(config, tmp_path / "other")
 
 
 def test_other_network_on_an_old_run_is_refused(config, tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import signal
 from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
 from jaxcyto.models import Encoder, Geometry, SiameseNet, UNet
 from jaxcyto.models.encoder import Block
-from jaxcyto.models.norm import BN_EPSILON, BN_MOMENTUM
+from jaxcyto.models.norm import BN_EPSILON, BN_MOMENTUM, BatchNorm
 from jaxcyto.models.pool import max_pool
 
 PAPER = Geometry()
@@ -303,7 +304,6 @@ def test_max_pool_is_ceil_mode(height, width):
 
 def test_max_pool_is_flax_max_pool_with_ties():
     """Few grey values, so that many windows tie: value and gradient are those of Flax."""
-    import flax.linen as nn
 
     x = np.random.default_rng(8).integers(0, 3, (2, 9, 12, 4)).astype(np.float32)
     weight = np.random.default_rng(9).normal(size=(2, 5, 6, 4)).astype(np.float32)
@@ -405,3 +405,41 @@ def test_remat_changes_memory_and_nothing_else(net):
     if isinstance(net, UNet):  # in so small a Siamese network the first block is most of it
         kept, kept_less = (c.memory_analysis().temp_size_in_bytes for c in (plain, less))
         assert kept_less < 0.9 * kept
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_is_that_of_flax(train, dtype):
+    """Variables by name, outputs, new statistics, gradients."""
+    x = (3 + 2 * np.random.default_rng(0).normal(size=(4, 9, 7, 5))).astype(dtype)
+    ours = BatchNorm(dtype)
+    settings = {"momentum": BN_MOMENTUM, "epsilon": BN_EPSILON, "dtype": dtype}
+    peer = nn.BatchNorm(use_running_average=not train, **settings)
+    variables = {
+        "params": {"scale": jnp.linspace(-1, 2, 5), "bias": jnp.linspace(1, -1, 5)},
+        "batch_stats": {"mean": jnp.linspace(2, 4, 5), "var": jnp.linspace(3, 5, 5)},
+    }
+    fresh = ours.init(jax.random.key(0), x, train)
+    jax.tree.map(np.testing.assert_array_equal, fresh, dict(peer.init(jax.random.key(0), x)))
+
+    def run(apply):
+        def loss(variables, x):
+            out, updated = apply(variables, x)
+            return jnp.sum(jnp.sin(out.astype(jnp.float32))), (out, updated)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, x)
+
+    (for_variables, for_x), (out, updated) = run(
+        lambda v, x: ours.apply(v, x, train, mutable=["batch_stats"])
+    )
+    expected, (expected_out, expected_updated) = run(
+        lambda v, x: peer.apply(v, x, mutable=["batch_stats"])
+    )
+    rough = dtype == jnp.bfloat16
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-2 if rough else 2e-5)
+    jax.tree.map(close, updated, expected_updated)
+    assert out.dtype == expected_out.dtype == dtype
+    close(*(np.float32(y) for y in (out, expected_out)), atol=3e-2 if rough else 1e-5)
+    close(*(np.float32(y) for y in (for_x, expected[1])), atol=3e-2 if rough else 1e-5)
+    for name, value in for_variables["params"].items():
+        close(value, expected[0]["params"][name], atol=0.5 if rough else 1e-3)

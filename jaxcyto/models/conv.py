@@ -1,10 +1,9 @@
 """Valid convolution without bias, whose weight gradient is a few matrix products on the CPU.
 
 The layers here are wide maps of few channels. XLA:CPU turns the gradient of their 3x3 kernels into
-a convolution with a window as large as the map and reaches a quarter of the machine's speed; it was
-half of the training step. As matrix products (`benchmarks/step.py`), with the flag that
-`training.host.use_onednn` sets, the small network's pre-training step took 1.09 s instead of 1.79 s
-and the paper's 0.65 s instead of 0.73 s on two cores. Other backends keep XLA's own form.
+a convolution with a window as large as the map, which was about half of the training step there. As
+matrix products they are faster, if XLA has the flag that `training.host.use_onednn` sets
+(docs/performance.md). Other backends keep XLA's own form.
 """
 
 from __future__ import annotations

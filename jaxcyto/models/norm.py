@@ -47,4 +47,5 @@ class BatchNorm(nn.Module):
                     running.value = BN_MOMENTUM * running.value + (1 - BN_MOMENTUM) * new
         a = scale * jax.lax.rsqrt(var + BN_EPSILON)
         b = bias - mean * a
+        a, b = (each.reshape((1,) * (x.ndim - 1) + (width,)) for each in (a, b))
         return (x * a + b).astype(self.dtype)

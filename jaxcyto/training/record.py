@@ -78,6 +78,12 @@ def check_saved(
             }.get(field, "on other data than the brains hold now (a new sample, split or "
                   "annotation may put training data into the test)")  # fmt: skip
             raise InputError(f"{workdir}: this run was started {what}; start in a new --workdir")
+    was, now = (table["optim"].get("accumulate", 1) for table in (saved, new))
+    if was != now:
+        raise InputError(
+            f"{workdir}: this run was started with optim.accumulate = {was}, not {now}: its "
+            "schedule counts updates; start in a new --workdir"
+        )
     for line in differences(saved, new):
         logger.warning("config differs from the run's so far: %s", line)
 
