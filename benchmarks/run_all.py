@@ -42,7 +42,7 @@ BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
                   ["--seconds", "1", "--windows", "3"]),
     "profile": ("step_profile.py", ["--config", "configs/pretrain.py", "--batch", "8"], []),
     "profile_unet": ("step_profile.py", ["--config", "configs/segment.py", "--batch", "2"], []),
-    "predict": ("predict_speed.py", [], ["--rounds", "1"]),
+    "predict": ("predict_speed.py", ["--side", "5120", "--rounds", "2"], ["--rounds", "1"]),
     "loader": ("loader.py", ["--rounds", "5"], ["--rounds", "2"]),
     "end_to_end": ("step.py", ["--config", "configs/quickstart.py", "--loader", "--dtypes",
                    "float32", "--devices", "1"], []),
