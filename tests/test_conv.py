@@ -1,6 +1,7 @@
 """The convolution and its two gradients: against float64 at the real sizes, against flax."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcyto.models import conv
-from jaxcyto.models.conv import Conv, conv3x3, convolve, kernel_gradient
+from jaxcyto.models import conv, onednn
+from jaxcyto.models.conv import Conv, convolve, kernel_gradient
 from jaxcyto.training import host
 
 # batch, side, channels, width: layers of the paper's network at 1019 px, in whole (the last two)
@@ -52,14 +53,17 @@ def far(one, other):
     return np.linalg.norm(one - other) / np.linalg.norm(other)
 
 
+@pytest.mark.parametrize("library", [True, False])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_gradients_are_those_of_float64_and_of_xla(layer):
+def test_gradients_are_those_of_float64_and_of_xla(layer, library, monkeypatch):
+    if not library:  # the matrix products
+        monkeypatch.setattr(onednn, "available", lambda: False)
     x, kernel, gradient = drawn(*layer)
 
     def pull(function):
         return jax.jit(lambda *arguments: jax.vjp(function, *arguments)[1](gradient))(x, kernel)
 
-    ours, plain = pull(conv3x3), pull(convolve)
+    ours, plain = pull(conv.conv), pull(convolve)
     np.testing.assert_array_equal(ours[0], plain[0])  # of the input: the same computation
     assert far(ours[1], truth(x, gradient)) < 1e-5
     assert far(plain[1], truth(x, gradient)) < 1e-5
@@ -81,6 +85,63 @@ def test_bfloat16_is_summed_in_float32():
     assert far(np.float64(found), truth(x, gradient)) < 4e-3
 
 
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="no package elsewhere"
+)
+def test_library_is_found_and_used():
+    assert onednn.available()
+    text = jax.jit(jax.grad(lambda k: conv.conv(jnp.ones((1, 20, 20, 2)), k).sum())).lower(
+        jnp.ones((3, 3, 2, 4))
+    )
+    assert "callback" in text.as_text()
+
+
+@pytest.mark.parametrize(("side", "kernel", "stride", "channels"), [(1019, 5, 4, 1), (27, 1, 1, 6)])
+def test_library_takes_other_kernels(side, kernel, stride, channels):
+    rng = np.random.default_rng(side)
+    x = rng.normal(1.0, 1.0, (2, side, side, channels)).astype(np.float32)
+    weights = rng.normal(size=(kernel, kernel, channels, 16)).astype(np.float32)
+    plain, pull = jax.vjp(lambda k: convolve(x, k, stride), weights)
+    gradient = rng.normal(size=plain.shape).astype(np.float32)
+    ours = jax.jit(lambda k: jax.vjp(lambda k: conv.conv(x, k, stride), k)[1](gradient)[0])(weights)
+    assert far(ours, pull(gradient)[0]) < 1e-5
+
+
+def test_devices_share_the_library():
+    """Eight devices call at once, with large maps, many times: nothing is mixed up, none waits."""
+    devices = jax.devices()
+    x, kernel, _ = drawn(2 * len(devices), 64, 8, 8)
+    mesh = jax.make_mesh((len(devices),), ("data",))
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+
+    def gradient(x, kernel):
+        return jax.grad(lambda k: jnp.square(conv.conv(x, k)).sum())(kernel)[None]
+
+    per_device = jax.jit(
+        jax.shard_map(
+            gradient, mesh=mesh, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data")
+        )
+    )
+    one_by_one = jnp.concatenate([gradient(part, kernel) for part in np.split(x, len(devices))])
+    for _ in range(50):
+        found = per_device(sharded, kernel)
+    np.testing.assert_allclose(found, one_by_one, rtol=1e-4)
+
+
+@pytest.mark.parametrize("names", [["libdnnl.so.3"], []])
+def test_without_the_library(names, monkeypatch, tmp_path):
+    """A file that cannot be loaded, or none: the products take over."""
+
+    class Broken:
+        name = "libdnnl.so.3"
+
+        def locate(self):
+            return tmp_path / "libdnnl.so.3"
+
+    monkeypatch.setattr(onednn.metadata, "files", lambda _: [Broken() for _ in names])
+    assert onednn._library.__wrapped__() is None
+
+
 @pytest.mark.parametrize(("kernel", "stride", "channels"), [(3, 1, 4), (5, 4, 1), (1, 1, 6)])
 def test_layer_is_that_of_flax(kernel, stride, channels):
     """Parameters by name, their initial values, and the output."""
@@ -100,9 +161,10 @@ import sys; sys.path.insert(0, "tests")
 from jaxcyto.training import host
 assert host.use_onednn()
 import jax
-from test_conv import conv3x3, convolve, drawn, far, truth
+from jaxcyto.models import conv
+from test_conv import convolve, drawn, far, truth
 x, kernel, gradient = drawn(4, 126, 16, 32)
-pull = jax.jit(lambda *a: jax.vjp(conv3x3, *a)[1](gradient)).lower(x, kernel).compile()
+pull = jax.jit(lambda *a: jax.vjp(conv.conv, *a)[1](gradient)).lower(x, kernel).compile()
 print("onednn" in pull.as_text())
 ours, out = pull(x, kernel), jax.jit(convolve)(x, kernel)
 print(far(ours[1], truth(x, gradient)), abs(out).sum(), abs(ours[0]).sum())
@@ -115,7 +177,7 @@ print(far(ours[1], truth(x, gradient)), abs(out).sum(), abs(ours[0]).sum())
     assert used == "True", "the flag has no effect"
     error, out, for_x = map(float, numbers.split())
     x, kernel, gradient = drawn(4, 126, 16, 32)
-    ours = jax.vjp(conv3x3, x, kernel)[1](gradient)[0]
+    ours = jax.vjp(conv.conv, x, kernel)[1](gradient)[0]
     assert error < 1e-5
     np.testing.assert_allclose(out, abs(convolve(x, kernel)).sum(), rtol=1e-5)
     np.testing.assert_allclose(for_x, abs(ours).sum(), rtol=1e-5)

@@ -1,13 +1,15 @@
-"""Valid convolution without bias, whose weight gradient is a few matrix products on the CPU.
+"""Valid convolution without bias, with a faster weight gradient on the CPU.
 
-The layers here are wide maps of few channels. XLA:CPU turns the gradient of their 3x3 kernels into
-a convolution with a window as large as the map, which was about half of the training step there. As
-matrix products they are faster, if XLA has the flag that `training.host.use_onednn` sets
-(docs/performance.md). Other backends keep XLA's own form.
+The layers here are wide maps of few channels. XLA:CPU turns the gradient of their kernels into a
+convolution with a window as large as the map, which was about half of the training step there.
+oneDNN has a primitive for it (`models/onednn.py`); where that library is missing, a few matrix
+products are faster, if XLA has the flag that `training.host.use_onednn` sets (docs/performance.md).
+Other backends keep XLA's own form.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -15,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-KERNEL = 3  # the side for which the products are written
+from jaxcyto.models import onednn
+
+KERNEL = 3  # the side for which the products are written, at stride 1
 SMALLEST_SIDE = 16  # of maps; below, XLA's own form is as fast
 PRODUCT_WIDTH = 64  # columns of a product that use the vector units well
 CHUNK_BYTES = 8 << 20  # larger inputs are taken two images at a time, which stay in the cache
@@ -44,9 +48,8 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, channels, self.width)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
-        usual = self.kernel == KERNEL and self.stride == 1 and channels > 1
-        if usual and min(x.shape[1:3]) >= SMALLEST_SIDE:
-            return conv3x3(x, kernel)
+        if min(x.shape[1:3]) >= SMALLEST_SIDE:
+            return conv(x, kernel, self.stride)
         return convolve(x, kernel, self.stride)
 
 
@@ -57,31 +60,36 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     )
 
 
-@jax.custom_vjp
-def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`convolve` of a 3x3 kernel, with the faster gradient where there is one."""
-    return convolve(x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """`convolve`, with the faster gradient where there is one."""
+    return convolve(x, kernel, stride)
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve(x, kernel), (x, kernel)
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(x, kernel, stride), (x, kernel)
 
 
 def _backward(
-    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    (for_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
-    for_kernel = jax.lax.platform_dependent(
-        x,
-        gradient,
-        cpu=kernel_gradient,
-        default=lambda x, g: jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](g)[0],
-    )
-    return for_x, for_kernel
+    (for_x,) = jax.vjp(lambda x: convolve(x, kernel, stride), x)[1](gradient)
+
+    def usual(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.vjp(lambda kernel: convolve(x, kernel, stride), kernel)[1](gradient)[0]
+
+    on_cpu, side = usual, kernel.shape[0]
+    if onednn.available() and x.dtype != jnp.float64:
+        on_cpu = functools.partial(onednn.kernel_gradient, kernel=side, stride=stride)
+    elif (side, stride) == (KERNEL, 1) and x.shape[-1] > 1:
+        on_cpu = kernel_gradient
+    return for_x, jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=usual)
 
 
-conv3x3.defvjp(_forward, _backward)
+conv.defvjp(_forward, _backward)
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
