@@ -4,7 +4,8 @@ JAX's persistent compilation cache, with what it leaves open: a folder, a bound,
 full disk or a kill has cut off. The key of an entry covers the program, the versions of jaxlib and
 compiler, XLA_FLAGS and the device, of a CPU with its instruction set: what another machine that
 shares the folder has compiled is not found here. Not kept are programs with convolutions by oneDNN
-(`training.host.use_onednn`), which XLA cannot serialise: the step of `train.py` on the CPU.
+(`training.host.use_onednn`) or with callbacks (`models.onednn`), which XLA cannot serialise: the
+step of `train.py` on the CPU.
 """
 
 import glob
