@@ -108,7 +108,11 @@ class Study:
 STUDIES = {
     "phantom": Study("phantom", "phantom", "phantom", tuple(ROWS)),
     "longer": Study(
-        "phantom, three times the fine-tuning", "phantom", "phantom", ("1", "4", "6"), 3
+        "phantom, three times the fine-tuning",
+        "phantom",
+        "phantom",
+        ("1", "4", "6", "4 encoder 1"),
+        3,
     ),
     "ceiling": Study("phantom", "phantom", "phantom", tuple(CEILING), 3),
     "other": Study("another individual", "phantom", "other", ("1", "4", "6", "7")),

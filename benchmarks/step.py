@@ -110,6 +110,14 @@ def endless(batch: dict[str, Any]) -> Iterator[Any]:
         yield placed
 
 
+def count_flops(function: Callable, *arguments: Any) -> float:
+    """XLA's count before optimisation, of the form that all backends but the CPU compute."""
+    import jax
+
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    return float((lowered.cost_analysis() or {})["flops"])
+
+
 def windows(step: Callable, state: Any, batches: Iterator[Any], seconds: float, count: int):
     """Seconds a step, of `count` windows of about `seconds` each; the state after them."""
     import jax
@@ -177,8 +185,7 @@ def measure(config: Any, devices: int, arguments: argparse.Namespace) -> dict[st
     task, state, batch = random_task(config)
     examples = len(batch["index"])
     parallel.check_batch("the batch", examples)
-    lowered = jax.jit(functools.partial(train_step, task=task)).lower(state, batch)
-    flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
+    flops = count_flops(functools.partial(train_step, task=task), state, batch)
     step = parallel.pmap_train(train_step, task=task)
     times, state = windows(
         step, parallel.replicate(state), endless(batch), arguments.seconds, arguments.windows
