@@ -50,8 +50,10 @@ def plan(studies: list[str], rows: list[str] | None, seeds: int) -> list[list[Un
             for row in study.rows:
                 if rows is not None and row not in rows:
                     continue
-                group = groups.setdefault((study.pretrained_on, row, seed), [])
-                own = study.longer == 1  # else pre-training and probes are those of another study
+                shared = ALL_ROWS[row].shares
+                group = groups.setdefault((study.pretrained_on, shared or row, seed), [])
+                # else pre-training and probes are those of another study or row
+                own = study.longer == 1 and shared is None
                 if own and ALL_ROWS[row].terms and study.pretrained_on == study.segmented:
                     group.append(Unit("pretext", name, row, seed))
                 if own:
@@ -67,10 +69,12 @@ def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
     for name, root in brains.items():
         make_brain(name, root, size, data)
     first, last = brains[study.pretrained_on], brains[study.segmented]
-    run = units.run_folder(out, study.pretrained_on, unit.row, unit.seed, "pretext")
-    pretrained = run if unit.row in ALL_ROWS and ALL_ROWS[unit.row].terms else None
+    row = ALL_ROWS.get(unit.row)  # None: baselines
+    source = (row and row.shares) or unit.row
+    run = units.run_folder(out, study.pretrained_on, source, unit.seed, "pretext")
+    pretrained = run if row and row.terms else None
     if pretrained and unit.kind != "pretext" and not (pretrained / WEIGHTS).exists():
-        units.pretrain(size, first, unit.row, unit.seed, run)
+        units.pretrain(size, first, source, unit.seed, run)
     if unit.kind == "pretext":
         return units.pretrain(size, first, unit.row, unit.seed, run)
     if unit.kind == "probes":

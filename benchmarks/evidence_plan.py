@@ -54,6 +54,7 @@ class Row:
     pairs: str = "pairs.npz"
     optim: dict[str, Any] = dataclasses.field(default_factory=dict)
     encoder_rate: float | None = None  # of fine-tuning; None: that of the size
+    shares: str | None = None  # the row whose pre-training it uses
     distance_scale: float = 1.0  # unit of the predicted distance, in mean training distances
 
 
@@ -87,7 +88,7 @@ ABLATIONS = {
     "4 rate x4": Row("learning rate x 4", ROWS["4"].terms, optim={"learning_rate": 4.0}),
     "4 rate /4": Row("learning rate / 4", ROWS["4"].terms, optim={"learning_rate": 0.25}),
     "4 encoder 1": Row("fine-tuned with the encoder at the full rate", ROWS["4"].terms,
-                       encoder_rate=1.0),
+                       encoder_rate=1.0, shares="4"),
 }  # fmt: skip
 # All annotated sections and three times the steps, from scratch: what could be had.
 CEILING = {"ceiling": Row("none; all sections annotated, three times the steps")}
