@@ -78,7 +78,7 @@ def main() -> None:
     )
     parser.add_argument("--size", default="small")
     parser.add_argument("--out", type=Path, help="of evidence.py; default: runs/evidence/SIZE")
-    parser.add_argument("--study", default="longer", help="of the segmented section")
+    parser.add_argument("--study", default="longest", help="of the segmented section")
     parser.add_argument("--rows", default="1,4", help="of the segmented section")
     parser.add_argument("--row", default="4", help="of the features")
     parser.add_argument("--seed", type=int, default=0)

@@ -150,6 +150,7 @@ def compare(
     }
 
 
+SHOWN = ("phantom", "longer", "longest", "other", "painted", "null")
 CLAIMS = (
     ("coordinates halve the distance error (row 2 -> 4: -50 %)", "2", "4", "distance error, mm", 1),
     ("both losses are better than distance alone (2 -> 4)", "2", "4", "Dice, areas", 0),
@@ -167,7 +168,7 @@ CLAIMS = (
 def claims(results: Results) -> list[dict[str, Any]]:
     """Each claim with its figures, in each study that has both rows."""
     found = []
-    for study in ("phantom", "longer", "other", "painted", "null"):
+    for study in SHOWN:
         for claim, before, after, title, lower in CLAIMS:
             compared = compare(results, study, before, after, title, bool(lower))
             if compared is not None:
@@ -235,8 +236,9 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
         "deviation over seeds.",
         "",
     ]
-    for study in ("phantom", "longer", "other", "painted", "null"):
-        if table := study_table(results, study, ROWS):
+    for study in SHOWN:
+        rows = {row: ALL_ROWS[row] for row in STUDIES[study].rows}
+        if table := study_table(results, study, rows):
             lines += [f"### {STUDIES[study].title.capitalize()}", "", *table, ""]
     if table := claims_table(claims(results)):
         lines += ["### The claims", "", *table, ""]
