@@ -27,6 +27,7 @@ from jaxcyto.brain.tiff_pages import jpeg_2000_pixels, jpeg_pixels
 from jaxcyto.errors import InputError
 
 MAX_SEGMENT_BYTES = 1 << 30  # of one decoded tile or strip
+WIDE_ROW_BYTES = 1 << 13  # of which reading more than is needed costs more than another system call
 MAX_SIDE_PX = 1 << 20  # half a metre at half a micrometre
 JPEG = (6, 7, 34892, 33007)  # compressions whose decoder takes tables apart from the data
 JPEG_2000 = (33004, 33005, 34712)
@@ -118,7 +119,7 @@ class TiffLevel:
         stride = self.segment[1] * pixel
         start = offset + rows.start * stride
         try:
-            if 4 * width * pixel >= stride or height * stride <= 1 << 16:
+            if 4 * width * pixel >= stride or stride <= WIDE_ROW_BYTES:
                 block = _pread(fd, height * stride, start).reshape(height, stride)
                 block = block[:, columns.start * pixel : columns.stop * pixel]
             else:  # a narrow window of a wide image: its rows one by one
