@@ -379,7 +379,7 @@ def test_many_sections_need_no_descriptors(tmp_path):
 
 def test_only_the_rows_of_a_window_are_read(tmp_path, monkeypatch):
     path = tmp_path / "section.tif"
-    whole = image(400, 3000)
+    whole = image(400, 10_000)
     tifffile.imwrite(path, whole, rowsperstrip=400)
     section = open_section(path)
     read = []
