@@ -15,7 +15,7 @@ from fuzz_containers import in_gifti, in_npy, in_npz, in_png, in_tiff
 from fuzz_mutations import Mutation, in_bytes, in_json, in_text
 from fuzz_seeds import CLASSES, MESHES, SHAPE, rehash, write_seeds
 
-from jaxcyto.brain import anchors, check_results, geodesics, pairs, patches
+from jaxcyto.brain import anchors, check, geodesics, pairs, patches
 from jaxcyto.brain.atlas_images import section_atlas
 from jaxcyto.brain.geojson import read_polygons
 from jaxcyto.brain.label_images import label_counts, section_label
@@ -70,7 +70,7 @@ def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
         assert np.isfinite(points).all() and np.isfinite(where.to_px(points)).all()
 
     def patches_read(path: Path) -> None:
-        check_results._kind(path)
+        check._kind(path)
         found = patches.load_patches(path)
         every = [getattr(found, field) for field in patches.DTYPES]
         assert all(np.isfinite(array).all() and len(array) == len(found) for array in every)

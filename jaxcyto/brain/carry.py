@@ -26,7 +26,7 @@ from jaxcyto.brain.ribbon import no_overlap
 from jaxcyto.brain.section_writer import write_section
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surface_smoothing import smooth
-from jaxcyto.brain.surfaces import Surface, read_surface
+from jaxcyto.brain.surfaces import Surface, read_surface, vertex_matched
 from jaxcyto.errors import InputError
 
 BLOCK = 512  # rows of the label grid at a time
@@ -253,7 +253,7 @@ def _pial_white(hemisphere: Hemisphere) -> tuple[Surface, Surface]:
             "the cortex lies"
         )
     pial, white = read_surface(hemisphere.pial), read_surface(hemisphere.white)
-    if len(pial.vertices) != len(white.vertices) or not np.array_equal(pial.faces, white.faces):
+    if not vertex_matched(pial, white):
         raise InputError(
             f"{hemisphere.pial} and {hemisphere.white}: not vertex-matched; take pial and white of "
             "one reconstruction"

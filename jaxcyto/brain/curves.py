@@ -15,7 +15,7 @@ import potpourri3d as pp3d
 from jaxcyto.brain.inflate import vertex_normals
 from jaxcyto.brain.manifest import SPLITS, Brain, need_hemispheres
 from jaxcyto.brain.patches import DTYPES, Patches, sections_sha256
-from jaxcyto.brain.registration import Registration, registration
+from jaxcyto.brain.registration import Registration, in_image, registration
 from jaxcyto.brain.ribbon import CutSurface, Segments, cut_surface, mean_normal
 from jaxcyto.brain.sampling import MIN_THICKNESS_MM
 from jaxcyto.brain.sections import open_section
@@ -174,10 +174,7 @@ def _border(faces: np.ndarray) -> np.ndarray:
 def _curves(segments: Segments, place: Registration, shape: tuple[int, int]) -> list[Segments]:
     """The curves that segments (in order, see `ribbon.chain`) form within the image."""
     column, row, _ = place.to_px(segments.middle_mm)
-    inside = (np.abs(column - (shape[1] - 1) / 2) < shape[1] / 2) & (
-        np.abs(row - (shape[0] - 1) / 2) < shape[0] / 2
-    )
-    segments = segments.select(inside)
+    segments = segments.select(in_image(column, row, shape))
     step = np.linalg.norm(segments.points_mm[1:, 0] - segments.points_mm[:-1, 1], axis=1)
     bounds = [0, *(np.flatnonzero(step > JOINED_MM) + 1).tolist(), len(segments.face)]
     ranges = [np.arange(a, b) for a, b in pairwise(bounds)]

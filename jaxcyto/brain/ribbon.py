@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxcyto.brain.manifest import Brain, Hemisphere
 from jaxcyto.brain.registration import Registration
-from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_surface
+from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_surface, vertex_matched
 from jaxcyto.errors import InputError
 
 
@@ -172,11 +172,7 @@ def cut_surface(
     if hemisphere.pial is not None and hemisphere.white is not None:
         pial, white = read_surface(hemisphere.pial), read_surface(hemisphere.white)
         problem = "its surfaces are not vertex-matched"
-        if all(
-            len(surface.vertices) == len(carrier.vertices)
-            and np.array_equal(surface.faces, carrier.faces)
-            for surface in (pial, white)
-        ):
+        if vertex_matched(pial, carrier) and vertex_matched(white, carrier):
             thickness = np.linalg.norm(pial.vertices - white.vertices, axis=1)
             cortex = thickness[carrier.faces].mean(1) >= min_thickness_mm
             if depth is None:

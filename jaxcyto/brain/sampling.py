@@ -10,7 +10,7 @@ import numpy as np
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.brain.patches import DTYPES, Patches, load_patches, sections_sha256
 from jaxcyto.brain.progress import Progress
-from jaxcyto.brain.registration import Registration, registration
+from jaxcyto.brain.registration import Registration, in_image, registration
 from jaxcyto.brain.ribbon import CutSurface, Segments, cut_surface, mean_normal, no_overlap
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.splits import (
@@ -95,10 +95,7 @@ class _Cutter:
         hemisphere = np.repeat(np.arange(len(parts)), [len(part.face) for part in parts])
         segments = Segments.joined(parts)
         column, row, _ = self.registrations[index].to_px(segments.middle_mm)
-        height, width = self.shapes[index]
-        keep = (np.abs(column - (width - 1) / 2) < width / 2) & (
-            np.abs(row - (height - 1) / 2) < height / 2
-        )
+        keep = in_image(column, row, self.shapes[index])
         return hemisphere[keep], segments.select(keep)
 
     def ribbon(self, index: int) -> _Ribbon:
