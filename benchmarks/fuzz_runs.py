@@ -87,7 +87,7 @@ def _export(path: Path) -> None:
     """As `_config`; the card of what is accepted can be written."""
     runs.load_weights(path)
     assert runs.read_trained_on(path) is not None
-    if "classes" in runs.read_config(path):
+    if runs.is_segmentation(runs.read_config(path)):
         network = runs.load_segment_run(path)
     else:
         network = runs.load_pretext_run(path)

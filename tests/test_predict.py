@@ -215,7 +215,7 @@ def predicted(
     """The class map [H, W], or the probability map [C, H, W], of an image."""
     loaded = load_segment_run(run)
     predictor = Predictor(loaded, tile_px, probabilities)
-    out_um = loaded.um_per_px * predictor.tiling.geometry.output_stride
+    out_um = loaded.out_um
     with open_section(image, pixel_um) as section:
         source = Source("section", section, map_shape(section, out_um))
         bands = list(predictor.section(source))

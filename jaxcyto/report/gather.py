@@ -19,7 +19,7 @@ from jaxcyto import pair_predictions
 from jaxcyto.brain.manifest import AreaClass, read_classes
 from jaxcyto.errors import InputError
 from jaxcyto.report.brains import BrainData, read_brains
-from jaxcyto.runs import read_config
+from jaxcyto.runs import is_segmentation, read_config
 from jaxcyto.training.log import SKIPPED, read_metrics
 
 
@@ -117,7 +117,7 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
         InputError: not a run, or one of its files is damaged.
     """
     config = read_config(run)
-    task = "segmentation" if "classes" in config else "pretraining"
+    task = "segmentation" if is_segmentation(config) else "pretraining"
     faults: list[str] = []
     read_classes(run / "config.json", config.get("classes", []), faults)
     if faults or not isinstance(config.get("data"), dict):
