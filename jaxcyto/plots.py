@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.surface_figure import points_figure
 from jaxcyto.faults import ReadError
-from jaxcyto.input import PairSource, PairTable
+from jaxcyto.input import PairSource
+from jaxcyto.pair_table import PairTable
 from jaxcyto.training.log import read_metrics
 
 # Okabe and Ito's colours, told apart with any colour vision

@@ -17,14 +17,14 @@ from jaxcyto.annotations import AnnotatedSection, SegmentTable, Window
 from jaxcyto.config import InputScales, SegmentData
 from jaxcyto.errors import InputError
 from jaxcyto.faults import ReadError, Skipped
-from jaxcyto.input import Batch
+from jaxcyto.input import Batch, mean_and_std
 
 SCALE_IMAGES = 256  # draws read to fit the input's mean and standard deviation
 ENDLESS = 1 << 40  # batches
 
 
 class SegmentSource:
-    """Reads windows and draws those of training (`design`: segmentation batch); thread-safe."""
+    """Reads windows and draws those of training; thread-safe."""
 
     def __init__(self, table: SegmentTable):
         self._table = table
@@ -189,8 +189,5 @@ def fit_input_scales(source: SegmentSource, skipped: Skipped | None = None) -> I
         image = source.example(0, number, skipped)[1]["image"]
         count = np.bincount(image.ravel(), minlength=256)
         sums += np.array([image.size, count @ grey, count @ grey**2])
-    mean, second = sums[1:] / sums[0]
-    return InputScales(
-        input_mean=float(mean),
-        input_std=float(max(np.sqrt(max(second - mean**2, 0.0)), 1.0)),
-    )
+    mean, std = mean_and_std(sums)
+    return InputScales(input_mean=mean, input_std=std)

@@ -22,9 +22,9 @@ from jaxcyto.input import (
     eval_batches,
     fit_scales,
     iterate,
-    open_pairs,
     train_batches,
 )
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.segment_input import SegmentSource
 from jaxcyto.segment_input import train_batches as segment_batches
 from jaxcyto.training import loop

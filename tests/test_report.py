@@ -19,8 +19,8 @@ from jaxcyto.cli import main
 from jaxcyto.config import Config, DataConfig, to_json
 from jaxcyto.errors import InputError
 from jaxcyto.evaluate import sum_sections
-from jaxcyto.input import open_pairs
 from jaxcyto.models import UNet
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.predict.maps import write_class_map
 from jaxcyto.predict.planes import Plane
 from jaxcyto.report import gather, write_page

@@ -8,7 +8,8 @@ import pytest
 
 from jaxcyto.config import Config, DataConfig, ModelConfig
 from jaxcyto.errors import InputError
-from jaxcyto.input import PairSource, open_pairs
+from jaxcyto.input import PairSource
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.training import loop, parallel
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.resident import ResidentSource, take_patches

@@ -21,16 +21,10 @@ from jaxcyto.config import (
     total_steps,
 )
 from jaxcyto.faults import Skipped
-from jaxcyto.input import (
-    PairSource,
-    PairTable,
-    eval_batches,
-    fit_scales,
-    open_pairs,
-    train_batches,
-)
+from jaxcyto.input import PairSource, eval_batches, fit_scales, train_batches
 from jaxcyto.models import SiameseNet
 from jaxcyto.pair_predictions import save_predictions
+from jaxcyto.pair_table import PairTable, open_pairs
 from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
