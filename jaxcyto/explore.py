@@ -25,7 +25,7 @@ from jaxcyto.brain.label_images import IGNORE
 from jaxcyto.brain.manifest import SPLITS, Brain, read_brain
 from jaxcyto.brain.patches import Patches, load_patches
 from jaxcyto.brain.progress import Progress
-from jaxcyto.brain.sampling import MIN_THICKNESS_MM
+from jaxcyto.brain.ribbon import MIN_THICKNESS_MM
 from jaxcyto.brain.surfaces import hemisphere_surface
 from jaxcyto.brain.vertex_maps import vertex_means, write_maps
 from jaxcyto.errors import InputError

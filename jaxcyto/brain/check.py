@@ -20,8 +20,8 @@ from jaxcyto.brain.pairs import PAIRS_FILE, distances_path, load_pairs, open_dis
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.registration import Registration, in_image, registration
-from jaxcyto.brain.ribbon import CutSurface, Segments, mean_normal, no_overlap
-from jaxcyto.brain.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN, TRAP
+from jaxcyto.brain.ribbon import TRAP, CutSurface, Segments, mean_normal, no_overlap
+from jaxcyto.brain.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_surface
 from jaxcyto.errors import InputError

@@ -16,8 +16,7 @@ from jaxcyto.brain.inflate import vertex_normals
 from jaxcyto.brain.manifest import SPLITS, Brain, need_hemispheres
 from jaxcyto.brain.patches import DTYPES, Patches, sections_sha256
 from jaxcyto.brain.registration import Registration, in_image, registration
-from jaxcyto.brain.ribbon import CutSurface, Segments, cut_surface, mean_normal
-from jaxcyto.brain.sampling import MIN_THICKNESS_MM
+from jaxcyto.brain.ribbon import MIN_THICKNESS_MM, CutSurface, Segments, cut_surface, mean_normal
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surface_smoothing import smooth
 from jaxcyto.brain.surfaces import Surface

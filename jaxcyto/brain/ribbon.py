@@ -9,6 +9,14 @@ from jaxcyto.brain.registration import Registration
 from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_surface, vertex_matched
 from jaxcyto.errors import InputError
 
+MIN_THICKNESS_MM = 0.75  # between pial and white; the medial wall is thinner, cortex is not
+
+TRAP = (
+    "do the surfaces and the sections share one space, in mm? In BigBrain's histological space "
+    "section s lies at y = -70.01 + 0.02 s mm, but its 100 ... 1000 um volumes have another "
+    "origin (-72.5): coordinates taken from them are off by 2.5 mm in y"
+)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segments:
