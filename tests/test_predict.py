@@ -184,7 +184,7 @@ def test_atlas_is_read_along(tmp_path, ball):
     run = load_segment_run(write_run(tmp_path / "run", SMALL, atlas=True))
     brain = read_brain(ball)
     row = brain.sections[1]
-    source = open_source(run, brain, row, 32.0)
+    source = open_source(run, brain, row)
     without = dataclasses.replace(source, atlas=dataclasses.replace(source.atlas, shape=(0, 0)))
 
     def probabilities(predictor: Predictor, source: Source) -> np.ndarray:
