@@ -18,8 +18,15 @@ from jaxcyto.brain.image_column import image_column, select_sections
 from jaxcyto.brain.label_images import IGNORE, LABEL_UM, expected_shape
 from jaxcyto.brain.labels import read_label_names, read_labels
 from jaxcyto.brain.manifest import Brain, Hemisphere, need_hemispheres, read_brain
-from jaxcyto.brain.phantom_cut import Cut, cut_prisms, evaluate, inside_white, planes, rasterise
-from jaxcyto.brain.phantom_paint import majority
+from jaxcyto.brain.prism_cut import (
+    Cut,
+    cut_prisms,
+    evaluate,
+    inside_white,
+    planes,
+    rasterise,
+    weighted_majority,
+)
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.registration import AffineRegistration, Registration, registration
 from jaxcyto.brain.ribbon import no_overlap
@@ -227,7 +234,7 @@ def label_blocks(cortex: LabelledCortex, cut: Cut, shape: tuple[int, int]) -> It
         out[inside_white(cut, top, height, shape[1])] = cortex.within
         row, column = np.nonzero(triangle >= 0)
         _, ids, weights, _ = evaluate(cut, linear, triangle[row, column], column, row + top)
-        out[row, column] = majority(cortex.number[ids], weights)
+        out[row, column] = weighted_majority(cortex.number[ids], weights)
         yield out
 
 
