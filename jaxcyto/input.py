@@ -129,7 +129,7 @@ def train_batches(
     process: int = 0,
     processes: int = 1,
     skipped: Skipped | None = None,
-    counted: bool = False,
+    for_steps: bool = False,
 ) -> grain.MapDataset:
     """Endless shuffled batches, reshuffled each epoch; element k is the batch of step k + 1.
 
@@ -144,7 +144,7 @@ def train_batches(
         process, processes: which share.
         skipped: where given, a training pair drawn at random takes the place of one that cannot
             be read.
-        counted: whether that is noted as of a training step.
+        for_steps: whether training steps take the batches; what they lack is noted in `skipped`.
     """
     size = config.batch_pairs
     if size % processes:
@@ -170,7 +170,7 @@ def train_batches(
 
         if skipped is None:
             return draw(0)
-        return skipped.read(draw, place // size + 1 if counted else 0, place)
+        return skipped.read(draw, place // size + 1 if for_steps else 0, place)
 
     numbers = grain.MapDataset.source(pairs.tolist()).seed(seed).shuffle().repeat()
     items = numbers.map_with_index(load)[process::processes]

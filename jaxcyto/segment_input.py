@@ -119,13 +119,13 @@ def train_batches(
     process: int = 0,
     processes: int = 1,
     skipped: Skipped | None = None,
-    counted: bool = False,
+    for_steps: bool = False,
 ) -> grain.MapDataset:
     """Endless batches; element k is the batch of step k + 1, its example i is draw k B + i.
 
     Each process gets `batch_images / processes` images; the global batch is the same for any
     number of processes. `index` is the number of the draw, modulo 2^31. For `skipped` and
-    `counted` see `input.train_batches`.
+    `for_steps` see `input.train_batches`.
     """
     size = config.batch_images
     if size % processes:
@@ -133,7 +133,7 @@ def train_batches(
 
     def load(k: int) -> Batch:
         numbers = range(k * size + process, (k + 1) * size, processes)
-        step = k + 1 if counted else 0
+        step = k + 1 if for_steps else 0
         items = [source.example(seed, n, skipped, step)[1] for n in numbers]
         return _batch(items, numbers, len(numbers))
 

@@ -40,7 +40,7 @@ def on_device(config, **fields):
 def test_batches_are_those_from_disk(config):
     streamed = open_pretraining(config, None)
     kept = open_pretraining(on_device(config), None)
-    batches = [each.train_batches(5, counted=True) for each in (streamed, kept)]
+    batches = [each.train_batches(5, for_steps=True) for each in (streamed, kept)]
     for k in (0, 1, 40):
         expected, found = (each[k] for each in batches)
         assert "patches" not in found

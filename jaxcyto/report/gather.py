@@ -8,7 +8,6 @@ import json
 import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from jaxcyto.brain.manifest import AreaClass, read_classes
 from jaxcyto.errors import InputError
 from jaxcyto.report.brains import BrainData, read_brains
 from jaxcyto.runs import is_segmentation, read_config
-from jaxcyto.training.log import SKIPPED, read_metrics
+from jaxcyto.training.log import read_metrics, skipped_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Status:
 class Scores:
     """One test of a segmentation: at the end of training, or by `jaxcyto evaluate`.
 
-    `test`, `sections` and `confusion` are those of results.json, see `evaluate.sum_sections`.
+    `test`, `sections` and `confusion` are those of results.json, see `scores.sum_sections`.
     """
 
     title: str
@@ -153,7 +152,7 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
         ),
         config=config,
         data=data,
-        skipped=_skipped(lines),
+        skipped=dict(skipped_files(lines).most_common()),
         test=results.get("test") if task == "pretraining" else None,
         test_train_mode=results.get("test_train_mode"),
         scores=scores,
@@ -254,15 +253,6 @@ def _utc(seconds: Any) -> str | None:
         return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
     except (TypeError, ValueError, OverflowError, OSError):
         return None
-
-
-def _skipped(lines: list[dict[str, Any]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for line in lines:
-        for key in line:
-            if key.startswith(SKIPPED):
-                total[key.removeprefix(SKIPPED)] += int(line[key])
-    return dict(total.most_common())
 
 
 def _curves(lines: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if all(isinstance(x, int | float) and abs(x) <= LARGEST for x in line.values()):
                 lines.append(line)
     return lines
+
+
+def skipped_files(lines: list[dict[str, Any]]) -> Counter[str]:
+    """How often each file could not be read, from the lines of a metrics.jsonl."""
+    total: Counter[str] = Counter()
+    for line in lines:
+        for key in line:
+            if key.startswith(SKIPPED):
+                total[key.removeprefix(SKIPPED)] += int(line[key])
+    return total
 
 
 class Progress:

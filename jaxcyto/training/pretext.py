@@ -154,10 +154,10 @@ class Pretraining:
     def resident(self) -> Batch:
         return {} if self.stored is None else self.stored.arrays
 
-    def train_batches(self, seed: int, counted: bool = False, **share: Any) -> grain.MapDataset:
-        skipped: Any = {"skipped": self.skipped, "counted": counted}
-        source = self.stored if counted and self.stored is not None else self.source
-        return train_batches(source, self.table, self.config.data, seed, **skipped, **share)
+    def train_batches(self, seed: int, for_steps: bool = False, **share: Any) -> grain.MapDataset:
+        source = self.stored if for_steps and self.stored is not None else self.source
+        options: Any = {"skipped": self.skipped, "for_steps": for_steps}
+        return train_batches(source, self.table, self.config.data, seed, **options, **share)
 
     def name_examples(self, index: np.ndarray) -> str:
         patches = np.stack([self.table.first[index], self.table.second[index]], axis=1).ravel()
