@@ -16,8 +16,8 @@ from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.surface_figure import points_figure
 from jaxcyto.faults import ReadError
 from jaxcyto.input import PairSource
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.pair_table import PairTable
-from jaxcyto.training.log import read_metrics
 
 # Okabe and Ito's colours, told apart with any colour vision
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"

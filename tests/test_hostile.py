@@ -39,9 +39,9 @@ from jaxcyto.brain.section_table import SectionRow
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surfaces import Surface, read_surface
 from jaxcyto.errors import InputError
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.models import UNet
 from jaxcyto.predict.maps import open_class_map
-from jaxcyto.training.log import read_metrics
 from jaxcyto.training.transfer import pretraining_scales
 
 ROOT = Path(__file__).resolve().parents[1]

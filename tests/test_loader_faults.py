@@ -24,11 +24,12 @@ from jaxcyto.input import (
     iterate,
     train_batches,
 )
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.pair_table import open_pairs
 from jaxcyto.segment_input import SegmentSource
 from jaxcyto.segment_input import train_batches as segment_batches
 from jaxcyto.training import loop
-from jaxcyto.training.log import MetricsWriter, read_metrics
+from jaxcyto.training.log import MetricsWriter
 
 SECONDS = 10
 NOBODY = 65534

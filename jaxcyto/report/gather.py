@@ -17,9 +17,9 @@ import numpy as np
 from jaxcyto import pair_predictions
 from jaxcyto.brain.manifest import AreaClass, read_classes
 from jaxcyto.errors import InputError
+from jaxcyto.metrics_file import read_metrics, skipped_files
 from jaxcyto.report.brains import BrainData, read_brains
 from jaxcyto.runs import is_segmentation, read_config
-from jaxcyto.training.log import read_metrics, skipped_files
 
 
 @dataclasses.dataclass(frozen=True)

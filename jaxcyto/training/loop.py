@@ -22,19 +22,13 @@ from jaxcyto.brain.files import write_json
 from jaxcyto.config import Config, InputScales, Scales, SegmentConfig, to_json
 from jaxcyto.errors import InputError
 from jaxcyto.input import iterate
+from jaxcyto.metrics_file import SKIPPED, read_metrics, skipped_files
 from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.checkpoint import Checkpoints
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.experiment import Experiment
 from jaxcyto.training.lock import locked
-from jaxcyto.training.log import (
-    SKIPPED,
-    MetricsWriter,
-    Progress,
-    logger,
-    read_metrics,
-    skipped_files,
-)
+from jaxcyto.training.log import MetricsWriter, Progress, logger
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.state import State, parameter_count
 from jaxcyto.training.step import train_step
