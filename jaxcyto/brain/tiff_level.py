@@ -149,21 +149,8 @@ def tiff_level(
     separate = page.planarconfig == 2 and samples > 1
     grey, used = grey_rule(path, page, bits_used) if as_grey else (_as_it_is, samples)
     height, width = page.imagelength, page.imagewidth
-    if page.imagedepth > 1 or min(height, width) < 1 or max(height, width) > MAX_SIDE_PX:
-        raise InputError(
-            f"{path}: {page.imagedepth} x {height} x {width} px; a plane of up to {MAX_SIDE_PX} px "
-            "along each side is needed"
-        )
-    if not 0 < samples <= 4096:
-        raise InputError(f"{path}: {samples} samples a pixel; the file is damaged")
-    if page.compression not in (*SIZED, *JPEG, *JPEG_2000):
-        raise InputError(
-            f"{path}: compressed by {page.compression!r}; write it again with deflate, zstd or JPEG"
-        )
-    tiled = page.is_tiled
-    segment = _segment(page)
-    if min(segment) < 1:
-        raise InputError(f"{path}: tiles of {segment[1]} x {segment[0]} px; the file is damaged")
+    _check_page(path, page)
+    tiled, segment = page.is_tiled, _segment(page)
     grid = (-(-height // segment[0]), -(-width // segment[1]))
     planes = samples if separate else 1
     kind = "tile" if tiled else "strip"
@@ -199,12 +186,8 @@ def tiff_level(
         )
     if raw is not None and not tiled and planes == 1 and counts.all():
         if (offsets[1:] == offsets[:-1] + counts[:-1]).all():  # strips in a row: one large strip
-            offsets, counts, grid, segment = (
-                offsets[:1],
-                counts.sum()[None],
-                (1, 1),
-                (height, width),
-            )
+            offsets, counts = offsets[:1], counts.sum()[None]
+            grid, segment = (1, 1), (height, width)
     shape = (planes, *grid)
     return TiffLevel(
         path=path,
@@ -218,6 +201,25 @@ def tiff_level(
         samples=in_segment,
         grey=grey,
     )
+
+
+def _check_page(path: Path, page: tifffile.TiffPage) -> None:
+    """Raises InputError where sizes or compression are none that can be read."""
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    if page.imagedepth > 1 or min(height, width) < 1 or max(height, width) > MAX_SIDE_PX:
+        raise InputError(
+            f"{path}: {page.imagedepth} x {height} x {width} px; a plane of up to {MAX_SIDE_PX} px "
+            "along each side is needed"
+        )
+    if not 0 < samples <= 4096:
+        raise InputError(f"{path}: {samples} samples a pixel; the file is damaged")
+    if page.compression not in (*SIZED, *JPEG, *JPEG_2000):
+        raise InputError(
+            f"{path}: compressed by {page.compression!r}; write it again with deflate, zstd or JPEG"
+        )
+    down, across = _segment(page)
+    if min(down, across) < 1:
+        raise InputError(f"{path}: tiles of {across} x {down} px; the file is damaged")
 
 
 def _segment(page: tifffile.TiffPage) -> tuple[int, int]:
