@@ -1,4 +1,4 @@
-"""Pictures of a run: each function draws one figure and returns nothing; files are PNG."""
+"""Pictures of a pre-training run, and what other pictures share; files are PNG."""
 
 import itertools
 import os
