@@ -19,11 +19,11 @@ from jaxcyto.brain.manifest import SPLITS, Brain, SectionRow, read_brain
 from jaxcyto.brain.pairs import load_pairs, open_distances
 from jaxcyto.brain.patches import Patches, load_patches
 from jaxcyto.brain.sections import open_section
-from jaxcyto.evaluate import confusion, scores
 from jaxcyto.features import embed_brain, patch_areas
 from jaxcyto.neighbors import embed_curves, gap_statistics, neighbor_gaps
 from jaxcyto.probes import probe_areas, probe_coordinates
 from jaxcyto.runs import PretextRun, load_pretext_run
+from jaxcyto.scores import confusion, scores
 from jaxcyto.training import parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.pretext import open_pretraining
@@ -110,7 +110,7 @@ def _untrained(size: Size, root: Path, seed: int) -> PretextRun:
     experiment = open_pretraining(config, None)
     evaluator = Evaluator.of(experiment.task, config.data.threads, lambda: None)
     state = parallel.replicate(experiment.init_state(fresh=True))
-    batches = experiment.train_batches(seed=0, counted=False, **parallel.share())
+    batches = experiment.train_batches(seed=0, for_steps=False, **parallel.share())
     state = jax.device_get(evaluator.reestimate(state, batches, config.batch_stats_steps))
     return PretextRun(
         path=root,

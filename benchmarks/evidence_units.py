@@ -18,9 +18,10 @@ from benchmarks.evidence_plan import ALL_ROWS, Size, pretext_config, segment_con
 from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.config import Config, to_json
-from jaxcyto.input import PairSource, fit_scales, open_pairs
+from jaxcyto.input import PairSource, fit_scales
+from jaxcyto.metrics_file import read_metrics
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.training import loop
-from jaxcyto.training.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 CURVE_POINTS = 25  # kept of each curve

@@ -17,10 +17,10 @@ from fuzz_targets import Seeds, Target
 from jaxcyto import runs
 from jaxcyto.config import InputScales, Scales
 from jaxcyto.export_file import EXPORT, read_metadata, write_export
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.model_card import model_card
 from jaxcyto.models import Geometry, SiameseNet, UNet
 from jaxcyto.training.checkpoint import Checkpoints, _newest_intact
-from jaxcyto.training.log import read_metrics
 from jaxcyto.training.record import read_saved
 from jaxcyto.training.state import State
 from jaxcyto.training.transfer import pretraining_scales
@@ -87,7 +87,7 @@ def _export(path: Path) -> None:
     """As `_config`; the card of what is accepted can be written."""
     runs.load_weights(path)
     assert runs.read_trained_on(path) is not None
-    if "classes" in runs.read_config(path):
+    if runs.is_segmentation(runs.read_config(path)):
         network = runs.load_segment_run(path)
     else:
         network = runs.load_pretext_run(path)

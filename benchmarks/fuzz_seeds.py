@@ -17,6 +17,7 @@ from scipy.spatial import ConvexHull
 from jaxcyto.brain import geodesics
 from jaxcyto.brain.files import file_sha256
 from jaxcyto.brain.manifest import AreaClass, read_brain, write_table
+from jaxcyto.brain.mesh import mesh_sha256
 from jaxcyto.brain.oracle import oracle_key
 from jaxcyto.brain.pairs import Pairs
 from jaxcyto.brain.patches import Patches, sections_sha256
@@ -81,7 +82,7 @@ def rehash(data: bytes) -> bytes:
     if "key" in arrays:
         arrays["key"] = np.array(oracle_key(surface, json.loads(str(arrays["settings"]))))
     else:
-        arrays["mesh_sha256"] = np.array(geodesics.mesh_sha256(surface))
+        arrays["mesh_sha256"] = np.array(mesh_sha256(surface))
     stream = io.BytesIO()
     np.savez(stream, **arrays)
     return stream.getvalue()

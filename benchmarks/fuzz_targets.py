@@ -15,7 +15,7 @@ from fuzz_containers import in_gifti, in_npy, in_npz, in_png, in_tiff
 from fuzz_mutations import Mutation, in_bytes, in_json, in_text
 from fuzz_seeds import CLASSES, MESHES, SHAPE, rehash, write_seeds
 
-from jaxcyto.brain import anchors, check_results, geodesics, pairs, patches
+from jaxcyto.brain import anchors, check, geodesics, pairs, patches
 from jaxcyto.brain.atlas_images import section_atlas
 from jaxcyto.brain.geojson import read_polygons
 from jaxcyto.brain.label_images import label_counts, section_label
@@ -50,10 +50,9 @@ class Target:
     repair: Callable[[bytes], bytes] | None = None
 
 
-def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
-    """All readers of a brain folder; makes the folder `root`. `data`: real data, where present."""
-    ball = write_seeds(root)
-    number = len(ball.vertices)
+def _readers(root: Path, number: int) -> dict[str, Callable[[Path], Any]]:
+    """Those that need to know the brain in `root`, whose surface has `number` vertices."""
+    brain, own = read_brain(root), pairs.load_pairs(root / "pairs.npz")
     row = SectionRow(0, "a", root / "a.tif", 32.0, affine=np.eye(3, 4))
 
     def label(path: Path) -> None:
@@ -69,15 +68,15 @@ def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
         points = where.to_mm([0, 49, 20], [0, 39, 10])
         assert np.isfinite(points).all() and np.isfinite(where.to_px(points)).all()
 
-    def patches_read(path: Path) -> None:
-        check_results._kind(path)
+    def patches_file(path: Path) -> None:
+        check._kind(path)
         found = patches.load_patches(path)
         every = [getattr(found, field) for field in patches.DTYPES]
         assert all(np.isfinite(array).all() and len(array) == len(found) for array in every)
         assert isinstance(found.settings, dict)
         patches.load_patches(path, brain)
 
-    def pairs_read(path: Path) -> None:
+    def pairs_file(path: Path) -> None:
         found = pairs.load_pairs(path)
         ends = np.concatenate([found.first, found.second])
         assert ends.min(initial=0) >= 0 and isinstance(found.settings, dict)
@@ -88,26 +87,31 @@ def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
         if anchors.Parts(path.parent, "key").read(path.stem) is None:
             raise InputError(f"{path}: solved again")  # what its user does
 
-    brain = read_brain(root)
-    own = pairs.load_pairs(root / "pairs.npz")
+    def labels(path: Path) -> None:
+        _labels(path, number)
 
-    def target(file, names: str, mutations: str, read, slow: str = "", **options) -> Target:
+    def distances(path: Path) -> None:
+        pairs.open_distances(root, own, len(own))
+
+    found = (label, atlas, placed, patches_file, pairs_file, part, labels, distances)
+    return {read.__name__: read for read in found}
+
+
+def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
+    """All readers of a brain folder; makes the folder `root`. `data`: real data, where present."""
+    read = _readers(root, len(write_seeds(root).vertices))
+
+    def target(file, names: str, mutations: str, reader, slow: str = "", **options) -> Target:
         kinds = tuple(KINDS[word] for word in mutations.split())
         files = [path for name in names.split() for path in sorted(root.glob(name))]
         found = [data / name for name in slow.split()] if data else []
         return Target(
             file,
             [(path.read_bytes(), kinds) for path in files],
-            read,
+            reader,
             [(_plain(path.read_bytes()), kinds) for path in found if path.is_file()],
             **options,
         )
-
-    def labels(path: Path) -> None:
-        _labels(path, number)
-
-    def distances(path: Path) -> None:
-        pairs.open_distances(root, own, len(own))
 
     names = " ".join(f"mesh.{kind}" for kind in MESHES)
     mesh = "meshes/enigma/fsa5_lh"
@@ -120,28 +124,30 @@ def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
         "gifti": target(
             "t.gii", "pial.gii plain.gii", "bytes gifti gifti", _surface, f"{mesh}.gii"
         ),
-        "gifti labels": target("t.gii", "labels.gii", "bytes text gifti", labels),
+        "gifti labels": target("t.gii", "labels.gii", "bytes text gifti", read["labels"]),
         "freesurfer": target("t.pial", "lh.pial quad", "bytes", _surface, mesh),
-        "freesurfer labels": target("t.annot", "lh.annot lh.mgh", "bytes", labels),
-        "text labels": target("t.txt", "areas.txt", text, labels),
+        "freesurfer labels": target("t.annot", "lh.annot lh.mgh", "bytes", read["labels"]),
+        "text labels": target("t.txt", "areas.txt", text, read["labels"]),
         "mni obj": target("t.obj", "mni.obj", text, _surface, f"{mesh}.obj"),
         "other meshes": target("t.mesh", names, "bytes text", _surface),
         "gzipped": target("t.gii.gz", "pial.gii.gz", "bytes", _surface),
         "tiff": target("t.tif", "tiff_*", tiff, _section, tiffs),
         "png": target("t.png", "png_*.png whole.jpg", "bytes png png", _section),
-        "label image": target("t.tif", "label.tif png_l.png", tiff + " png", label),
-        "atlas image": target("t.tif", "atlas.tif atlas_s.tif", tiff, atlas),
+        "label image": target("t.tif", "label.tif png_l.png", tiff + " png", read["label"]),
+        "atlas image": target("t.tif", "atlas.tif atlas_s.tif", tiff, read["atlas"]),
         "class map": target("t.ome.tif", "map.ome.tif", tiff + " text", _class_map),
         "brain.toml": target("brain.toml", "brain.toml", text, _brain),
         "sections.csv": target("sections.csv", "sections.csv", text, _brain),
-        "coordinate map": target("t.npy", "map.npy", "npy", placed),
-        "patches": target("t.npz", "patches.npz", npz, patches_read),
-        "pairs": target("t.npz", "pairs.npz", npz, pairs_read),
-        "distances": target("patches_distances.npy", "patches_distances.npy", "npy", distances),
+        "coordinate map": target("t.npy", "map.npy", "npy", read["placed"]),
+        "patches": target("t.npz", "patches.npz", npz, read["patches_file"]),
+        "pairs": target("t.npz", "pairs.npz", npz, read["pairs_file"]),
+        "distances": target(
+            "patches_distances.npy", "patches_distances.npy", "npy", read["distances"]
+        ),
         "geodesic cache": target(
             "t.npz", "oracle.npz exact.npz heat.npz", npz, _distances, repair=rehash
         ),
-        "oracle parts": target("t.npz", "part.npz", npz, part),
+        "oracle parts": target("t.npz", "part.npz", npz, read["part"]),
         "geojson": target("t.geojson", "t.json", "bytes text json json", _polygons),
     }
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from jaxcyto.training.log import read_metrics
+from jaxcyto.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = "start", "step", "checkpoint", "validation", "final evaluation"

@@ -45,7 +45,8 @@ from jaxcyto.brain.patches import Patches
 from jaxcyto.brain.section_table import SectionRow
 from jaxcyto.brain.sections import open_section
 from jaxcyto.config import DataConfig
-from jaxcyto.input import PairSource, PairTable, iterate, train_batches
+from jaxcyto.input import PairSource, iterate, train_batches
+from jaxcyto.pair_table import PairTable
 
 PIXEL_UM = 2.0
 WINDOW = 1019

@@ -27,7 +27,8 @@ from jaxcyto.brain.phantom import PRESETS, make_phantom
 from jaxcyto.brain.prepare import pair_brain, sample_brain
 from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.config import Config
-from jaxcyto.input import PairSource, PairTable, fit_scales, open_pairs
+from jaxcyto.input import PairSource, fit_scales
+from jaxcyto.pair_table import PairTable, open_pairs
 from jaxcyto.training import log, loop
 from jaxcyto.training.pretext import constant_errors
 

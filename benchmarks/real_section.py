@@ -33,7 +33,7 @@ from jaxcyto.brain.prepare import describe_pairs, describe_patches, pair_brain, 
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surface_figure import SPLIT_COLORS
 from jaxcyto.config import Config, DataConfig, OptimConfig, small
-from jaxcyto.input import open_pairs
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.training import log, loop
 
 SURFACE = "tpl-bigbrain_hemi-L_desc-{}.surf.gii"

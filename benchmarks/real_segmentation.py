@@ -32,7 +32,8 @@ from jaxcyto.brain.label_images import IGNORE, LABEL_UM, expected_shape
 from jaxcyto.brain.manifest import AreaClass, write_table
 from jaxcyto.brain.resample import resample, source_range
 from jaxcyto.config import ModelConfig, OptimConfig, SegmentConfig, SegmentData, small
-from jaxcyto.evaluate import confusion, evaluate_brain, scores, scores_table
+from jaxcyto.evaluate import evaluate_brain
+from jaxcyto.scores import confusion, scores, scores_table
 from jaxcyto.training import host, log, loop
 
 COLUMNS_UM = 8.0  # px of columns_cut300: not stated anywhere, assumed (see the docs)

@@ -81,7 +81,7 @@ def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
         example = (jnp.zeros((1, 2, side, side, 1)),)
     else:
         size, side, classes = data.batch_images, data.image_px, 16
-        geometry = Geometry(model.stem_kernel, model.stem_stride, len(model.widths))
+        geometry = Geometry.of(model)
         out = geometry.output_size(side)
         net = UNet(num_classes=classes, **layout)
         scales = InputScales(128.0, 50.0)

@@ -141,7 +141,7 @@ def open_windows(config: SegmentData, model: ModelConfig) -> SegmentTable:
         InputError: an image is missing, damaged or of another size, or brains, sections and sizes
             do not fit each other or the network.
     """
-    geometry = Geometry(model.stem_kernel, model.stem_stride, len(model.widths))
+    geometry = Geometry.of(model)
     factor = label_factor(config.um_per_px, geometry)
     try:
         side = geometry.output_size(config.image_px)

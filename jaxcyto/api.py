@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcyto import runs
 from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.brain.sections import array_section
 from jaxcyto.errors import InputError
 from jaxcyto.features import BATCH, Embedding, embed
 from jaxcyto.predict import Predictor, Source, map_shape
-from jaxcyto.predict.predictor import default_tile, geometry
-from jaxcyto.runs import PretextRun, SegmentRun
+from jaxcyto.predict.predictor import default_tile
+from jaxcyto.runs import PretextRun, SegmentRun, load_run
 
 
 def load(path: str | os.PathLike) -> "Network":
@@ -29,8 +28,7 @@ def load(path: str | os.PathLike) -> "Network":
     Raises:
         InputError: neither of them, not finished, or damaged.
     """
-    segments = "classes" in runs.read_config(path)
-    return Network(runs.load_segment_run(path) if segments else runs.load_pretext_run(path))
+    return Network(load_run(path))
 
 
 class Segmentation(NamedTuple):
@@ -60,7 +58,7 @@ class Network:
         """Wraps a network.
 
         Args:
-            run: as `runs.load_pretext_run` or `runs.load_segment_run` gives it.
+            run: as `runs.load_run` gives it.
         """
         self.run = run
         self._predictors: dict[tuple[int, bool], Predictor] = {}
@@ -103,8 +101,7 @@ class Network:
         Raises:
             InputError: a pre-training network.
         """
-        run = self._segment()
-        return run.um_per_px * geometry(run.model).output_stride
+        return self._segment().out_um
 
     def embed(self, patches: np.ndarray) -> Embedding:
         """Features and predicted positions of patches, computed on all local devices.
@@ -164,7 +161,7 @@ class Network:
             raise InputError(f"background = {background}; give a grey value 0 ... 255")
         pixel_um = run.um_per_px if pixel_um is None else pixel_um
         section = array_section(image, pixel_um, background)
-        source = Source("image", section, map_shape(section, self.out_um))
+        source = Source("image", section, map_shape(section, run.out_um))
         key = default_tile(run, max(source.shape)), probabilities
         if key not in self._predictors:
             self._predictors[key] = Predictor(run, *key)

@@ -51,9 +51,9 @@ def explore(
     """
     from jaxcyto.brain.progress import StderrProgress
     from jaxcyto.explore import explore_features, explore_nearest, explore_predictions
-    from jaxcyto.runs import read_config
+    from jaxcyto.runs import is_segmentation, read_config
 
-    segments = "classes" in read_config(run)
+    segments = is_segmentation(read_config(run))
     if segments and (nearest is not None or sections):
         raise click.UsageError("--nearest and --section are for pre-training runs")
     settings["progress"] = StderrProgress("exploring", "px of the maps" if segments else "patches")

@@ -185,7 +185,8 @@ def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: 
       jaxcyto evaluate runs/segment brains/bigbrain --against runs/random
     """
     from jaxcyto.brain.progress import StderrProgress
-    from jaxcyto.evaluate import compare, evaluate_brain, scores_table
+    from jaxcyto.evaluate import compare, evaluate_brain
+    from jaxcyto.scores import scores_table
 
     def score(folder: Path) -> dict:
         progress = StderrProgress("predicting", "px of the maps")

@@ -28,13 +28,12 @@ def keep_programs() -> Path | None:
     """Has JAX look for compiled programs in a folder, and keep them there; before JAX is imported.
 
     The folder is jaxcyto/programs under XDG_CACHE_HOME or ~/.cache; it must be the user's own, and
-    nobody else may write to it. If JAX_COMPILATION_CACHE_DIR is
-    set, that is the user's own, and all is left to JAX. Children of this process inherit the
-    setting.
+    nobody else may write to it. If JAX_COMPILATION_CACHE_DIR is set, that folder is the user's
+    choice, and all is left to JAX. Children of this process inherit the setting.
 
     Returns:
-        The folder; None if JAX_COMPILATION_CACHE_DIR is set, or if the folder cannot be written:
-        then everything is compiled anew.
+        The folder; None if JAX_COMPILATION_CACHE_DIR is set, or if the folder is not safe or cannot
+        be written: then everything is compiled anew.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))

@@ -1,10 +1,9 @@
 """Configuration: plain dataclasses, and the only place where a default lives.
 
 A config file (`configs/*.py`) defines `get_config()`, which returns a `Config` (pre-training) or a
-`SegmentConfig` (segmentation). Every field can be overridden on
-the command line: `--config.optim.learning_rate=0.02`, `--config.loss.terms[1].weight=0`.
-"Paper" below is Spitzer et al., MICCAI 2018 (arXiv 1806.05104). What it leaves open is marked
-as an assumption.
+`SegmentConfig` (segmentation). Every field can be overridden on the command line:
+`--config.optim.learning_rate=0.02`, `--config.loss.terms[1].weight=0`. "Paper" below is Spitzer et
+al., MICCAI 2018 (arXiv 1806.05104). What it leaves open is marked as an assumption.
 """
 
 import dataclasses

@@ -1,26 +1,26 @@
-"""Scores of predicted class maps on annotated sections: together, and section by section.
+"""A trained network on the annotated sections of a brain: predicted, scored and drawn.
 
 `train.py` scores its test windows in the same way, on the output grid of the network: there an
 annotated pixel holds the majority of its label image's pixels (see `windows.py`).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxcyto import metrics, segment_plots
-from jaxcyto.brain.files import atomic_write
-from jaxcyto.brain.label_images import IGNORE, LABEL_UM, check_numbers, majority, section_label
-from jaxcyto.brain.manifest import AreaClass, Brain, SectionRow, read_brain
+from jaxcyto import segment_plots
+from jaxcyto.brain.files import write_json
+from jaxcyto.brain.label_images import LABEL_UM, check_numbers, majority, section_label
+from jaxcyto.brain.manifest import Brain, SectionRow, read_brain
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.sections import Section, open_section
 from jaxcyto.errors import InputError
 from jaxcyto.plots import save_figures
 from jaxcyto.predict import ClassMap, open_class_map, predict_brain
 from jaxcyto.runs import SegmentRun, load_segment_run
+from jaxcyto.scores import confusion, scores, sum_sections
 
 BAND_ROWS = 1024  # of a map, scored at once
 FIGURE_PX = 1000  # longest side of a section in its figure
@@ -41,7 +41,7 @@ def evaluate_brain(
         progress: of the prediction.
 
     Returns:
-        The results, see `sum_sections`.
+        The results, see `scores.sum_sections`.
 
     Raises:
         InputError: run and brain do not fit, or a section cannot be read.
@@ -92,8 +92,7 @@ def evaluate_brain(
     total = np.array(results["confusion"])
     figure = segment_plots.confusion_matrices([(run.path.name, total)], run.classes)
     save_figures(folder, {"confusion.png": figure})
-    with atomic_write(folder / "results.json") as file:
-        file.write(json.dumps(results, indent=2).encode() + b"\n")
+    write_json(folder / "results.json", results)
     return results
 
 
@@ -163,60 +162,3 @@ def _section_figure(image: Section, label: Section, predicted: ClassMap, run: Se
     tissue, truth, numbers = section_images(image, label, predicted, FIGURE_PX)
     assert truth is not None
     return segment_plots.section_figure(tissue, truth, numbers, run.classes)
-
-
-def scores(confusion: np.ndarray, classes: tuple[AreaClass, ...]) -> dict[str, Any]:
-    """`metrics.segmentation_scores` by the classes of a brain."""
-    names, areas = [c.name for c in classes], [c.kind == "area" for c in classes]
-    return metrics.segmentation_scores(confusion, names, areas)
-
-
-def confusion(predicted: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Annotated pixels by annotated and predicted class, int64 [C, C + 1]; last: no prediction.
-
-    Args:
-        predicted: uint8 [h, w]; C and above: no prediction.
-        label: uint8 [h, w]; 255 = not annotated.
-        num_classes: C.
-    """
-    counted = label != IGNORE
-    columns = np.minimum(predicted[counted].astype(np.int64), num_classes)
-    key = label[counted].astype(np.int64) * (num_classes + 1) + columns
-    size = num_classes * (num_classes + 1)
-    return np.bincount(key, minlength=size).reshape(num_classes, num_classes + 1)
-
-
-def sum_sections(
-    by_section: dict[str, np.ndarray], classes: tuple[AreaClass, ...]
-) -> dict[str, Any]:
-    """What results.json says of a test, from the confusion matrix [C, C] of each section."""
-    total = np.sum(list(by_section.values()), axis=0)
-    return {
-        "test": scores(total, classes),
-        "sections": {name: scores(matrix, classes) for name, matrix in by_section.items()},
-        "confusion": total.tolist(),
-    }
-
-
-def scores_table(results: dict[str, Any]) -> str:
-    """`sum_sections` as a short table: together, by class, by section."""
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    total, sections = results["test"], results["sections"]
-    width = max(24, *(len(name) + 2 for name in (*total["dice"], *sections)))
-    lines = [
-        f"{'annotated pixels':<{width}}{total['pixels']:>12}",
-        f"{'wrong, %':<{width}}{number(total['err_seg_percent'], '.2f'):>12}",
-        f"{'Dice, mean of areas':<{width}}{number(total['dice_macro_areas'], '.3f'):>12}",
-        f"{'Dice, mean of classes':<{width}}{number(total['dice_macro'], '.3f'):>12}",
-        *(f"  {n:<{width - 2}}{number(v, '.3f'):>12}" for n, v in total["dice"].items()),
-        f"{'section':<{width}}{'wrong, %':>12}{'Dice areas':>12}{'pixels':>12}",
-    ]
-    for name, found in sections.items():
-        lines.append(
-            f"  {name:<{width - 2}}{number(found['err_seg_percent'], '.2f'):>12}"
-            f"{number(found['dice_macro_areas'], '.3f'):>12}{found['pixels']:>12}"
-        )
-    return "\n".join(lines)

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from jaxcyto.brain.curves import STEP_MM, walk_ribbons
-from jaxcyto.brain.files import file_sha256
+from jaxcyto.brain.files import file_sha256, write_json
 from jaxcyto.brain.image_column import select_sections
 from jaxcyto.brain.label_images import IGNORE
 from jaxcyto.brain.manifest import SPLITS, Brain, read_brain
 from jaxcyto.brain.patches import Patches, load_patches
 from jaxcyto.brain.progress import Progress
-from jaxcyto.brain.sampling import MIN_THICKNESS_MM
+from jaxcyto.brain.ribbon import MIN_THICKNESS_MM
 from jaxcyto.brain.surfaces import hemisphere_surface
 from jaxcyto.brain.vertex_maps import vertex_means, write_maps
 from jaxcyto.errors import InputError
@@ -47,7 +47,6 @@ from jaxcyto.predict.brain import Outputs
 from jaxcyto.predict.surface import classes_at
 from jaxcyto.probes import accuracy, probe_areas, probe_coordinates
 from jaxcyto.runs import PretextRun, load_pretext_run, load_segment_run
-from jaxcyto.training.record import write_json
 
 WALKED = 24  # sections along whose ribbons neighbours are compared, unless named
 SHOWN = 8  # of them, in the picture

@@ -43,11 +43,8 @@ def export_run(run: str | os.PathLike, out: str | os.PathLike) -> list[Path]:
     for name in (EXPORT, CARD, "config.json"):
         if (out / name).exists():
             raise InputError(f"{out / name}: already there; give a folder of its own")
-    config = runs.read_config(run)
-    load = runs.load_segment_run if "classes" in config else runs.load_pretext_run
-    network = load(run)
-    place = runs.find(run)
-    table = read_metadata(place.weights) if place.exported else _table(place, config)
+    network, place = runs.load_run(run), runs.find(run)
+    table = read_metadata(place.weights) if place.exported else _table(place, runs.read_config(run))
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / CARD) as file:
         file.write(model_card(Path(run).resolve().stem, network, table).encode())
@@ -80,7 +77,7 @@ def _trained_on(run: Path) -> list[dict[str, str]]:
     if config.get("init_from"):
         with contextlib.suppress(InputError):  # gone, or damaged
             told = _trained_on(Path(config["init_from"]))
-    task = "segmentation" if "classes" in config else "pre-training"
+    task = "segmentation" if runs.is_segmentation(config) else "pre-training"
     for folder in config["data"].get("brains", []):
         brain, name = inspect_brain(folder)[0], Path(folder).name
         missing = dict.fromkeys(runs.TRAINED_ON, "") | {"brain": name, "name": name, "task": task}

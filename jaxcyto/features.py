@@ -20,13 +20,12 @@ from jaxcyto.augment import normalise
 from jaxcyto.brain.carry import vertex_classes
 from jaxcyto.brain.label_images import IGNORE
 from jaxcyto.brain.manifest import Brain
-from jaxcyto.brain.patches import Patches
+from jaxcyto.brain.patches import Patches, corner_px
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surfaces import hemisphere_surface
 from jaxcyto.errors import InputError
 from jaxcyto.faults import ReadError
-from jaxcyto.input import corner_px
 from jaxcyto.models import SiameseNet
 from jaxcyto.runs import PretextRun
 from jaxcyto.training import parallel
@@ -62,14 +61,13 @@ def embed_brain(
     Raises:
         InputError: they were sampled for another size than the run's, or a section cannot be read.
     """
-    for name, wanted in (("patch_px", run.patch_px), ("um_per_px", run.um_per_px)):
-        found = patches.settings[name]
-        if not np.isclose(found, wanted):
-            raise InputError(
-                f"{brain.root}: its patches were sampled with {name} = {found:g}, but {run.path} "
-                f"was trained with {wanted:g}; run `jaxcyto sample` with that size, into another "
-                "file (--out)"
-            )
+    if other := patches.differs_in_size(run.patch_px, run.um_per_px):
+        name, found, wanted = other
+        raise InputError(
+            f"{brain.root}: its patches were sampled with {name} = {found:g}, but {run.path} "
+            f"was trained with {wanted:g}; run `jaxcyto sample` with that size, into another "
+            "file (--out)"
+        )
     images = read_patches(brain, patches)
     return embed(run, images, total=len(patches), batch=batch, progress=progress)
 

@@ -5,7 +5,6 @@ threads, processes or workers, so that a run resumes by its step number.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -14,124 +13,19 @@ import grain
 import numpy as np
 
 from jaxcyto.brain import manifest
-from jaxcyto.brain.check_results import check_pairs
-from jaxcyto.brain.files import file_sha256
-from jaxcyto.brain.matrix_file import MatrixFile
-from jaxcyto.brain.pairs import load_pairs, open_distances
-from jaxcyto.brain.patches import Patches, load_patches
+from jaxcyto.brain.patches import corner_px
 from jaxcyto.brain.sections import Section, open_section
 from jaxcyto.config import DataConfig, Scales
 from jaxcyto.errors import InputError
 from jaxcyto.faults import ReadError, Skipped
+from jaxcyto.pair_table import PairTable
 
 Batch = dict[str, Any]
 SCALE_PATCHES = 256  # patches read to fit the input's mean and standard deviation
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PairTable:
-    """The pairs of all brains of a config, numbered one after the other.
-
-    `first` and `second` [P] count patches over all brains; patch j of brain k has the number
-    `patch_start[k] + j`.
-    """
-
-    brains: tuple[manifest.Brain, ...]
-    patches: tuple[Patches, ...]
-    patch_start: np.ndarray  # [brains + 1]
-    first: np.ndarray  # [P]
-    second: np.ndarray  # [P]
-    distance_mm: np.ndarray  # float32 [P]
-    split: np.ndarray  # uint8 [P], index into manifest.SPLITS
-    coordinates_mm: np.ndarray  # float32 [patches, 3], as targets
-    all_distances_mm: tuple[MatrixFile, ...] | None  # one [N, N] a brain
-    keys: tuple[str, ...]  # SHA-256 of each brain's file of pairs
-
-    def of_split(self, split: str) -> np.ndarray:
-        """Numbers of the pairs in a split, in order."""
-        return np.flatnonzero(self.split == manifest.SPLITS.index(split))
-
-    @property
-    def training_sections(self) -> list[str]:
-        """BRAIN/SECTION of every section with a training patch."""
-        train = manifest.SPLITS.index("train")
-        return sorted(
-            f"{brain.root.name}/{brain.sections[row].name}"
-            for brain, patches in zip(self.brains, self.patches, strict=True)
-            for row in np.unique(patches.section[patches.split == train])
-        )
-
-    def locate(self, patch: int | np.integer) -> tuple[int, int]:
-        """(brain, patch within the brain) of a patch number."""
-        brain = int(np.searchsorted(self.patch_start, patch, side="right")) - 1
-        return brain, int(patch - self.patch_start[brain])
-
-    def distances_mm(self, patches: np.ndarray) -> np.ndarray:
-        """Distances [N, N] mm between patches [N]; inf between hemispheres and brains."""
-        if self.all_distances_mm is None:
-            raise ValueError("the table was opened without all_distances")
-        block = np.full((len(patches), len(patches)), np.inf, np.float32)
-        brain = np.searchsorted(self.patch_start, patches, side="right") - 1
-        for k, matrix in enumerate(self.all_distances_mm):
-            rows = np.flatnonzero(brain == k)
-            local = patches[rows] - self.patch_start[k]
-            block[np.ix_(rows, rows)] = matrix.block(local)
-        return block
-
-
-def open_pairs(config: DataConfig) -> PairTable:
-    """Reads brains, patches and pairs named by a config.
-
-    Raises:
-        InputError: a file is missing or damaged, or patches were sampled for another size.
-    """
-    if not config.brains:
-        raise InputError("data.brains is empty; give one or more folders with a brain.toml")
-    brains, patches, first, second, distance, split = [], [], [], [], [], []
-    matrices, keys = [], []
-    start = [0]
-    for folder in config.brains:
-        brain = manifest.read_brain(folder)
-        pairs_path = brain.root / config.pairs
-        pairs = load_pairs(pairs_path)
-        sampled = load_patches(brain.root / pairs.patches_file, brain)
-        check_pairs(pairs_path, pairs, sampled)
-        for key, wanted in (("patch_px", config.patch_px), ("um_per_px", config.um_per_px)):
-            found = sampled.settings[key]
-            if not np.isclose(found, wanted):
-                raise InputError(
-                    f"{brain.root / pairs.patches_file}: sampled with {key} = {found:g}, but "
-                    f"data.{key} = {wanted:g}; sample again or change the config"
-                )
-        if config.all_distances:
-            matrices.append(open_distances(brain.root, pairs, len(sampled)))
-        brains.append(brain)
-        keys.append(file_sha256(pairs_path))
-        patches.append(sampled)
-        first.append(pairs.first.astype(np.int64) + start[-1])
-        second.append(pairs.second.astype(np.int64) + start[-1])
-        distance.append(pairs.distance_mm)
-        split.append(sampled.split[pairs.first])
-        start.append(start[-1] + len(sampled))
-    coordinates = np.concatenate([p.position_mm for p in patches]).astype(np.float32)
-    if config.absolute_x:
-        coordinates[:, 0] = np.abs(coordinates[:, 0])
-    return PairTable(
-        brains=tuple(brains),
-        patches=tuple(patches),
-        patch_start=np.array(start),
-        first=np.concatenate(first),
-        second=np.concatenate(second),
-        distance_mm=np.concatenate(distance).astype(np.float32),
-        split=np.concatenate(split),
-        coordinates_mm=coordinates,
-        all_distances_mm=tuple(matrices) if config.all_distances else None,
-        keys=tuple(keys),
-    )
-
-
 class PairSource:
-    """Random access: the number of a pair -> its patches and targets (`design`: pretext batch).
+    """Random access: the number of a pair -> its patches and targets.
 
     Sections are opened on first use and stay open; reading is thread-safe.
     """
@@ -220,23 +114,6 @@ class PairSource:
         return self._sections[key]
 
 
-def corner_px(
-    center_px: np.ndarray, section: Section, um_per_px: float, side: int
-) -> tuple[int, int]:
-    """(left, top) of a patch on the grid of `um_per_px` (see `Section.read_at`).
-
-    Args:
-        center_px: (column, row) at full resolution; met to half a pixel of the patch's grid.
-        section: gives the ratio of the two resolutions.
-        um_per_px: of the patch.
-        side: of the patch, px.
-    """
-    assert section.pixel_um is not None
-    ratio = um_per_px / section.pixel_um
-    left, top = np.rint((center_px + 0.5) / ratio - side / 2).astype(int).tolist()
-    return left, top
-
-
 class Source(Protocol):
     """Gives the example of a number."""
 
@@ -252,7 +129,7 @@ def train_batches(
     process: int = 0,
     processes: int = 1,
     skipped: Skipped | None = None,
-    counted: bool = False,
+    for_steps: bool = False,
 ) -> grain.MapDataset:
     """Endless shuffled batches, reshuffled each epoch; element k is the batch of step k + 1.
 
@@ -267,7 +144,7 @@ def train_batches(
         process, processes: which share.
         skipped: where given, a training pair drawn at random takes the place of one that cannot
             be read.
-        counted: whether that is noted as of a training step.
+        for_steps: whether training steps take the batches; what they lack is noted in `skipped`.
     """
     size = config.batch_pairs
     if size % processes:
@@ -293,7 +170,7 @@ def train_batches(
 
         if skipped is None:
             return draw(0)
-        return skipped.read(draw, place // size + 1 if counted else 0, place)
+        return skipped.read(draw, place // size + 1 if for_steps else 0, place)
 
     numbers = grain.MapDataset.source(pairs.tolist()).seed(seed).shuffle().repeat()
     items = numbers.map_with_index(load)[process::processes]
@@ -386,7 +263,7 @@ def fit_scales(source: PairSource, table: PairTable, skipped: Skipped | None = N
 
         grey = (skipped.read(draw, 0, patch) if skipped else draw(0)).astype(np.float64)
         sums += grey.size, grey.sum(), (grey**2).sum()
-    mean, second = sums[1:] / sums[0]
+    mean, std = mean_and_std(sums)
     distance = table.distance_mm[pairs].astype(np.float64)
     low, high = coordinates.min(axis=0), coordinates.max(axis=0)
     high = np.where(high - low < 1e-3, low + 1.0, high)  # one section only: the axis is constant
@@ -396,6 +273,12 @@ def fit_scales(source: PairSource, table: PairTable, skipped: Skipped | None = N
         coordinate_high_mm=tuple(high.tolist()),
         distance_median_mm=float(np.median(distance)),
         coordinate_median_mm=tuple(np.median(coordinates, axis=0).tolist()),
-        input_mean=float(mean),
-        input_std=float(max(np.sqrt(max(second - mean**2, 0.0)), 1.0)),
+        input_mean=mean,
+        input_std=std,
     )
+
+
+def mean_and_std(sums: np.ndarray) -> tuple[float, float]:
+    """Of grey values, from their number, sum and sum of squares; the latter at least 1."""
+    mean, second = sums[1:] / sums[0]
+    return float(mean), float(max(np.sqrt(max(second - mean**2, 0.0)), 1.0))

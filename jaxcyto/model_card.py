@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from jaxcyto.models import Geometry
 from jaxcyto.runs import PretextRun, SegmentRun
 
 ABOUT_PRETEXT = """\
@@ -69,12 +68,10 @@ def model_card(title: str, network: PretextRun | SegmentRun, table: dict[str, An
 def _network(network: PretextRun | SegmentRun) -> list[tuple[str, ...]]:
     model, um = network.model, f"{network.um_per_px:g} um/px"
     if isinstance(network, SegmentRun):
-        sizes = Geometry(model.stem_kernel, model.stem_stride, len(model.widths))
-        out_um = network.um_per_px * sizes.output_stride
         mean, std = network.input_mean, network.input_std
         rows = [
             ("input", f"grey section at {um}; windows of {network.image_px} px in training"),
-            ("output", f"{len(network.classes)} classes on pixels of {out_um:g} um"),
+            ("output", f"{len(network.classes)} classes on pixels of {network.out_um:g} um"),
             ("classes", ", ".join(f"{c.name} ({c.kind})" for c in network.classes)),
         ]
         if network.atlas_channels:
@@ -156,11 +153,7 @@ def _constant(numbers: dict[str, Any], key: str) -> str:
 
 def _use(network: PretextRun | SegmentRun) -> str:
     if isinstance(network, SegmentRun):
-        sizes = Geometry(
-            network.model.stem_kernel, network.model.stem_stride, len(network.model.widths)
-        )
-        out_um = network.um_per_px * sizes.output_stride
-        code = USE_SEGMENT.format(um=network.um_per_px, out=out_um)
+        code = USE_SEGMENT.format(um=network.um_per_px, out=network.out_um)
         commands = "jaxcyto predict OUT brains/mine", "jaxcyto evaluate OUT brains/mine"
         if network.atlas_channels:
             code = "net.classes  # an atlas is needed: segment by `jaxcyto predict`"

@@ -1,4 +1,4 @@
-"""Pictures of a run: each function draws one figure and returns nothing; files are PNG."""
+"""Pictures of a pre-training run, and what other pictures share; files are PNG."""
 
 import itertools
 import os
@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.surface_figure import points_figure
 from jaxcyto.faults import ReadError
-from jaxcyto.input import PairSource, PairTable
-from jaxcyto.training.log import read_metrics
+from jaxcyto.input import PairSource
+from jaxcyto.metrics_file import read_metrics
+from jaxcyto.pair_table import PairTable
 
 # Okabe and Ito's colours, told apart with any colour vision
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"

@@ -72,6 +72,11 @@ class SegmentRun:
     input_std: float
     training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain's folder
 
+    @property
+    def out_um(self) -> float:
+        """Side of a pixel of what the network predicts."""
+        return self.um_per_px * Geometry.of(self.model).output_stride
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PretextRun:
@@ -157,6 +162,11 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
+def is_segmentation(config: dict[str, Any]) -> bool:
+    """Whether a config as `read_config` gives it is of a segmentation: it lists the classes."""
+    return "classes" in config
+
+
 def read_trained_on(run: str | os.PathLike) -> list[dict[str, str]]:
     """The brains that a run or an export was trained on; empty where that is not recorded.
 
@@ -181,6 +191,11 @@ def read_trained_on(run: str | os.PathLike) -> list[dict[str, str]]:
     return [entry for number, entry in enumerate(told) if entry not in told[:number]]
 
 
+def load_run(run: str | os.PathLike) -> PretextRun | SegmentRun:
+    """The network of a finished run or of an export, of either task; raises as these two do."""
+    return load_segment_run(run) if is_segmentation(read_config(run)) else load_pretext_run(run)
+
+
 def load_segment_run(run: str | os.PathLike) -> SegmentRun:
     """The network of a finished segmentation run, or of an export of one.
 
@@ -188,7 +203,7 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
         InputError: not such a run, not finished, of the other task, or damaged.
     """
     place, config = find(run), read_config(run)
-    if "classes" not in config:
+    if not is_segmentation(config):
         raise InputError(
             f"{run}: a pre-training run; segmentation needs one of a segmentation config "
             f"(train.py --config configs/segment.py --config.init_from={run})"
@@ -207,8 +222,7 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
         side = int(data["image_px"])
         shapes: list[tuple[int, ...]] = [(1, side, side, 1)]
         if channels:
-            geometry = Geometry(model.stem_kernel, model.stem_stride, len(model.widths))
-            shapes.append((1, *2 * [geometry.atlas_size(side)], channels))
+            shapes.append((1, *2 * [Geometry.of(model).atlas_size(side)], channels))
         _check_leaves(place, model, variables, shapes)
         return SegmentRun(
             path=place.folder,
@@ -232,7 +246,7 @@ def load_pretext_run(run: str | os.PathLike) -> PretextRun:
         InputError: not such a run, not finished, of the other task, or damaged.
     """
     place, config = find(run), read_config(run)
-    if "classes" in config:
+    if is_segmentation(config):
         raise InputError(
             f"{run}: a segmentation run; features are those of a pre-training run (train.py "
             "--config configs/pretrain.py)"

@@ -17,14 +17,14 @@ from jaxcyto.annotations import AnnotatedSection, SegmentTable, Window
 from jaxcyto.config import InputScales, SegmentData
 from jaxcyto.errors import InputError
 from jaxcyto.faults import ReadError, Skipped
-from jaxcyto.input import Batch
+from jaxcyto.input import Batch, mean_and_std
 
 SCALE_IMAGES = 256  # draws read to fit the input's mean and standard deviation
 ENDLESS = 1 << 40  # batches
 
 
 class SegmentSource:
-    """Reads windows and draws those of training (`design`: segmentation batch); thread-safe."""
+    """Reads windows and draws those of training; thread-safe."""
 
     def __init__(self, table: SegmentTable):
         self._table = table
@@ -119,13 +119,13 @@ def train_batches(
     process: int = 0,
     processes: int = 1,
     skipped: Skipped | None = None,
-    counted: bool = False,
+    for_steps: bool = False,
 ) -> grain.MapDataset:
     """Endless batches; element k is the batch of step k + 1, its example i is draw k B + i.
 
     Each process gets `batch_images / processes` images; the global batch is the same for any
     number of processes. `index` is the number of the draw, modulo 2^31. For `skipped` and
-    `counted` see `input.train_batches`.
+    `for_steps` see `input.train_batches`.
     """
     size = config.batch_images
     if size % processes:
@@ -133,7 +133,7 @@ def train_batches(
 
     def load(k: int) -> Batch:
         numbers = range(k * size + process, (k + 1) * size, processes)
-        step = k + 1 if counted else 0
+        step = k + 1 if for_steps else 0
         items = [source.example(seed, n, skipped, step)[1] for n in numbers]
         return _batch(items, numbers, len(numbers))
 
@@ -189,8 +189,5 @@ def fit_input_scales(source: SegmentSource, skipped: Skipped | None = None) -> I
         image = source.example(0, number, skipped)[1]["image"]
         count = np.bincount(image.ravel(), minlength=256)
         sums += np.array([image.size, count @ grey, count @ grey**2])
-    mean, second = sums[1:] / sums[0]
-    return InputScales(
-        input_mean=float(mean),
-        input_std=float(max(np.sqrt(max(second - mean**2, 0.0)), 1.0)),
-    )
+    mean, std = mean_and_std(sums)
+    return InputScales(input_mean=mean, input_std=std)

@@ -12,8 +12,8 @@ from matplotlib.patches import Patch
 
 from jaxcyto.brain.label_images import IGNORE
 from jaxcyto.brain.manifest import AreaClass
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.plots import GREY, error_panel, loss_curves, save_figures
-from jaxcyto.training.log import read_metrics
 
 Classes = Sequence[AreaClass]
 INSET_SIDE = 0.25  # of the axis

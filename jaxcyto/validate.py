@@ -146,7 +146,7 @@ def _widths(value: Any) -> bool:
 
 
 def _patch_size(config: Any) -> list[str]:
-    sizes = _geometry(config).siamese_sizes
+    sizes = Geometry.of(config.model).siamese_sizes
     if config.data.patch_px in sizes:
         return []
     return [
@@ -156,14 +156,9 @@ def _patch_size(config: Any) -> list[str]:
 
 def _segment_fields(config: Any) -> list[str]:
     try:
-        _geometry(config).output_size(config.data.image_px)
+        Geometry.of(config.model).output_size(config.data.image_px)
     except ValueError as error:
         return [f"data.image_px = {config.data.image_px}: {error}"]
     if config.init_from is not None and config.scales is not None:
         return ["scales: those of init_from are taken; leave the field out"]
     return []
-
-
-def _geometry(config: Any) -> Geometry:
-    model = config.model
-    return Geometry(model.stem_kernel, model.stem_stride, len(model.widths))

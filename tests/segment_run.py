@@ -27,7 +27,7 @@ def write_run(
     seed: int = 0,
 ) -> Path:
     """Writes config.json and random weights, drawn here: nothing needs to be compiled."""
-    geometry = Geometry(model.stem_kernel, model.stem_stride, len(model.widths))
+    geometry = Geometry.of(model)
     side = geometry.smallest_valid_size
     images = [jnp.zeros((1, side, side, 1))]
     if atlas:

@@ -83,7 +83,7 @@ def test_rows_differ_in_nothing_but_the_pretraining(results, longer):
     size = SIZES["tiny"]
     configs = [make_segment_config(size, root, row, 0, None, longer) for row in ROWS]
     assert all(config == configs[0] for config in configs)
-    assert configs[0].optim.steps == longer * size.segment_steps
+    assert configs[0].steps == longer * size.segment_steps
     other = make_segment_config(size, root, "1", 1, None, longer)
     assert other.data.train_sections != configs[0].data.train_sections
     assert annotated_sections(root, 4, 0) == configs[0].data.train_sections

@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import kill
 
 from jaxcyto.errors import InputError
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.training.checkpoint import Checkpoints
 from jaxcyto.training.lock import locked
-from jaxcyto.training.log import MetricsWriter, read_metrics
+from jaxcyto.training.log import MetricsWriter
 from jaxcyto.training.state import State
 from jaxcyto.training.stop import Interrupted, Stop
 

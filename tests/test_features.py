@@ -17,8 +17,9 @@ from jaxcyto.brain.patches import load_patches
 from jaxcyto.config import DataConfig
 from jaxcyto.errors import InputError
 from jaxcyto.features import embed, embed_brain, forward_all, patch_areas, read_patches
-from jaxcyto.input import PairSource, open_pairs
+from jaxcyto.input import PairSource
 from jaxcyto.models import SiameseNet
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.runs import load_pretext_run, save_weights
 
 NET = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 6, 8), features=5)

@@ -31,16 +31,17 @@ from jaxcyto import runs
 from jaxcyto.brain import geodesics, pairs, patches
 from jaxcyto.brain.files import read_npz
 from jaxcyto.brain.label_images import open_label
+from jaxcyto.brain.labels import read_labels
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.oracle import oracle_key
 from jaxcyto.brain.registration import registration
 from jaxcyto.brain.section_table import SectionRow
 from jaxcyto.brain.sections import open_section
-from jaxcyto.brain.surfaces import Surface, read_labels, read_surface
+from jaxcyto.brain.surfaces import Surface, read_surface
 from jaxcyto.errors import InputError
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.models import UNet
 from jaxcyto.predict.maps import open_class_map
-from jaxcyto.training.log import read_metrics
 from jaxcyto.training.transfer import pretraining_scales
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from jaxcyto.brain.manifest import read_brain
+from jaxcyto.brain.patches import corner_px
 from jaxcyto.brain.sections import open_section
 from jaxcyto.config import DataConfig, Scales
 from jaxcyto.errors import InputError
 from jaxcyto.input import (
     PairSource,
-    corner_px,
     eval_batches,
     fit_scales,
     iterate,
-    open_pairs,
     train_batches,
 )
+from jaxcyto.pair_table import open_pairs
 
 
 @pytest.fixture(scope="module")

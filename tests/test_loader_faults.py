@@ -22,13 +22,14 @@ from jaxcyto.input import (
     eval_batches,
     fit_scales,
     iterate,
-    open_pairs,
     train_batches,
 )
+from jaxcyto.metrics_file import read_metrics
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.segment_input import SegmentSource
 from jaxcyto.segment_input import train_batches as segment_batches
 from jaxcyto.training import loop
-from jaxcyto.training.log import MetricsWriter, read_metrics
+from jaxcyto.training.log import MetricsWriter
 
 SECONDS = 10
 NOBODY = 65534
@@ -235,7 +236,7 @@ def test_replacements_follow_from_seed_and_step(damaged, threads, caplog):
     config, table, row, section, whole = damaged
     skipped = Skipped()
     batches = train_batches(
-        PairSource(table, config), table, config, seed=3, skipped=skipped, counted=True
+        PairSource(table, config), table, config, seed=3, skipped=skipped, for_steps=True
     )
     iterator = iterate(batches, threads, lambda x: x)
     read = [next(iterator) for _ in whole]
@@ -307,7 +308,7 @@ def test_segmentation_replaces_too(tmp_path, caplog):
 
     def read(threads):
         skipped = Skipped()
-        batches = segment_batches(source, table, config, 5, skipped=skipped, counted=True)
+        batches = segment_batches(source, table, config, 5, skipped=skipped, for_steps=True)
         iterator = iterate(batches, threads, lambda x: x)
         found = [next(iterator) for _ in range(8)]
         iterator.close()

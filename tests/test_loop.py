@@ -21,10 +21,11 @@ from jaxcyto.brain.prepare import pair_brain
 from jaxcyto.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, Term
 from jaxcyto.errors import InputError
 from jaxcyto.losses import coordinate_loss, distance_loss
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.pair_predictions import read_predictions
 from jaxcyto.training import loop
 from jaxcyto.training.checkpoint import Checkpoints
-from jaxcyto.training.log import MetricsWriter, read_metrics
+from jaxcyto.training.log import MetricsWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,10 +21,11 @@ from jaxcyto.config import (
     OptimConfig,
     Term,
 )
-from jaxcyto.input import PairSource, open_pairs, train_batches
+from jaxcyto.input import PairSource, train_batches
 from jaxcyto.losses import distance_loss
+from jaxcyto.metrics_file import read_metrics
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.training import loop, parallel
-from jaxcyto.training.log import read_metrics
 from jaxcyto.training.optim import make_optimizer
 from jaxcyto.training.step import train_step
 

@@ -12,7 +12,7 @@ from PIL import Image
 from jaxcyto.brain import oracle_build, pairing, prepare, solve
 from jaxcyto.brain.manifest import Brain, Hemisphere
 from jaxcyto.brain.pairing import draw_pairs, make_pairs, oracle_path
-from jaxcyto.brain.pairs import load_pairs, split_of
+from jaxcyto.brain.pairs import load_pairs
 from jaxcyto.brain.patches import Patches
 from jaxcyto.brain.prepare import draw_histogram, histogram_path, pair_shard
 from jaxcyto.brain.surfaces import Surface, write_surface
@@ -117,7 +117,7 @@ def test_distances_are_great_circles(tmp_path):
         assert (column[pairs.first] == column[pairs.second]).all()
     assert len(np.unique(np.concatenate([pairs.first, pairs.second]))) == len(patches)
     assert pairs.distance_mm.dtype == np.float32 and pairs.first.dtype == np.int32
-    train = split_of(pairs, patches, "train")
+    train = np.flatnonzero(patches.split[pairs.first] == 0)
     assert (patches.split[pairs.second[train]] == 0).all() and 0 < len(train) < 150
 
 

@@ -16,12 +16,12 @@ from jaxcyto.brain.labels import read_labels
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.phantom import make_phantom, phantom_cortex
 from jaxcyto.brain.phantom_cells import Stamps
-from jaxcyto.brain.phantom_cut import cut_cortex, inside_white, rasterise
 from jaxcyto.brain.phantom_look import Look
 from jaxcyto.brain.phantom_paint import CELL, NEUROPIL, SectionPainter, enlarge
-from jaxcyto.brain.phantom_plan import PhantomSettings, coronal_plans, image_affine
+from jaxcyto.brain.phantom_plan import PhantomSettings, coronal_plans, cut_cortex, image_affine
 from jaxcyto.brain.phantom_real import GivenHemisphere, paint_surfaces
 from jaxcyto.brain.phantom_shape import Cortex, normalised_profiles
+from jaxcyto.brain.prism_cut import inside_white, rasterise
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surfaces import read_surface
 from jaxcyto.errors import InputError

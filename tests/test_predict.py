@@ -184,7 +184,7 @@ def test_atlas_is_read_along(tmp_path, ball):
     run = load_segment_run(write_run(tmp_path / "run", SMALL, atlas=True))
     brain = read_brain(ball)
     row = brain.sections[1]
-    source = open_source(run, brain, row, 32.0)
+    source = open_source(run, brain, row)
     without = dataclasses.replace(source, atlas=dataclasses.replace(source.atlas, shape=(0, 0)))
 
     def probabilities(predictor: Predictor, source: Source) -> np.ndarray:
@@ -215,7 +215,7 @@ def predicted(
     """The class map [H, W], or the probability map [C, H, W], of an image."""
     loaded = load_segment_run(run)
     predictor = Predictor(loaded, tile_px, probabilities)
-    out_um = loaded.um_per_px * predictor.tiling.geometry.output_stride
+    out_um = loaded.out_um
     with open_section(image, pixel_um) as section:
         source = Source("section", section, map_shape(section, out_um))
         bands = list(predictor.section(source))

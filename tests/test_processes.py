@@ -15,8 +15,8 @@ import pytest
 
 from jaxcyto import runs
 from jaxcyto.errors import InputError
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.training import distributed
-from jaxcyto.training.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 240  # seconds until a job is given up; a few on an idle machine

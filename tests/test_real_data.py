@@ -15,7 +15,8 @@ from jaxcyto.brain.patches import load_patches
 from jaxcyto.brain.prepare import pair_brain, sample_brain
 from jaxcyto.brain.sections import open_section
 from jaxcyto.config import Config, DataConfig, ModelConfig
-from jaxcyto.input import PairSource, open_pairs
+from jaxcyto.input import PairSource
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]

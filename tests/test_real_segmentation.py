@@ -15,8 +15,8 @@ from jaxcyto.brain.label_images import LABEL_UM, section_label
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.sections import open_section
 from jaxcyto.config import ModelConfig
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.predict import open_class_map
-from jaxcyto.training.log import read_metrics
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "real_segmentation.py"
 TINY = ModelConfig(stem_kernel=3, stem_stride=1, widths=(4, 4))

@@ -18,14 +18,14 @@ from jaxcyto.brain.manifest import AreaClass, read_brain
 from jaxcyto.cli import main
 from jaxcyto.config import Config, DataConfig, to_json
 from jaxcyto.errors import InputError
-from jaxcyto.evaluate import sum_sections
-from jaxcyto.input import open_pairs
 from jaxcyto.models import UNet
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.predict.maps import write_class_map
 from jaxcyto.predict.planes import Plane
 from jaxcyto.report import gather, write_page
 from jaxcyto.report.charts import Curve, curves_chart, ticks
 from jaxcyto.report.html import number, tag
+from jaxcyto.scores import sum_sections
 from jaxcyto.training import record
 
 EVIL = "<script>alert('area')</script>"

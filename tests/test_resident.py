@@ -8,7 +8,8 @@ import pytest
 
 from jaxcyto.config import Config, DataConfig, ModelConfig
 from jaxcyto.errors import InputError
-from jaxcyto.input import PairSource, open_pairs
+from jaxcyto.input import PairSource
+from jaxcyto.pair_table import open_pairs
 from jaxcyto.training import loop, parallel
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.resident import ResidentSource, take_patches
@@ -39,7 +40,7 @@ def on_device(config, **fields):
 def test_batches_are_those_from_disk(config):
     streamed = open_pretraining(config, None)
     kept = open_pretraining(on_device(config), None)
-    batches = [each.train_batches(5, counted=True) for each in (streamed, kept)]
+    batches = [each.train_batches(5, for_steps=True) for each in (streamed, kept)]
     for k in (0, 1, 40):
         expected, found = (each[k] for each in batches)
         assert "patches" not in found

@@ -13,8 +13,8 @@ from jaxcyto.brain.manifest import SPLITS, Brain, read_brain
 from jaxcyto.brain.patches import load_patches
 from jaxcyto.brain.registration import AffineRegistration
 from jaxcyto.brain.ribbon import CutSurface
-from jaxcyto.brain.sampling import assign_splits, sample_patches, split_distances_mm
-from jaxcyto.brain.splits import blocks
+from jaxcyto.brain.sampling import sample_patches
+from jaxcyto.brain.splits import assign_splits, blocks, split_distances_mm
 from jaxcyto.brain.surfaces import Surface, hemisphere_surface, write_surface
 from jaxcyto.errors import InputError
 

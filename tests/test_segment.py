@@ -29,11 +29,11 @@ from jaxcyto.config import (
     SegmentData,
 )
 from jaxcyto.errors import InputError
-from jaxcyto.evaluate import confusion
 from jaxcyto.metrics import segmentation_scores
+from jaxcyto.metrics_file import read_metrics
 from jaxcyto.models import UNet
+from jaxcyto.scores import confusion
 from jaxcyto.training import loop, parallel
-from jaxcyto.training.log import read_metrics
 from jaxcyto.training.optim import make_optimizer
 from jaxcyto.training.segment import open_segmentation
 from jaxcyto.training.state import init_state

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from jaxcyto.brain import gifti as gifti_reader
 from jaxcyto.brain import surface_files
+from jaxcyto.brain.labels import read_labels
 from jaxcyto.brain.manifest import Hemisphere
 from jaxcyto.brain.surfaces import (
     Surface,
     hemisphere_surface,
-    read_labels,
     read_surface,
     surface_warnings,
     write_surface,

@@ -65,7 +65,7 @@ def test_features_and_coordinates(tmp_path, layout, side):
 )
 def test_logits(tmp_path, layout, atlas):
     net = UNet(3, **layout)
-    sizes = Geometry(net.stem_kernel, net.stem_stride, len(net.widths))
+    sizes = Geometry.of(net)
     run = load_segment_run(segment_run.write_run(tmp_path / "run", net, atlas=atlas))
     side = sizes.smallest_valid_size + sizes.period
     rng = np.random.default_rng(0)

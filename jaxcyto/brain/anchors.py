@@ -15,8 +15,9 @@ from scipy import sparse
 from scipy.sparse.csgraph import dijkstra
 
 from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
-from jaxcyto.brain.geodesics import NO_TRIANGLES, check_mesh
 from jaxcyto.brain.mesh import (
+    NO_TRIANGLES,
+    check_mesh,
     check_points,
     clean_face_map,
     cut_non_manifold,

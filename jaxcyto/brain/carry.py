@@ -18,15 +18,22 @@ from jaxcyto.brain.image_column import image_column, select_sections
 from jaxcyto.brain.label_images import IGNORE, LABEL_UM, expected_shape
 from jaxcyto.brain.labels import read_label_names, read_labels
 from jaxcyto.brain.manifest import Brain, Hemisphere, need_hemispheres, read_brain
-from jaxcyto.brain.phantom_cut import Cut, cut_prisms, evaluate, inside_white, planes, rasterise
-from jaxcyto.brain.phantom_paint import majority
+from jaxcyto.brain.prism_cut import (
+    Cut,
+    cut_prisms,
+    evaluate,
+    inside_white,
+    planes,
+    rasterise,
+    weighted_majority,
+)
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.registration import AffineRegistration, Registration, registration
 from jaxcyto.brain.ribbon import no_overlap
 from jaxcyto.brain.section_writer import write_section
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surface_smoothing import smooth
-from jaxcyto.brain.surfaces import Surface, read_surface
+from jaxcyto.brain.surfaces import Surface, read_surface, vertex_matched
 from jaxcyto.errors import InputError
 
 BLOCK = 512  # rows of the label grid at a time
@@ -227,7 +234,7 @@ def label_blocks(cortex: LabelledCortex, cut: Cut, shape: tuple[int, int]) -> It
         out[inside_white(cut, top, height, shape[1])] = cortex.within
         row, column = np.nonzero(triangle >= 0)
         _, ids, weights, _ = evaluate(cut, linear, triangle[row, column], column, row + top)
-        out[row, column] = majority(cortex.number[ids], weights)
+        out[row, column] = weighted_majority(cortex.number[ids], weights)
         yield out
 
 
@@ -253,7 +260,7 @@ def _pial_white(hemisphere: Hemisphere) -> tuple[Surface, Surface]:
             "the cortex lies"
         )
     pial, white = read_surface(hemisphere.pial), read_surface(hemisphere.white)
-    if len(pial.vertices) != len(white.vertices) or not np.array_equal(pial.faces, white.faces):
+    if not vertex_matched(pial, white):
         raise InputError(
             f"{hemisphere.pial} and {hemisphere.white}: not vertex-matched; take pial and white of "
             "one reconstruction"

@@ -4,19 +4,26 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from jaxcyto.brain import pairs as pairs_file
+from jaxcyto.brain import patches as patches_file
 from jaxcyto.brain.atlas_images import section_atlas
-from jaxcyto.brain.check_results import check_results
+from jaxcyto.brain.check_results import check_pairs, check_points
+from jaxcyto.brain.files import READ_ERRORS, npz_format
 from jaxcyto.brain.label_images import IGNORE, check_numbers, label_counts, section_label
+from jaxcyto.brain.labels import read_labels
 from jaxcyto.brain.manifest import Brain, Hemisphere, SectionRow, inspect_brain
+from jaxcyto.brain.pairs import PAIRS_FILE, distances_path, load_pairs, open_distances
+from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import Progress
-from jaxcyto.brain.registration import Registration, registration
-from jaxcyto.brain.ribbon import CutSurface, Segments, mean_normal, no_overlap
-from jaxcyto.brain.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN, TRAP
+from jaxcyto.brain.registration import Registration, in_image, registration
+from jaxcyto.brain.ribbon import TRAP, CutSurface, Segments, mean_normal, no_overlap
+from jaxcyto.brain.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN
 from jaxcyto.brain.sections import open_section
-from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_labels, read_surface
+from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_surface
 from jaxcyto.errors import InputError
 
 PIXEL_SIZE_TOLERANCE = 0.05  # between the table and what the file states
@@ -96,7 +103,7 @@ def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> Re
     _check_overlap(report, brain, surfaces, [section for section in placed if section])
     _check_splits(report, brain)
     if not faults:  # or they would be called those of another brain
-        check_results(report, brain, surfaces)
+        _check_results(report, brain, surfaces)
     return report
 
 
@@ -198,11 +205,7 @@ def _check_overlap(
     for section in placed:
         parts = Segments.joined([cut.cut(section.registration) for cut in cuts])
         column, row, _ = section.registration.to_px(parts.middle_mm)
-        height, width = section.shape
-        inside = (np.abs(column - (width - 1) / 2) < width / 2) & (
-            np.abs(row - (height - 1) / 2) < height / 2
-        )
-        length_mm = parts.length_mm * inside
+        length_mm = parts.length_mm * in_image(column, row, section.shape)
         if not length_mm.sum() > 0:
             missed.append(section.row.name)
             continue
@@ -268,3 +271,40 @@ def _check_splits(report: Report, brain: Brain) -> None:
         report.facts.append(
             "split column: " + ", ".join(f"{number} {split}" for split, number in counts.items())
         )
+
+
+def _check_results(report: Report, brain: Brain, surfaces: Sequence[Surface | None]) -> None:
+    """Checks every npz in the folder that holds patches or pairs, under whatever name."""
+    kinds = {path: _kind(path) for path in sorted(brain.root.glob("*.npz"))}
+    patches: dict[str, Patches] = {}
+    for path, kind in kinds.items():
+        if kind == patches_file.FORMAT or path.name == PATCHES_FILE:
+            found = report.attempt(load_patches, path, brain)
+            if found is not None:
+                report.facts.append(f"{path.name}: {len(found)} patches")
+                report.attempt(check_points, path, found, surfaces)
+                patches[path.name] = found
+    for path, kind in kinds.items():
+        if kind == pairs_file.FORMAT or path.name == PAIRS_FILE:
+            found = report.attempt(load_pairs, path)
+            if found is not None:
+                report.facts.append(f"{path.name}: {len(found)} pairs of {found.patches_file}")
+                if found.patches_file in patches:
+                    own = patches[found.patches_file]
+                    before = len(report.faults)
+                    report.attempt(check_pairs, path, found, own)
+                    sound = len(report.faults) == before
+                    if sound and distances_path(brain.root, found.patches_file).exists():
+                        report.attempt(open_distances, brain.root, found, len(own))
+        elif kind is None and path.name != PATCHES_FILE:
+            report.warnings.append(
+                f"{path}: cannot be read; if it holds patches or pairs, it is damaged"
+            )
+
+
+def _kind(path: Path) -> str | None:
+    """The `format` that a file of ours states, "" for another npz; None if it cannot be read."""
+    try:
+        return npz_format(path)
+    except READ_ERRORS:
+        return None

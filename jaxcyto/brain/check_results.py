@@ -1,63 +1,18 @@
-"""Whether the patches and pairs in a brain's folder are sound and belong to it as it is now."""
+"""Whether patches and pairs belong to the surfaces and to each other as they are now."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxcyto.brain import pairs as pairs_file
-from jaxcyto.brain import patches as patches_file
-from jaxcyto.brain.files import READ_ERRORS, npz_format
-from jaxcyto.brain.manifest import Brain
-from jaxcyto.brain.pairs import PAIRS_FILE, Pairs, distances_path, load_pairs, open_distances
-from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
+from jaxcyto.brain.pairs import Pairs
+from jaxcyto.brain.patches import Patches
 from jaxcyto.brain.surfaces import Surface
 from jaxcyto.errors import InputError
-
-if TYPE_CHECKING:
-    from jaxcyto.brain.check import Report
 
 # A patch lies on the surface it names (float32 mm), or at another depth of the same cortex.
 ON_SURFACE_MM = 0.01
 THICKEST_MM = 12.0
-
-
-def check_results(report: "Report", brain: Brain, surfaces: Sequence[Surface | None]) -> None:
-    """Checks every npz in the folder that holds patches or pairs, under whatever name."""
-    kinds = {path: _kind(path) for path in sorted(brain.root.glob("*.npz"))}
-    patches: dict[str, Patches] = {}
-    for path, kind in kinds.items():
-        if kind == patches_file.FORMAT or path.name == PATCHES_FILE:
-            found = report.attempt(load_patches, path, brain)
-            if found is not None:
-                report.facts.append(f"{path.name}: {len(found)} patches")
-                report.attempt(check_points, path, found, surfaces)
-                patches[path.name] = found
-    for path, kind in kinds.items():
-        if kind == pairs_file.FORMAT or path.name == PAIRS_FILE:
-            found = report.attempt(load_pairs, path)
-            if found is not None:
-                report.facts.append(f"{path.name}: {len(found)} pairs of {found.patches_file}")
-                if found.patches_file in patches:
-                    own = patches[found.patches_file]
-                    before = len(report.faults)
-                    report.attempt(check_pairs, path, found, own)
-                    sound = len(report.faults) == before
-                    if sound and distances_path(brain.root, found.patches_file).exists():
-                        report.attempt(open_distances, brain.root, found, len(own))
-        elif kind is None and path.name != PATCHES_FILE:
-            report.warnings.append(
-                f"{path}: cannot be read; if it holds patches or pairs, it is damaged"
-            )
-
-
-def _kind(path: Path) -> str | None:
-    """The `format` that a file of ours states, "" for another npz; None if it cannot be read."""
-    try:
-        return npz_format(path)
-    except READ_ERRORS:
-        return None
 
 
 def check_points(path: Path, patches: Patches, surfaces: Sequence[Surface | None]) -> None:

@@ -15,9 +15,8 @@ import potpourri3d as pp3d
 from jaxcyto.brain.inflate import vertex_normals
 from jaxcyto.brain.manifest import SPLITS, Brain, need_hemispheres
 from jaxcyto.brain.patches import DTYPES, Patches, sections_sha256
-from jaxcyto.brain.registration import Registration, registration
-from jaxcyto.brain.ribbon import CutSurface, Segments, cut_surface, mean_normal
-from jaxcyto.brain.sampling import MIN_THICKNESS_MM
+from jaxcyto.brain.registration import Registration, in_image, registration
+from jaxcyto.brain.ribbon import MIN_THICKNESS_MM, CutSurface, Segments, cut_surface, mean_normal
 from jaxcyto.brain.sections import open_section
 from jaxcyto.brain.surface_smoothing import smooth
 from jaxcyto.brain.surfaces import Surface
@@ -96,29 +95,14 @@ def walk_ribbons(
                 if count < 2:
                     continue
                 arc = (np.arange(count) - (count - 1) / 2) * step_mm + length / 2
-                segment, points, bary = segments.at(arc)
-                face = segments.face[segment]
-                corners = cutter.faces[face]
-                normal = (normals[corners] * bary[:, :, None]).sum(1)
-                normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-                column, row, _ = place.to_px(points)
-                parts.append(
-                    {
-                        "section": np.full(count, index),
-                        "center_px": np.stack([column, row], -1),
-                        "position_mm": points,
-                        "hemisphere": np.full(count, number),
-                        "face": face,
-                        "bary": bary,
-                        "split": np.full(count, _split(brain, index)),
-                        "curve": np.full(count, len(parts)),
-                        "arc_mm": arc,
-                        "curvature": (curvature[corners] * bary).sum(1),
-                        "obliqueness": np.rad2deg(
-                            np.arcsin(np.abs(normal @ place.normal).clip(0, 1))
-                        ),
-                    }
-                )
+                part = _positions(segments, arc, place, cutter.faces, curvature, normals)
+                part |= {
+                    "section": np.full(count, index),
+                    "hemisphere": np.full(count, number),
+                    "split": np.full(count, _split(brain, index)),
+                    "curve": np.full(count, len(parts)),
+                }
+                parts.append(part)
     if not parts:
         names = ", ".join(brain.sections[index].name for index in sections) or "none given"
         raise InputError(
@@ -140,6 +124,32 @@ def walk_ribbons(
         curvature=merged["curvature"].astype(np.float32),
         obliqueness=merged["obliqueness"].astype(np.float32),
     )
+
+
+def _positions(
+    segments: Segments,
+    arc_mm: np.ndarray,
+    place: Registration,
+    faces: np.ndarray,
+    curvature: np.ndarray,
+    normals: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What there is to know of positions [N] along a curve, by the names of `Curves`."""
+    segment, points, bary = segments.at(arc_mm)
+    face = segments.face[segment]
+    corners = faces[face]
+    normal = (normals[corners] * bary[:, :, None]).sum(1)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    column, row, _ = place.to_px(points)
+    return {
+        "center_px": np.stack([column, row], -1),
+        "position_mm": points,
+        "face": face,
+        "bary": bary,
+        "arc_mm": arc_mm,
+        "curvature": (curvature[corners] * bary).sum(1),
+        "obliqueness": np.rad2deg(np.arcsin(np.abs(normal @ place.normal).clip(0, 1))),
+    }
 
 
 def mean_curvature(surface: Surface, fwhm_mm: float = CURVATURE_FWHM_MM) -> np.ndarray:
@@ -174,10 +184,7 @@ def _border(faces: np.ndarray) -> np.ndarray:
 def _curves(segments: Segments, place: Registration, shape: tuple[int, int]) -> list[Segments]:
     """The curves that segments (in order, see `ribbon.chain`) form within the image."""
     column, row, _ = place.to_px(segments.middle_mm)
-    inside = (np.abs(column - (shape[1] - 1) / 2) < shape[1] / 2) & (
-        np.abs(row - (shape[0] - 1) / 2) < shape[0] / 2
-    )
-    segments = segments.select(inside)
+    segments = segments.select(in_image(column, row, shape))
     step = np.linalg.norm(segments.points_mm[1:, 0] - segments.points_mm[:-1, 1], axis=1)
     bounds = [0, *(np.flatnonzero(step > JOINED_MM) + 1).tolist(), len(segments.face)]
     ranges = [np.arange(a, b) for a, b in pairwise(bounds)]

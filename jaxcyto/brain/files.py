@@ -1,4 +1,4 @@
-"""Arrays on disk: written whole or not at all, read without pickle.
+"""Files written whole or not at all; arrays on disk, read without pickle.
 
 What a header counts is compared with the size of the file before anything is allocated by it, so
 members of an npz must not be compressed; `np.savez` writes them so.
@@ -7,6 +7,7 @@ members of an npz must not be compressed; `np.savez` writes them so.
 import contextlib
 import errno
 import hashlib
+import json
 import math
 import os
 import re
@@ -16,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -62,6 +63,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes plain values as JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def read_npz(path: Path, expected: str, field: str = "format") -> dict[str, np.ndarray]:

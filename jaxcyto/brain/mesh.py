@@ -1,5 +1,6 @@
 """What distances need to know of a triangle mesh: components, faults, points as vertices."""
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,48 @@ CLEARANCE = 1e-3
 FLAT = 1e-7
 # Corners of flat triangles are moved by up to this share of the mean side.
 NUDGE = 1e-3
+NO_TRIANGLES = "a surface needs triangles, of three different vertices each"
+
+
+def mesh_sha256(surface: Surface) -> str:
+    """A key of the mesh's content."""
+    digest = hashlib.sha256()
+    digest.update(np.ascontiguousarray(surface.vertices, "<f8").tobytes())
+    digest.update(np.ascontiguousarray(surface.faces, "<i8").tobytes())
+    return digest.hexdigest()
+
+
+def check_mesh(surface: Surface) -> np.ndarray:
+    """The triangles [F, 3] of a mesh that a caller made.
+
+    Raises:
+        InputError: if vertices are not there, not finite, or have not three coordinates.
+    """
+    vertices = np.asarray(surface.vertices)
+    faces = np.asarray(surface.faces).reshape(-1, 3)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or not np.isfinite(vertices).all():
+        raise InputError("a surface needs vertices [V, 3], all of them finite")
+    if faces.size and not (0 <= faces.min() and faces.max() < len(vertices)):
+        raise InputError(
+            f"a surface of {len(vertices)} vertices whose triangles name vertices "
+            f"{faces.min()} ... {faces.max()}"
+        )
+    return faces
+
+
+def check_vertices(values, number: int) -> np.ndarray:
+    """Vertices that a caller names, as int64 [N].
+
+    Raises:
+        InputError: if they are no whole numbers, or not among `number` vertices.
+    """
+    values = np.asarray(values)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise InputError("vertices: expected whole numbers [N]")
+    values = values.astype(np.int64)
+    if values.size and not (0 <= values.min() and values.max() < number):
+        raise InputError(f"vertices: {values.min()} ... {values.max()}; the surface has {number}")
+    return values
 
 
 def clean_faces(faces: np.ndarray) -> np.ndarray:

@@ -25,10 +25,10 @@ from scipy.spatial import KDTree
 
 from jaxcyto.brain.anchors import WorkingMesh, working_mesh
 from jaxcyto.brain.files import READ_ERRORS, atomic_write, read_npz
-from jaxcyto.brain.geodesics import Geodesics, check_vertices, mesh_sha256
-from jaxcyto.brain.mesh import cut_non_manifold
+from jaxcyto.brain.mesh import check_vertices, cut_non_manifold, mesh_sha256
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.solve import exact_solver
+from jaxcyto.brain.source_fields import Geodesics
 from jaxcyto.brain.surfaces import Surface, check_surface
 from jaxcyto.brain.ways import least, point_rows, shortest_ways
 from jaxcyto.errors import InputError

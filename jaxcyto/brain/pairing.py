@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from jaxcyto.brain.files import atomic_write, file_sha256
 from jaxcyto.brain.geodesics import build
 from jaxcyto.brain.manifest import Brain
 from jaxcyto.brain.mesh import clean_faces, component_labels
-from jaxcyto.brain.oracle import ANCHORS, Oracle
+from jaxcyto.brain.oracle import ANCHORS
 from jaxcyto.brain.oracle_build import cached_oracle
 from jaxcyto.brain.pairs import Pairs, distances_path
 from jaxcyto.brain.patches import PATCHES_FILE, Patches
@@ -90,32 +91,19 @@ def make_pairs(
     else:
         group = _groups(surfaces, patches)
         first, second = pairs_within(group, patches.position_mm, within_mm, number * ROUNDS, seed)
-    distance = np.empty(len(first))
-    matrix = np.full((len(patches),) * 2, np.inf, np.float32) if all_distances else None
-    biases, errors = {}, {}
-    face, bary = patches.face, patches.bary
-    for index in np.unique(patches.hemisphere).tolist():
-        if method == "oracle":
-            kept, surface = oracle_path(brain, index), surfaces[index]
-            oracle = cached_oracle(
-                kept, surface, anchors=anchors, workers=workers, progress=progress
-            )
-        else:
-            oracle = build(surfaces[index], method, seed=seed, workers=workers)
-        members = np.flatnonzero(patches.hemisphere == index)
-        own = patches.hemisphere[first] == index
-        if matrix is not None:
-            block = oracle.matrix(face[members], bary[members], workers, progress)
-            matrix[np.ix_(members, members)] = block
-            distance[own] = matrix[first[own], second[own]]
-        else:
-            a, b = first[own], second[own]
-            distance[own] = oracle.distances(face[a], bary[a], face[b], bary[b], workers, progress)
-        name = brain.hemispheres[index].name
-        biases[name] = oracle.refined_bias
-        if isinstance(oracle, Oracle):
-            errors[name] = oracle.mean_error
-    assert np.isfinite(distance).all()
+    solved = _solve(
+        brain,
+        surfaces,
+        patches,
+        (first, second),
+        all_distances=all_distances,
+        method=method,
+        anchors=anchors,
+        seed=seed,
+        workers=workers,
+        progress=progress,
+    )
+    distance = solved.distance_mm
     if within_mm is not None:
         near = distance <= within_mm  # the straight distance was
         first, second, distance = first[near], second[near], distance[near]
@@ -123,14 +111,14 @@ def make_pairs(
     if even_distances or within_mm is not None:
         chosen = choose_even(first, second, distance, number, seed)
         first, second, distance = first[chosen], second[chosen], distance[chosen]
-    if matrix is not None:
+    if solved.matrix is not None:
         with atomic_write(distances_path(brain.root, patches_file)) as file:
-            np.save(file, matrix)
+            np.save(file, solved.matrix)
     settings = {
         "method": method,
         "seed": seed,
-        "bias": biases,
-        "mean_error": errors,
+        "bias": solved.bias,
+        "mean_error": solved.mean_error,
         "all_distances": all_distances,
         "even_distances": even_distances,
         "within_mm": within_mm,
@@ -165,6 +153,58 @@ def _candidates(
         return first, second
     near = neighbour_pairs(group, patches.position_mm, seed)
     return np.concatenate([first, near[0]]), np.concatenate([second, near[1]])
+
+
+class _Solved(NamedTuple):
+    """Distances of P pairs and, if asked for, between all N patches; and how good they are."""
+
+    distance_mm: np.ndarray  # float64 [P]
+    matrix: np.ndarray | None  # float32 [N, N]
+    bias: dict[str, float]  # by hemisphere: removed from the distances
+    mean_error: dict[str, float]  # by hemisphere, of oracles
+
+
+def _solve(
+    brain: Brain,
+    surfaces: list[Surface],
+    patches: Patches,
+    pairs: tuple[np.ndarray, np.ndarray],
+    *,
+    all_distances: bool,
+    method: str,
+    anchors: int,
+    seed: int,
+    workers: int,
+    progress: Progress | None,
+) -> _Solved:
+    """Solves the distances of pairs, hemisphere by hemisphere; arguments as of `make_pairs`."""
+    first, second = pairs
+    distance = np.empty(len(first))
+    matrix = np.full((len(patches),) * 2, np.inf, np.float32) if all_distances else None
+    biases, errors = {}, {}
+    face, bary = patches.face, patches.bary
+    for index in np.unique(patches.hemisphere).tolist():
+        surface, name = surfaces[index], brain.hemispheres[index].name
+        if method == "oracle":
+            kept = oracle_path(brain, index)
+            oracle = cached_oracle(
+                kept, surface, anchors=anchors, workers=workers, progress=progress
+            )
+            errors[name] = oracle.mean_error
+        else:
+            oracle = build(surface, method, seed=seed, workers=workers)
+        own = patches.hemisphere[first] == index
+        if matrix is not None:
+            members = np.flatnonzero(patches.hemisphere == index)
+            block = oracle.matrix(face[members], bary[members], workers, progress)
+            matrix[np.ix_(members, members)] = block
+            distance[own] = matrix[first[own], second[own]]
+        else:
+            a, b = first[own], second[own]
+            distance[own] = oracle.distances(face[a], bary[a], face[b], bary[b], workers, progress)
+        biases[name] = oracle.refined_bias
+    assert np.isfinite(distance).all()
+    return _Solved(distance, matrix, biases, errors)
 
 
 def _check_near(

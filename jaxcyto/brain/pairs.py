@@ -9,9 +9,7 @@ import numpy as np
 
 from jaxcyto.brain.files import READ_ERRORS, atomic_write, file_sha256, read_npz
 from jaxcyto.brain.folder import inside
-from jaxcyto.brain.manifest import SPLITS
 from jaxcyto.brain.matrix_file import MatrixFile, open_matrix
-from jaxcyto.brain.patches import Patches
 from jaxcyto.errors import InputError
 
 FORMAT = "jaxcyto pairs 1"
@@ -131,8 +129,3 @@ def open_distances(root: Path, pairs: Pairs, num_patches: int) -> MatrixFile:
     ):
         raise InputError(f"{path}: other distances than in the file of pairs; {remedy}")
     return matrix
-
-
-def split_of(pairs: Pairs, patches: Patches, split: str) -> np.ndarray:
-    """Numbers of the pairs of one split, e.g. "train"."""
-    return np.flatnonzero(patches.split[pairs.first] == SPLITS.index(split))

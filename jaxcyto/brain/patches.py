@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxcyto.brain.files import READ_ERRORS, atomic_write, file_sha256, read_npz
 from jaxcyto.brain.manifest import SPLITS, Brain
+from jaxcyto.brain.sections import Section
 from jaxcyto.errors import InputError
 
 FORMAT = "jaxcyto patches 1"
@@ -48,6 +49,13 @@ class Patches:
         """Those that `keep` (numbers, or bool [N]) names."""
         arrays = {name: getattr(self, name)[keep] for name in DTYPES}
         return Patches(**arrays, settings=self.settings)
+
+    def differs_in_size(self, patch_px: int, um_per_px: float) -> tuple[str, float, float] | None:
+        """If the patches were sampled for another size: the setting, its value, the wanted one."""
+        for name, wanted in (("patch_px", patch_px), ("um_per_px", um_per_px)):
+            if not np.isclose(self.settings[name], wanted):
+                return name, self.settings[name], wanted
+        return None
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one npz, atomically and without pickle."""
@@ -111,6 +119,23 @@ def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches
     if brain is not None:
         _check_current(path, patches, brain)
     return patches
+
+
+def corner_px(
+    center_px: np.ndarray, section: Section, um_per_px: float, side: int
+) -> tuple[int, int]:
+    """(left, top) of a patch on the grid of `um_per_px` (see `Section.read_at`).
+
+    Args:
+        center_px: (column, row) at full resolution; met to half a pixel of the patch's grid.
+        section: gives the ratio of the two resolutions.
+        um_per_px: of the patch.
+        side: of the patch, px.
+    """
+    assert section.pixel_um is not None
+    ratio = um_per_px / section.pixel_um
+    left, top = np.rint((center_px + 0.5) / ratio - side / 2).astype(int).tolist()
+    return left, top
 
 
 def _check_current(path: Path, patches: Patches, brain: Brain) -> None:

@@ -6,10 +6,10 @@ import statistics
 import numpy as np
 from scipy import ndimage
 
-from jaxcyto.brain.phantom_cut import cut_cortex, evaluate, planes, rasterise
 from jaxcyto.brain.phantom_look import GRID_UM
-from jaxcyto.brain.phantom_paint import majority
+from jaxcyto.brain.phantom_plan import cut_cortex
 from jaxcyto.brain.phantom_shape import Cortex, smooth_field
+from jaxcyto.brain.prism_cut import evaluate, planes, rasterise, weighted_majority
 
 ATLAS_GRID = 8  # pixels of the label grid per pixel at which the atlas is computed
 ATLAS_BLUR_MM = 0.8
@@ -59,7 +59,7 @@ def atlas_channels(
     triangle = rasterise(cut, 0, height, width)
     row, column = np.nonzero(triangle >= 0)
     _, ids, weights, _ = evaluate(cut, planes(cut), triangle[row, column], column, row)
-    area = majority(moved.area[ids], weights)
+    area = weighted_majority(moved.area[ids], weights)
     sigma = ATLAS_BLUR_MM * 1000 / (GRID_UM * ATLAS_GRID)
     for k in np.unique(area[area < num_areas]):
         mask = np.zeros((height, width), np.float32)

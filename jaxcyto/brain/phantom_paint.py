@@ -12,9 +12,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxcyto.brain.phantom_cells import Stamps
-from jaxcyto.brain.phantom_cut import Cut, evaluate, inside_white, planes, rasterise
 from jaxcyto.brain.phantom_look import GRID_UM, Look
 from jaxcyto.brain.phantom_shape import Cortex
+from jaxcyto.brain.prism_cut import (
+    Cut,
+    evaluate,
+    inside_white,
+    planes,
+    rasterise,
+    weighted_majority,
+)
 
 BLOCK = 64  # rows of the grid that are painted at a time
 NEUROPIL, WHITE_MATTER, CELL = 0.28, 0.24, 0.60  # darkness where gain is 1; a cell adds to both
@@ -116,7 +123,7 @@ class SectionPainter:
         diameter = mix(ByLayer(profiles.diameter_um, layer))
         columns = sum(np.cos(mix(phase)) for phase in self.column_phase)
         coverage *= np.maximum(1 + mix(profiles.columns) * columns, 0)
-        area = majority(cortex.area[ids], weights)
+        area = weighted_majority(cortex.area[ids], weights)
 
         def grid(outside, in_white, in_cortex, dtype: type = np.float32):
             out = np.full((height, width), outside, dtype)
@@ -197,20 +204,6 @@ class ByLayer:
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
         return self.values.ravel()[ids * self.values.shape[1] + self.layer]
-
-
-def majority(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The label [N] with the greatest total weight among three labels and weights [3, N].
-
-    Its borders are straight within a face and meet those of the next face.
-    """
-    out = labels[0].copy()
-    mixed = np.flatnonzero((labels[1] != labels[0]) | (labels[2] != labels[0]))
-    labels, weights = labels[:, mixed].T, weights[:, mixed].T
-    same = labels[:, :, None] == labels[:, None]
-    best = (same * weights[:, None]).sum(2).argmax(1)
-    out[mixed] = labels[np.arange(len(mixed)), best]
-    return out
 
 
 def enlarge(values: np.ndarray, factor: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxcyto.brain.phantom_look import GRID_UM
 from jaxcyto.brain.phantom_shape import Cortex
+from jaxcyto.brain.prism_cut import Cut, cut_prisms
 from jaxcyto.errors import InputError
 
 
@@ -97,6 +98,23 @@ def coronal_plans(
             SectionPlan(number, np.stack([column, row, 0 * row, origin], 1), (height, width))
         )
     return plans
+
+
+def cut_cortex(cortex: Cortex, grid_affine: np.ndarray) -> Cut:
+    """Cuts the cortex by the plane of a grid.
+
+    Args:
+        cortex: the surfaces.
+        grid_affine: [3, 4], mm = affine @ [column, row, 0, 1] for grid pixels.
+    """
+    column, row = grid_affine[:, 0], grid_affine[:, 1]
+    normal = np.cross(column, row)
+    to_grid = np.linalg.inv(np.stack([column, row, normal / np.linalg.norm(normal)], axis=1))
+
+    def project(vertices):
+        return (vertices - grid_affine[:, 3]) @ to_grid.T
+
+    return cut_prisms(project(cortex.pial), project(cortex.white), cortex.faces)
 
 
 def image_affine(plan: SectionPlan, um_per_px: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxcyto.brain.labels import read_label_names, read_labels
 from jaxcyto.brain.phantom_plan import PhantomSettings, coronal_plans
 from jaxcyto.brain.phantom_write import area_classes, write_brain
 from jaxcyto.brain.progress import Progress
-from jaxcyto.brain.surfaces import read_surface
+from jaxcyto.brain.surfaces import read_surface, vertex_matched
 from jaxcyto.errors import InputError
 
 MIN_LAYER_SHARE = 0.02  # of the cortex: thinner layers are noise of the measurement
@@ -67,7 +67,7 @@ def paint_surfaces(
     parts, names, keys = [], {}, []
     for given in hemispheres:
         pial, white = read_surface(given.pial), read_surface(given.white)
-        if pial.faces.shape != white.faces.shape or (pial.faces != white.faces).any():
+        if not vertex_matched(pial, white):
             raise InputError(
                 f"{given.pial} and {given.white}: not vertex-matched; "
                 "take pial and white of one reconstruction"

@@ -16,11 +16,10 @@ from nibabel import gifti
 
 from jaxcyto.brain import phantom_shape as shape
 from jaxcyto.brain.manifest import write_table
-from jaxcyto.brain.phantom_cut import cut_cortex
 from jaxcyto.brain.phantom_label import annotated, atlas_channels, displaced
 from jaxcyto.brain.phantom_look import GRID_UM, draw_look
 from jaxcyto.brain.phantom_paint import SectionPainter
-from jaxcyto.brain.phantom_plan import PhantomSettings, SectionPlan, image_affine
+from jaxcyto.brain.phantom_plan import PhantomSettings, SectionPlan, cut_cortex, image_affine
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.section_writer import write_section
 from jaxcyto.brain.surfaces import Surface, write_surface

@@ -203,5 +203,12 @@ def _read_map(path: Path) -> np.ndarray:
     return nodes
 
 
+def in_image(column: np.ndarray, row: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Which points (level 0 px) [N] lie on a pixel of an image of `shape` (height, width)."""
+    height, width = shape
+    across = np.abs(column - (width - 1) / 2) < width / 2
+    return across & (np.abs(row - (height - 1) / 2) < height / 2)
+
+
 def _columns_rows(columns, rows) -> np.ndarray:
     return np.stack(np.broadcast_arrays(columns, rows), -1).astype(float)

@@ -6,8 +6,16 @@ import numpy as np
 
 from jaxcyto.brain.manifest import Brain, Hemisphere
 from jaxcyto.brain.registration import Registration
-from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_surface
+from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_surface, vertex_matched
 from jaxcyto.errors import InputError
+
+MIN_THICKNESS_MM = 0.75  # between pial and white; the medial wall is thinner, cortex is not
+
+TRAP = (
+    "do the surfaces and the sections share one space, in mm? In BigBrain's histological space "
+    "section s lies at y = -70.01 + 0.02 s mm, but its 100 ... 1000 um volumes have another "
+    "origin (-72.5): coordinates taken from them are off by 2.5 mm in y"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,11 +180,7 @@ def cut_surface(
     if hemisphere.pial is not None and hemisphere.white is not None:
         pial, white = read_surface(hemisphere.pial), read_surface(hemisphere.white)
         problem = "its surfaces are not vertex-matched"
-        if all(
-            len(surface.vertices) == len(carrier.vertices)
-            and np.array_equal(surface.faces, carrier.faces)
-            for surface in (pial, white)
-        ):
+        if vertex_matched(pial, carrier) and vertex_matched(white, carrier):
             thickness = np.linalg.norm(pial.vertices - white.vertices, axis=1)
             cortex = thickness[carrier.faces].mean(1) >= min_thickness_mm
             if depth is None:

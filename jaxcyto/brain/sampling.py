@@ -1,38 +1,19 @@
 """Patches centred in the cortex: drawn evenly per millimetre where sections cut the surface."""
 
-import dataclasses
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from jaxcyto.brain.cutter import Cutter
 from jaxcyto.brain.manifest import SPLITS, Brain
-from jaxcyto.brain.patches import DTYPES, Patches, load_patches, sections_sha256
+from jaxcyto.brain.patches import DTYPES, Patches, sections_sha256
 from jaxcyto.brain.progress import Progress
-from jaxcyto.brain.registration import Registration, registration
-from jaxcyto.brain.ribbon import CutSurface, Segments, cut_surface, mean_normal, no_overlap
+from jaxcyto.brain.ribbon import MIN_THICKNESS_MM, TRAP
 from jaxcyto.brain.sections import open_section
-from jaxcyto.brain.splits import (
-    EXCLUDE,
-    FRACTIONS,
-    GAP_MM,
-    TEST,
-    TRAIN,
-    VAL,
-    assign_splits,
-    blocks,
-    split_distances_mm,
-)
+from jaxcyto.brain.splits import EXCLUDE, FRACTIONS
 from jaxcyto.errors import InputError
-
-__all__ = [
-    "Patches",
-    "assign_splits",
-    "load_patches",
-    "sample_patches",
-    "split_distances_mm",
-]
 
 # Assumptions: the paper does not say how patches without tissue were told apart.
 TISSUE_MARGIN = 10  # grey values a pixel differs from the background by
@@ -40,78 +21,9 @@ TISSUE_WINDOW_PX = 32  # side of the coarse window in which tissue is looked for
 MIN_TISSUE = 0.25  # least share of tissue: at a gyral crown half the window is outside
 ROUNDS = 30  # of redrawing
 MOST_PATCHES = 10_000_000  # 1 GB while they are drawn
-MIN_THICKNESS_MM = 0.75  # between pial and white; the medial wall is thinner, cortex is not
-MOST_OFF_TISSUE = (
-    0.1  # of the ribbon; < 0.01 for a real section in place, 0.13-0.16 when 2.5 mm off
-)
+# Of the ribbon; below 0.01 for a real section in place, 0.13 ... 0.16 when 2.5 mm off.
+MOST_OFF_TISSUE = 0.1
 LEAST_YIELD = 0.05  # of the first draw; below, section and surface do not fit
-BIN_MM = 0.05  # resolution of the cuts between splits along an axis
-
-TRAP = (
-    "do the surfaces and the sections share one space, in mm? In BigBrain's histological space "
-    "section s lies at y = -70.01 + 0.02 s mm, but its 100 ... 1000 um volumes have another "
-    "origin (-72.5): coordinates taken from them are off by 2.5 mm in y"
-)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Ribbon:
-    """The ribbon of one section over all hemispheres, with what a draw along it needs."""
-
-    hemisphere: np.ndarray  # [M]
-    split: np.ndarray  # [M]
-    segments: Segments
-
-
-class _Cutter:
-    """Cuts all surfaces by a section; keeps what its image covers."""
-
-    def __init__(
-        self,
-        brain: Brain,
-        depth: float | None,
-        min_thickness_mm: float,
-        progress: Progress | None,
-    ):
-        self.brain = brain
-        self.shapes = []
-        for row in brain.sections:
-            with open_section(row.image, row.pixel_um, brain.background) as section:
-                self.shapes.append(section.shape)
-            if progress:
-                progress(len(self.shapes), len(brain.sections))
-        self.registrations: list[Registration] = [
-            registration(row, shape) for row, shape in zip(brain.sections, self.shapes, strict=True)
-        ]
-        found = [cut_surface(each, depth, min_thickness_mm) for each in brain.hemispheres]
-        self.surfaces = [surface for surface, _ in found]
-        axis = mean_normal(self.registrations)
-        self._cut = [CutSurface(surface, cortex, axis) for surface, cortex in found]
-        self.split_cuts: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-
-    def covered(self, index: int) -> tuple[np.ndarray, Segments]:
-        """Hemisphere [M] and segments of what one section's image covers."""
-        parts = [surface.cut(self.registrations[index]) for surface in self._cut]
-        hemisphere = np.repeat(np.arange(len(parts)), [len(part.face) for part in parts])
-        segments = Segments.joined(parts)
-        column, row, _ = self.registrations[index].to_px(segments.middle_mm)
-        height, width = self.shapes[index]
-        keep = (np.abs(column - (width - 1) / 2) < width / 2) & (
-            np.abs(row - (height - 1) / 2) < height / 2
-        )
-        return hemisphere[keep], segments.select(keep)
-
-    def ribbon(self, index: int) -> _Ribbon:
-        """The part of it that belongs to a split."""
-        hemisphere, segments = self.covered(index)
-        if self.split_cuts is None:
-            split = np.full(len(hemisphere), SPLITS.index(self.brain.sections[index].split))
-        else:
-            axis, edges, kinds = self.split_cuts
-            bins = np.searchsorted(edges, segments.middle_mm @ axis, "right") - 1
-            split = kinds[np.clip(bins, 0, len(kinds) - 1)]
-        keep = split != EXCLUDE
-        return _Ribbon(hemisphere[keep], split[keep], segments.select(keep))
 
 
 def sample_patches(
@@ -157,49 +69,22 @@ def sample_patches(
             setting is out of range.
     """
     _check_settings(brain, num_patches, spacing_mm, patch_px, um_per_px, depth, split_axis)
-    cutter = _Cutter(brain, depth, min_thickness_mm, progress)
-    extent_mm = patch_px * um_per_px / 1000
-    gap_mm = _split_along(cutter, split_axis, fractions, extent_mm) if split_axis else 0.0
+    cutter = Cutter(brain, depth, min_thickness_mm, progress)
+    extent_um = patch_px * um_per_px
+    gap_mm = cutter.split_along(split_axis, fractions, extent_um / 1000) if split_axis else 0.0
     used = [i for i, row in enumerate(brain.sections) if row.split != SPLITS[EXCLUDE]]
     lengths = np.array([cutter.ribbon(index).segments.length_mm.sum() for index in used])
-    _check_overlap(cutter, lengths.sum())
+    cutter.check_overlap(lengths.sum())
     wanted = num_patches if spacing_mm is None else int(lengths.sum() / spacing_mm)
     if not wanted:
         raise InputError(f"spacing_mm = {spacing_mm:g}: the ribbon is {lengths.sum():.1f} mm")
     if wanted > MOST_PATCHES:
         raise InputError(f"{wanted} patches of {lengths.sum():.1f} mm; at most {MOST_PATCHES}")
-
-    bounds = np.concatenate([[0.0], np.cumsum(lengths)])
-    extent_um = patch_px * um_per_px
-    parts: list[dict[str, np.ndarray]] = []
-    looked = kept = on_tissue = 0
+    rounds = ROUNDS if spacing_mm is None else 1
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for number in range(ROUNDS):
-            at = _positions(wanted - kept, bounds[-1], seed, number)
-            cuts = np.searchsorted(at, bounds)
-            jobs = [
-                (index, at[begin:end] - start)
-                for index, start, begin, end in zip(used, bounds, cuts, cuts[1:], strict=False)
-                if end > begin
-            ]
-            for part in pool.map(lambda job: _draw(cutter, job[0], job[1], extent_um), jobs):
-                share, centre = part.pop("tissue").T
-                parts.append({name: values[share >= min_tissue] for name, values in part.items()})
-                looked, on_tissue = looked + len(share), on_tissue + int(centre.sum())
-                kept += int((share >= min_tissue).sum())
-                if progress:
-                    progress(kept, wanted)
-            if number == 0:
-                _check_tissue(brain, looked, kept, on_tissue, extent_mm, min_tissue)
-            if kept >= wanted or spacing_mm is not None:
-                break
-        else:
-            warnings.warn(
-                f"{brain.root}: {kept} of {wanted} patches after {ROUNDS} rounds; the other "
-                "windows hold too little tissue",
-                stacklevel=2,
-            )
-    merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        merged, without_tissue = _draw_all(
+            cutter, used, lengths, wanted, rounds, extent_um, min_tissue, seed, pool, progress
+        )
     order = np.lexsort((merged["arc_mm"], merged["section"]))
     settings = {
         "patch_px": patch_px,
@@ -211,11 +96,70 @@ def sample_patches(
         "gap_mm": gap_mm,
         "seed": seed,
         "ribbon_mm": float(lengths.sum()),
-        "without_tissue": looked - kept,
+        "without_tissue": without_tissue,
         "sections_sha256": sections_sha256(brain),
     }
     arrays = {name: merged[name][order].astype(dtype) for name, (dtype, _) in DTYPES.items()}
     return Patches(**arrays, settings=settings)
+
+
+def _draw_all(
+    cutter: Cutter,
+    used: list[int],
+    lengths_mm: np.ndarray,
+    wanted: int,
+    rounds: int,
+    extent_um: float,
+    min_tissue: float,
+    seed: int,
+    pool: ThreadPoolExecutor,
+    progress: Progress | None,
+) -> tuple[dict[str, np.ndarray], int]:
+    """Patches with enough tissue, in the order of the draws, and how many windows had too little.
+
+    Args:
+        cutter: of the brain.
+        used: sections [S].
+        lengths_mm: of their ribbons [S].
+        wanted: number of patches.
+        rounds: of drawing again what had too little tissue; 1: such windows are dropped for good.
+        extent_um: side of a window.
+        min_tissue: least share of tissue.
+        seed: of the draws.
+        pool: threads that read windows.
+        progress: called with (patches found, patches).
+    """
+    bounds = np.concatenate([[0.0], np.cumsum(lengths_mm)])
+    parts: list[dict[str, np.ndarray]] = []
+    looked = kept = on_tissue = 0
+    for number in range(rounds):
+        at = _positions(wanted - kept, bounds[-1], seed, number)
+        cuts = np.searchsorted(at, bounds)
+        jobs = [
+            (index, at[begin:end] - start)
+            for index, start, begin, end in zip(used, bounds, cuts, cuts[1:], strict=False)
+            if end > begin
+        ]
+        for part in pool.map(lambda job: _draw(cutter, job[0], job[1], extent_um), jobs):
+            share, centre = part.pop("tissue").T
+            enough = share >= min_tissue
+            parts.append({name: values[enough] for name, values in part.items()})
+            looked, on_tissue = looked + len(share), on_tissue + int(centre.sum())
+            kept += int(enough.sum())
+            if progress:
+                progress(kept, wanted)
+        if number == 0:
+            _check_tissue(cutter.brain, looked, kept, on_tissue, extent_um / 1000, min_tissue)
+        if kept >= wanted:
+            break
+    if kept < wanted and rounds > 1:
+        warnings.warn(
+            f"{cutter.brain.root}: {kept} of {wanted} patches after {rounds} rounds; the other "
+            "windows hold too little tissue",
+            stacklevel=3,
+        )
+    merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return merged, looked - kept
 
 
 def _positions(number: int, length_mm: float, seed: int, round_number: int) -> np.ndarray:
@@ -224,14 +168,6 @@ def _positions(number: int, length_mm: float, seed: int, round_number: int) -> n
     draw = rng.random(number)
     share = (np.arange(number) + draw) / number if round_number == 0 else np.sort(draw)
     return np.minimum(share * length_mm, np.nextafter(length_mm, 0))
-
-
-def _check_overlap(cutter: _Cutter, ribbon_mm: float) -> None:
-    if not ribbon_mm > 0:
-        raise InputError(
-            f"{cutter.brain.root}: no section cuts the cortex.\n"
-            f"{no_overlap(cutter.brain, cutter.surfaces, cutter.registrations)}\n{TRAP}"
-        )
 
 
 def _check_tissue(brain, looked, kept, on_tissue, extent_mm, min_tissue) -> None:
@@ -247,7 +183,7 @@ def _check_tissue(brain, looked, kept, on_tissue, extent_mm, min_tissue) -> None
         warnings.warn(
             f"{brain.root}: {100 - 100 * on_tissue / looked:.0f} % of the ribbon lies on "
             f"background; {TRAP}",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -277,40 +213,8 @@ def _check_settings(brain, num_patches, spacing_mm, patch_px, um_per_px, depth, 
         raise InputError(f"{table}: every section is excluded; nothing to sample")
 
 
-def _split_along(cutter: _Cutter, axis: str, fractions, extent_mm: float) -> float:
-    """Sets cuts across `axis` so that train, val and test get their shares; returns the gap."""
-    direction = np.eye(3)["xyz".index(axis)]
-    # Two square windows whose centres are this far apart along the axis cannot overlap.
-    gap, longest = GAP_MM, 0.0
-    for each in cutter.registrations:
-        frame = each.affine[:, :2] / np.linalg.norm(each.affine[:, :2], axis=0)
-        gap = max(gap, extent_mm * float(np.abs(direction @ frame).sum()))
-    along, length = [], []
-    for index in range(len(cutter.registrations)):
-        _, segments = cutter.covered(index)
-        along.append(segments.middle_mm @ direction)
-        length.append(segments.length_mm)
-        longest = max(longest, segments.length_mm.max(initial=0))
-    along, length = np.concatenate(along), np.concatenate(length)
-    _check_overlap(cutter, length.sum())
-    bins = np.floor((along - along.min()) / BIN_MM).astype(int)
-    weight = np.bincount(bins, length)
-    position = along.min() + BIN_MM * np.arange(len(weight))
-    kinds = [kind for kind in (TRAIN, VAL, TEST) if fractions[kind] > 0]
-    parts = np.array([fractions[kind] for kind in kinds]) / sum(fractions)
-    # Segments are assigned by their middle, so their halves and the bins widen the gap.
-    found = blocks(position, weight, parts, gap + longest + BIN_MM, least=0.2)
-    if found is None:
-        raise InputError(
-            f"{cutter.brain.root}: {np.ptp(along):.1f} mm of ribbon along {axis} leave no room "
-            f"for splits {gap:.2f} mm apart; take another axis or smaller windows"
-        )
-    cutter.split_cuts = (direction, position, np.append(kinds, EXCLUDE)[found])
-    return gap
-
-
 def _draw(
-    cutter: _Cutter, index: int, arc_mm: np.ndarray, extent_um: float
+    cutter: Cutter, index: int, arc_mm: np.ndarray, extent_um: float
 ) -> dict[str, np.ndarray]:
     """The patches at these arc lengths [n] along one section's ribbon, with their tissue."""
     ribbon = cutter.ribbon(index)

@@ -4,11 +4,11 @@ import csv
 import dataclasses
 import difflib
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.folder import inside, read_text
 from jaxcyto.errors import InputError
 
@@ -94,9 +94,8 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(out.getvalue(), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as file:
+        file.write(out.getvalue().encode())
 
 
 def read_sections(root: Path, path: Path, faults: list[str]) -> tuple[SectionRow, ...]:

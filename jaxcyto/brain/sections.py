@@ -2,7 +2,7 @@
 
 Pixel (column, row) has its centre at whole numbers at full resolution (level 0). What lies
 outside of the image, and tiles that the file leaves out, are background. The order of pixels is
-that of the file: an orientation tag changes nothing. How samples become grey values: `tiff_level`.
+that of the file: an orientation tag changes nothing. How samples become grey values: `tiff_grey`.
 """
 
 import math
@@ -19,7 +19,8 @@ from PIL import Image
 from jaxcyto.brain.files import open_file
 from jaxcyto.brain.resample import resample, source_range
 from jaxcyto.brain.stamp import Stamp, opened_unchanged, stamp
-from jaxcyto.brain.tiff_level import TiffLevel, luma, tiff_level
+from jaxcyto.brain.tiff_grey import luma
+from jaxcyto.brain.tiff_level import TiffLevel, tiff_level
 from jaxcyto.brain.tiff_pages import check_chunks, check_pages
 from jaxcyto.errors import InputError
 

@@ -1,8 +1,8 @@
 """Surface files as bytes -> vertices and triangles; the format is told from the content.
 
 GIFTI and FreeSurfer binary through nibabel, MNI text .obj by `mni_obj.py`, PLY, OFF, STL, Wavefront
-.obj and legacy VTK through meshio.
-Counts in a header are compared with the size of the file before anything is allocated by them.
+.obj and legacy VTK through meshio. Counts in a header are compared with the size of the file before
+anything is allocated by them.
 """
 
 import contextlib

@@ -16,20 +16,10 @@ import numpy as np
 import scipy.sparse as sp
 from nibabel.gifti.gifti import GiftiDataArray, GiftiImage
 
-from jaxcyto.brain.labels import read_labels
+from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import Hemisphere
 from jaxcyto.brain.surface_files import load_bytes, parse_surface
 from jaxcyto.errors import InputError
-
-__all__ = [
-    "Surface",
-    "check_surface",
-    "hemisphere_surface",
-    "read_labels",
-    "read_surface",
-    "surface_warnings",
-    "write_surface",
-]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,9 +68,8 @@ def write_surface(path: str | os.PathLike, surface: Surface) -> None:
     data = image.to_bytes()
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def check_surface(
@@ -119,6 +108,12 @@ def check_surface(
     return vertices, np.ascontiguousarray(faces, np.int32)
 
 
+def vertex_matched(first: Surface, second: Surface) -> bool:
+    """Whether the vertices and triangles of two surfaces correspond one by one."""
+    same_number = len(first.vertices) == len(second.vertices)
+    return same_number and np.array_equal(first.faces, second.faces)
+
+
 def hemisphere_surface(hemisphere: Hemisphere) -> Surface:
     """The surface that carries sampling and distances: see `Hemisphere.surface`.
 
@@ -133,7 +128,7 @@ def hemisphere_surface(hemisphere: Hemisphere) -> Surface:
     if hemisphere.pial is None or hemisphere.white is None:
         raise InputError(f"hemisphere {hemisphere.name}: the mid surface needs pial and white")
     pial, white = read_surface(hemisphere.pial), read_surface(hemisphere.white)
-    if len(pial.vertices) != len(white.vertices) or not np.array_equal(pial.faces, white.faces):
+    if not vertex_matched(pial, white):
         raise InputError(
             f"{hemisphere.pial} ({_size(pial)}) and {hemisphere.white} ({_size(white)}) are not "
             f"vertex-matched, so hemisphere {hemisphere.name!r} has no mid surface; give `mid`, "

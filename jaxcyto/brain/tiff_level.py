@@ -1,15 +1,7 @@
-"""Windows of one resolution of a TIFF, as 8-bit grey values.
+"""Windows of one resolution of a TIFF, as 8-bit grey values (see `tiff_grey.py`).
 
 Reads only the tiles or strips that a window touches, and of uncompressed ones only the rows it
 touches. Any number of threads may read at once: `os.pread` has no file position to share.
-
-Grey values, the rule for every pixel alone so that they depend on no window and no tile:
-* more than 8 bits: the upper 8 bits of those that the file says it uses (MaxSampleValue, or OME
-  SignificantBits; all of them if it says nothing), larger values 255;
-* fewer than 8 bits: scaled so that the largest value is 255;
-* RGB and palettes: luma by ITU-R BT.601, (19595 R + 38470 G + 7471 B + 32768) >> 16; alpha and
-  other extra samples are left out; JPEG's YCbCr is first turned to RGB by the decoder;
-* MinIsWhite: inverted.
 """
 
 import dataclasses
@@ -21,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image
 
+from jaxcyto.brain.tiff_grey import JPEG, Grey, grey_rule
 from jaxcyto.brain.tiff_pages import jpeg_2000_pixels, jpeg_pixels
 from jaxcyto.errors import InputError
 
 MAX_SEGMENT_BYTES = 1 << 30  # of one decoded tile or strip
 WIDE_ROW_BYTES = 1 << 13  # of which reading more than is needed costs more than another system call
 MAX_SIDE_PX = 1 << 20  # half a metre at half a micrometre
-JPEG = (6, 7, 34892, 33007)  # compressions whose decoder takes tables apart from the data
 JPEG_2000 = (33004, 33005, 34712)
 # None, LZW, deflate, PackBits, LZMA, zstd: their decoders never give more than they are asked for.
 SIZED = (1, 5, 8, 32946, 32773, 34925, 34926, 50000)
@@ -37,8 +28,6 @@ SIZED = (1, 5, 8, 32946, 32773, 34925, 34926, 50000)
 FILLING = (5, 8, 32946, 50000)
 # To how much those can unpack, times; LZMA and zstd have no limit.
 MOST_TIMES = {1: 1, 5: 2800, 8: 1100, 32946: 1100, 32773: 128}
-
-Grey = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,23 +147,10 @@ def tiff_level(
     """
     samples = page.samplesperpixel
     separate = page.planarconfig == 2 and samples > 1
-    grey, used = _grey_rule(path, page, bits_used) if as_grey else (_as_it_is, samples)
+    grey, used = grey_rule(path, page, bits_used) if as_grey else (_as_it_is, samples)
     height, width = page.imagelength, page.imagewidth
-    if page.imagedepth > 1 or min(height, width) < 1 or max(height, width) > MAX_SIDE_PX:
-        raise InputError(
-            f"{path}: {page.imagedepth} x {height} x {width} px; a plane of up to {MAX_SIDE_PX} px "
-            "along each side is needed"
-        )
-    if not 0 < samples <= 4096:
-        raise InputError(f"{path}: {samples} samples a pixel; the file is damaged")
-    if page.compression not in (*SIZED, *JPEG, *JPEG_2000):
-        raise InputError(
-            f"{path}: compressed by {page.compression!r}; write it again with deflate, zstd or JPEG"
-        )
-    tiled = page.is_tiled
-    segment = _segment(page)
-    if min(segment) < 1:
-        raise InputError(f"{path}: tiles of {segment[1]} x {segment[0]} px; the file is damaged")
+    _check_page(path, page)
+    tiled, segment = page.is_tiled, _segment(page)
     grid = (-(-height // segment[0]), -(-width // segment[1]))
     planes = samples if separate else 1
     kind = "tile" if tiled else "strip"
@@ -210,12 +186,8 @@ def tiff_level(
         )
     if raw is not None and not tiled and planes == 1 and counts.all():
         if (offsets[1:] == offsets[:-1] + counts[:-1]).all():  # strips in a row: one large strip
-            offsets, counts, grid, segment = (
-                offsets[:1],
-                counts.sum()[None],
-                (1, 1),
-                (height, width),
-            )
+            offsets, counts = offsets[:1], counts.sum()[None]
+            grid, segment = (1, 1), (height, width)
     shape = (planes, *grid)
     return TiffLevel(
         path=path,
@@ -229,6 +201,25 @@ def tiff_level(
         samples=in_segment,
         grey=grey,
     )
+
+
+def _check_page(path: Path, page: tifffile.TiffPage) -> None:
+    """Raises InputError where sizes or compression are none that can be read."""
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    if page.imagedepth > 1 or min(height, width) < 1 or max(height, width) > MAX_SIDE_PX:
+        raise InputError(
+            f"{path}: {page.imagedepth} x {height} x {width} px; a plane of up to {MAX_SIDE_PX} px "
+            "along each side is needed"
+        )
+    if not 0 < samples <= 4096:
+        raise InputError(f"{path}: {samples} samples a pixel; the file is damaged")
+    if page.compression not in (*SIZED, *JPEG, *JPEG_2000):
+        raise InputError(
+            f"{path}: compressed by {page.compression!r}; write it again with deflate, zstd or JPEG"
+        )
+    down, across = _segment(page)
+    if min(down, across) < 1:
+        raise InputError(f"{path}: tiles of {across} x {down} px; the file is damaged")
 
 
 def _segment(page: tifffile.TiffPage) -> tuple[int, int]:
@@ -251,10 +242,11 @@ def _decoder(page: tifffile.TiffPage) -> Callable[[np.ndarray, int], np.ndarray]
     assert kind is not None  # see `tiff_level`
     times = MOST_TIMES.get(page.compression)
     # Of whole tiles of plain bytes, what `page.decode` does besides costs a tenth of the time.
-    fill = None
-    if page.is_tiled and page.tiledepth == 1 and page.bitspersample == 8 and kind == np.uint8:
-        if page.compression in FILLING and page.predictor == page.fillorder == 1:
-            fill = None if page.is_subsampled else tifffile.TIFF.DECOMPRESSORS[page.compression]
+    plain = page.bitspersample == 8 and kind == np.uint8 and not page.is_subsampled
+    plain &= page.predictor == page.fillorder == 1
+    whole = page.is_tiled and page.tiledepth == 1
+    fills = plain and whole and page.compression in FILLING
+    fill = tifffile.TIFF.DECOMPRESSORS[page.compression] if fills else None
     shape = (*_segment(page), page.samplesperpixel if page.planarconfig == 1 else 1)
     size = math.prod(shape)
 
@@ -294,55 +286,6 @@ def _parts(start: int, size: int, segment: int) -> list[tuple[int, slice, slice]
 
 def _as_it_is(samples: np.ndarray) -> np.ndarray:
     return samples
-
-
-def _grey_rule(path, page: tifffile.TiffPage, bits_used) -> tuple[Grey | None, int]:
-    """The rule of the module's head for one page, and how many planes it needs."""
-    photometric, bits, dtype = int(page.photometric), page.bitspersample, page.dtype
-    if not isinstance(bits, int) or bits > 16 or dtype is None or dtype.kind not in "ub":
-        raise InputError(
-            f"{path}: {dtype} samples of {bits} bits; convert it to 8 or 16 bits without sign"
-        )
-    if photometric not in (0, 1, 2, 3, 6) or page.compression == 33003:  # Aperio's YCbCr JPEG 2000
-        raise InputError(f"{path}: colours are {page.photometric!r}; convert it to grey or RGB")
-    if photometric == 6 and page.compression not in JPEG:
-        raise InputError(f"{path}: YCbCr that is not JPEG; convert it to grey or RGB")
-    eight = _eight_bits(page, bits, bits_used)
-    if photometric in (2, 6):  # RGB, YCbCr
-        if page.samplesperpixel < 3:
-            raise InputError(f"{path}: RGB with {page.samplesperpixel} samples; it is damaged")
-        return (luma if eight is None else lambda samples: luma(eight(samples[:, :, :3]))), 3
-    if photometric == 3:  # palette
-        colormap = page.colormap
-        if colormap is None or colormap.ndim != 2 or colormap.shape[1] < 1 << bits:
-            raise InputError(f"{path}: a palette image without its whole palette; it is damaged")
-        table = luma((np.asarray(colormap).T >> 8).astype(np.uint8)[None])[0]
-        return lambda samples: table[samples[:, :, 0].astype(np.uint16)], 1
-    if photometric == 0:  # MinIsWhite
-        return lambda samples: ~(samples if eight is None else eight(samples))[:, :, 0], 1
-    return (None if eight is None else lambda samples: eight(samples[:, :, 0])), 1
-
-
-def _eight_bits(page: tifffile.TiffPage, bits: int, bits_used: int | None) -> Grey | None:
-    """Samples of `bits` bits -> uint8; None where they are that already."""
-    if bits == 8:
-        return None
-    if bits < 8:
-        table = np.full(256, 255, np.uint8)  # larger values, as a decoder may find them, 255
-        table[: 1 << bits] = np.round(np.arange(1 << bits) * (255 / ((1 << bits) - 1)))
-        return lambda samples: table[samples.astype(np.uint8)]
-    stated = page.tags.valueof(281)  # MaxSampleValue
-    if stated:
-        bits_used = int(np.max(stated)).bit_length()
-    used = min(max(bits_used or bits, 8), bits)
-    if used == bits:
-        return lambda samples: (samples >> (bits - 8)).astype(np.uint8)
-    return lambda samples: np.minimum(samples >> (used - 8), 255).astype(np.uint8)
-
-
-def luma(rgb: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3 or more] -> uint8 [h, w]; Pillow's integer form of the BT.601 weights."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(rgb[:, :, :3])).convert("L"))
 
 
 def _pread(fd: int, count: int, offset: int) -> np.ndarray:

@@ -12,9 +12,24 @@ numbers.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
 _BLOCK_LOSS = 4  # two valid 3x3 convolutions
 ATLAS_KERNEL = 5  # first block of the atlas path: one 5x5 convolution, no pooling
+
+
+class Layout(Protocol):
+    """What sizes follow from; networks and `config.ModelConfig` are such."""
+
+    @property
+    def stem_kernel(self) -> int: ...
+
+    @property
+    def stem_stride(self) -> int: ...
+
+    @property
+    def widths(self) -> Sequence[int]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +49,11 @@ class Geometry:
     def __post_init__(self) -> None:
         if self.stem_kernel < 1 or self.stem_stride < 1 or self.num_blocks < 2:
             raise ValueError(f"no network has the layout {self}")
+
+    @classmethod
+    def of(cls, layout: Layout) -> Geometry:
+        """Sizes of a network, or of the one that a config describes."""
+        return cls(layout.stem_kernel, layout.stem_stride, len(layout.widths))
 
     # ---- contracting path -----------------------------------------------------------------------
 

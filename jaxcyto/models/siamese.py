@@ -79,7 +79,7 @@ class SiameseNet(nn.Module):
     def _check(self, patches: jax.Array) -> None:
         if patches.ndim != 5 or patches.shape[1] != 2 or patches.shape[4] != 1:
             raise ValueError(f"patches have shape {patches.shape}, expected [B, 2, H, W, 1]")
-        sizes = Geometry(self.stem_kernel, self.stem_stride, len(self.widths)).siamese_sizes
+        sizes = Geometry.of(self).siamese_sizes
         for side in patches.shape[2:4]:
             if side not in sizes:
                 nearest = sizes[0] if side < sizes[0] else sizes[-1]

@@ -136,7 +136,7 @@ class UNet(nn.Module):
                 raise ValueError(f"the network has {has} atlas path, but is called {call} an atlas")
         if image.ndim != 4 or image.shape[3] != 1:
             raise ValueError(f"the image has shape {image.shape}, expected [B, H, W, 1]")
-        geometry = Geometry(self.stem_kernel, self.stem_stride, len(self.widths))
+        geometry = Geometry.of(self)
         for side in image.shape[1:3]:
             geometry.output_size(side)  # raises
         if atlas is None:

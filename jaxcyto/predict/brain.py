@@ -157,20 +157,19 @@ def _make_maps(
     report: Report,
 ) -> None:
     """Computes the maps; while those of one section are written, the next one is computed."""
-    run, stride = predictor.run, predictor.tiling.geometry.output_stride
-    out_um = run.um_per_px * stride
+    run = predictor.run
     by_name = {task.row.name: task for task in tasks}
     total, started = sum(task.shape[0] * task.shape[1] for task in tasks), time.monotonic()
 
     def sources() -> Iterator[Source]:
         for task in tasks:
             try:
-                yield open_source(run, brain, task.row, out_um)
+                yield open_source(run, brain, task.row)
             except InputError as error:  # it changed since its header was read
                 report.failures.append(f"section {task.row.name}: {error}")
 
     def write(task: Task, planes: list[Plane]) -> None:
-        about = (out_um, run.classes, task.settings)
+        about = (run.out_um, run.classes, task.settings)
         if settings_of(task.class_map) != task.settings:  # what was made of another map
             task.probability_map.unlink(missing_ok=True)
             task.overlay.unlink(missing_ok=True)
@@ -208,7 +207,7 @@ def _make_maps(
         if writing is not None:
             writing.result()
     report.tile_px = predictor.tiling.tile_px
-    report.image_pixels = report.pixels * stride**2
+    report.image_pixels = report.pixels * predictor.tiling.geometry.output_stride**2
     report.seconds = time.monotonic() - started
 
 

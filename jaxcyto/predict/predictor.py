@@ -83,7 +83,7 @@ class Predictor:
 
     def __init__(self, run: SegmentRun, tile_px: int, probabilities: bool = False):
         self.run = run
-        self.tiling = Tiling(geometry(run.model), tile_px)
+        self.tiling = Tiling(Geometry.of(run.model), tile_px)
         self.probabilities = probabilities
         kinds = [entry.kind for entry in run.classes]
         self.background = kinds.index("background") if "background" in kinds else NOT_PREDICTED
@@ -261,14 +261,9 @@ def default_tile(run: SegmentRun, longest: int) -> int:
         longest: longest side of a map, map px.
     """
     return choose_tile(
-        geometry(run.model),
+        Geometry.of(run.model),
         longest=longest,
         at_least=run.image_px,
         memory_bytes=window_bytes(),
         bytes_per_px=bytes_per_px(run.model),
     )
-
-
-def geometry(model: UNet) -> Geometry:
-    """Sizes of a network."""
-    return Geometry(model.stem_kernel, model.stem_stride, len(model.widths))

@@ -13,8 +13,8 @@ from jaxcyto.brain.files import file_sha256
 from jaxcyto.brain.manifest import Brain, SectionRow
 from jaxcyto.brain.sections import open_section
 from jaxcyto.errors import InputError
+from jaxcyto.models import Geometry
 from jaxcyto.predict.maps import settings_of
-from jaxcyto.predict.predictor import geometry
 from jaxcyto.predict.reading import Source, map_shape
 from jaxcyto.runs import SegmentRun
 from jaxcyto.windows import label_factor
@@ -62,7 +62,6 @@ def plan(
     Returns:
         Tasks, and a message for each section that cannot be read.
     """
-    out_um = run.um_per_px * geometry(run.model).output_stride
     common = {
         "weights": file_sha256(run.weights),
         "network": repr(run.model),
@@ -76,7 +75,7 @@ def plan(
             odd = row.name.startswith(".") or row.name.endswith(".probabilities")
             if odd or Path(row.name).name != row.name:
                 raise InputError("cannot be the name of a map; rename it in the section table")
-            source = open_source(run, brain, row, out_um)
+            source = open_source(run, brain, row)
             source.section.close()
             files = [row.image] + [row.atlas] * (source.atlas is not None)
             stamps = [
@@ -92,7 +91,7 @@ def plan(
     return tasks, failures
 
 
-def open_source(run: SegmentRun, brain: Brain, row: SectionRow, out_um: float) -> Source:
+def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> Source:
     """Opens a section and, if the run needs it, its atlas image.
 
     Raises:
@@ -100,12 +99,12 @@ def open_source(run: SegmentRun, brain: Brain, row: SectionRow, out_um: float) -
     """
     section = open_section(row.image, row.pixel_um, brain.background)
     if not run.atlas_channels:
-        return Source(row.name, section, map_shape(section, out_um))
+        return Source(row.name, section, map_shape(section, run.out_um))
     if row.atlas is None:
         raise InputError("has no atlas image, which this run needs; add it to the section table")
-    factor = label_factor(run.um_per_px, geometry(run.model))
+    factor = label_factor(run.um_per_px, Geometry.of(run.model))
     atlas = section_atlas(row, section.shape, run.classes, factor)
-    return Source(row.name, section, map_shape(section, out_um), atlas)
+    return Source(row.name, section, map_shape(section, run.out_um), atlas)
 
 
 def remove_unfinished(tasks: Sequence[Task], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """`jaxcyto report`: a run as one HTML page that needs no network, or its figures as JSON.
 
 gather.py     what the run's folder says, as plain values
+files.py      its JSON files, or what is damaged
 brains.py     the data: what the brain folders say
 pictures.py   pairs of patches, sections with their classes: images as data URIs
 html.py       elements that escape what they hold

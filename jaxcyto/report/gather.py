@@ -4,23 +4,20 @@
 """
 
 import dataclasses
-import json
 import math
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jaxcyto import pair_predictions
 from jaxcyto.brain.manifest import AreaClass, read_classes
 from jaxcyto.errors import InputError
+from jaxcyto.metrics_file import read_metrics, skipped_files
+from jaxcyto.report import files
 from jaxcyto.report.brains import BrainData, read_brains
-from jaxcyto.runs import read_config
-from jaxcyto.training.log import SKIPPED, read_metrics
+from jaxcyto.runs import is_segmentation, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Status:
 class Scores:
     """One test of a segmentation: at the end of training, or by `jaxcyto evaluate`.
 
-    `test`, `sections` and `confusion` are those of results.json, see `evaluate.sum_sections`.
+    `test`, `sections` and `confusion` are those of results.json, see `scores.sum_sections`.
     """
 
     title: str
@@ -117,7 +114,7 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
         InputError: not a run, or one of its files is damaged.
     """
     config = read_config(run)
-    task = "segmentation" if "classes" in config else "pretraining"
+    task = "segmentation" if is_segmentation(config) else "pretraining"
     faults: list[str] = []
     read_classes(run / "config.json", config.get("classes", []), faults)
     if faults or not isinstance(config.get("data"), dict):
@@ -126,7 +123,7 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
         )
     metrics = run / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.is_file() else []
-    results = _read(run / "results.json", _results, task) or {}
+    results = files.read_json(run / "results.json", files.results, task) or {}
     data = read_brains(config, brains, with_pairs=task == "pretraining")
     steps = max([line["step"] for line in lines] + [results.get("steps", 0)])
     planned = _planned(config, data)
@@ -136,7 +133,7 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
             scores.append(_scores("End of training", None, "test", results))
         for path in sorted(run.glob("evaluation/*/*/results.json")):
             brain, split = path.parts[-3:-1]
-            found = _read(path, _results, task)
+            found = files.read_json(path, files.results, task)
             scores.append(_scores(f"{brain}, {split}", brain, split, found))
     # first what a reader asks for: whole sections of the test
     scores.sort(key=lambda entry: (entry.split != "test", entry.brain is None))
@@ -153,83 +150,16 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
         ),
         config=config,
         data=data,
-        skipped=_skipped(lines),
+        skipped=dict(skipped_files(lines).most_common()),
         test=results.get("test") if task == "pretraining" else None,
         test_train_mode=results.get("test_train_mode"),
         scores=scores,
         curves=_curves(lines),
         throughput=_throughput(lines, config["data"]),
-        environment=_read(run / "environment.json", _environment) or [],
+        environment=files.read_json(run / "environment.json", files.environment) or [],
         missing={},
     )
     return dataclasses.replace(gathered, missing=_missing(gathered, run))
-
-
-def _again(run: Path) -> str:
-    return f"remove it and train again with --workdir {run}: a finished run only repeats its test"
-
-
-def _read(path: Path, take: Callable[..., Any], *arguments: Any) -> Any:
-    """What `take` makes of a JSON file; None without the file."""
-    if not path.is_file():
-        return None
-    try:
-        return take(json.loads(path.read_text()), *arguments)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{type(error).__name__}: {error}"
-        if "evaluation" in path.parts:
-            remedy = "run `jaxcyto evaluate` again"
-        elif path.name == "environment.json":
-            remedy = "remove it; the next start of the run writes another"
-        else:
-            remedy = _again(path.parent)
-        raise InputError(f"{path}: damaged ({what}); {remedy}") from None
-
-
-def _results(found: dict[str, Any], task: str) -> dict[str, Any]:
-    """results.json, as far as it is shown; raises what is not as it should be."""
-
-    def figure(value: Any) -> float | None:
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"{value} among its figures")
-        return None if value is None else float(value)
-
-    def figures(table: dict[str, Any]) -> dict[str, Any]:
-        return {
-            str(key): [figure(v) for v in value] if isinstance(value, list) else figure(value)
-            for key, value in table.items()
-            if key != "dice"
-        }
-
-    steps = {"steps": int(found["steps"])} if "steps" in found else {}
-    if "test" not in found:
-        return steps
-    if task == "pretraining":
-        chosen = {key: figures(found[key]) for key in ("test", "test_train_mode")}
-        needed = ("distance_mae_mm", "coordinate_mae_mm", "coordinate_mae_mm_per_axis")
-        for key in (*needed, *(f"{key}_constant" for key in needed)):
-            chosen["test"][key]
-        return steps | chosen
-
-    def scores(table: dict[str, Any]) -> dict[str, Any]:
-        own = figures(table)
-        own["dice"] = {str(key): figure(value) for key, value in table["dice"].items()}
-        own["pixels"] = int(table["pixels"])
-        for key in ("err_seg_percent", "dice_macro", "dice_macro_areas"):
-            own[key]
-        return own
-
-    confusion = np.array(found["confusion"], np.int64)
-    if confusion.ndim != 2 or not len(confusion) <= confusion.shape[1] <= len(confusion) + 1:
-        raise ValueError(f"a confusion matrix of shape {confusion.shape}")
-    if len(confusion) != len(found["test"]["dice"]):
-        raise ValueError("a confusion matrix of other classes than dice")
-    sections = {str(name): scores(table) for name, table in found["sections"].items()}
-    return steps | {
-        "test": scores(found["test"]),
-        "sections": sections,
-        "confusion": confusion.tolist(),
-    }
 
 
 def _scores(title: str, brain: str | None, split: str, found: dict[str, Any]) -> Scores:
@@ -254,15 +184,6 @@ def _utc(seconds: Any) -> str | None:
         return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
     except (TypeError, ValueError, OverflowError, OSError):
         return None
-
-
-def _skipped(lines: list[dict[str, Any]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for line in lines:
-        for key in line:
-            if key.startswith(SKIPPED):
-                total[key.removeprefix(SKIPPED)] += int(line[key])
-    return dict(total.most_common())
 
 
 def _curves(lines: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
@@ -301,10 +222,6 @@ def _throughput(lines: list[dict[str, Any]], data: dict[str, Any]) -> Throughput
             seconds_logged=max(times, default=0) - min(times, default=0),
         )
     return None
-
-
-def _environment(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [dict(entry) for entry in found]
 
 
 def _missing(gathered: Gathered, run: Path) -> dict[str, str]:

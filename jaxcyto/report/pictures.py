@@ -17,7 +17,8 @@ from jaxcyto.brain.sections import open_section
 from jaxcyto.config import DataConfig
 from jaxcyto.errors import InputError
 from jaxcyto.evaluate import section_images
-from jaxcyto.input import PairSource, PairTable, open_pairs
+from jaxcyto.input import PairSource
+from jaxcyto.pair_table import PairTable, open_pairs
 from jaxcyto.predict.maps import ClassMap, open_class_map
 from jaxcyto.report.gather import Gathered
 from jaxcyto.segment_plots import borders

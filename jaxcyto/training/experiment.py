@@ -56,10 +56,14 @@ class Experiment(Protocol):
         """Fields that stay on the devices: each batch of a training step holds them, too."""
         ...
 
-    def train_batches(self, seed: int, counted: bool = False, **share: int) -> grain.MapDataset:
-        """Endless; element k is the batch of step k + 1; `counted`: in `skipped`.
+    def train_batches(self, seed: int, for_steps: bool = False, **share: int) -> grain.MapDataset:
+        """Endless; element k is the batch of step k + 1.
 
-        `share`: `parallel.share`, which part of each batch; else all of it.
+        Args:
+            seed: of the order.
+            for_steps: whether training steps take them: then they lack what is `resident`, and
+                what could not be read is noted in `skipped`.
+            share: `parallel.share`, which part of each batch; else all of it.
         """
         ...
 

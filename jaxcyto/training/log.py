@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxcyto.brain.files import atomic_write
+from jaxcyto.metrics_file import read_metrics
 
 logger = logging.getLogger("jaxcyto")
-LARGEST = sys.float_info.max
-SKIPPED = "skipped/"  # a file follows: in metrics.jsonl, how often it could not be read
 
 
 def log_to_stderr() -> None:
@@ -142,21 +141,6 @@ class _Board:
         except OSError as error:
             self._writer = None
             logger.warning("%s: no longer written (%s)", self._folder, error.strerror)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; what a kill or a damaged disk made unreadable is left out."""
-    lines = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            # not even a whole number may be larger: what is drawn are floats
-            if all(isinstance(x, int | float) and abs(x) <= LARGEST for x in line.values()):
-                lines.append(line)
-    return lines
 
 
 class Progress:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import os
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,17 @@ import jax
 import numpy as np
 
 from jaxcyto import runs
+from jaxcyto.brain.files import write_json
 from jaxcyto.config import Config, InputScales, Scales, SegmentConfig, to_json
 from jaxcyto.errors import InputError
 from jaxcyto.input import iterate
+from jaxcyto.metrics_file import SKIPPED, read_metrics, skipped_files
 from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.checkpoint import Checkpoints
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.experiment import Experiment
 from jaxcyto.training.lock import locked
-from jaxcyto.training.log import SKIPPED, MetricsWriter, Progress, logger, read_metrics
+from jaxcyto.training.log import MetricsWriter, Progress, logger
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.state import State, parameter_count
 from jaxcyto.training.step import train_step
@@ -108,7 +109,7 @@ def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[st
             logger.info("resuming at step %d of %d from %s", start, steps, workdir)
         logger.info("%d parameters; %d steps", parameter_count(state.params), steps)
         if distributed.is_first():
-            record.write_json(workdir / "config.json", resolved)  # now that it is known to fit
+            write_json(workdir / "config.json", resolved)  # now that it is known to fit
             record.add_start(workdir, start, experiment.trained_on)
         writer = MetricsWriter(workdir if distributed.is_first() else None, start)
         state = parallel.replicate(parallel.from_first(state))
@@ -161,7 +162,7 @@ def _steps(
     """
     config, experiment, steps = run.config, run.experiment, run.experiment.steps
     step_fn = parallel.pmap_train(train_step, task=experiment.task)
-    batches = experiment.train_batches(config.seed, counted=True, **parallel.share())
+    batches = experiment.train_batches(config.seed, for_steps=True, **parallel.share())
     if experiment.skipped is not None:
         experiment.skipped.take(start)  # stands in metrics.jsonl
     iterator = iterate(batches, config.data.threads, parallel.place, start)
@@ -265,7 +266,7 @@ def _log_skipped(run: Run, step: int, writer: MetricsWriter) -> None:
 
 def _with_statistics(run: Run, state: State) -> State:
     """The state with batch statistics as evaluation and other programs get them."""
-    batches = run.experiment.train_batches(seed=0, counted=False, **parallel.share())
+    batches = run.experiment.train_batches(seed=0, for_steps=False, **parallel.share())
     return run.evaluator.reestimate(state, batches, run.config.batch_stats_steps)
 
 
@@ -316,18 +317,14 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
         return distributed.from_first(dict)
     if run.experiment.skipped is not None:
         results["skipped"] = _skipped(run.workdir)
-    record.write_json(run.workdir / "results.json", results)
+    write_json(run.workdir / "results.json", results)
     logger.info("weights, results.json and figures are in %s", run.workdir)
     return distributed.from_first(lambda: results)
 
 
 def _skipped(workdir: Path) -> dict[str, int]:
     """How often each file could not be read while training; says so."""
-    total: Counter[str] = Counter()
-    for line in read_metrics(workdir / "metrics.jsonl"):
-        for key in line:
-            if key.startswith(SKIPPED):
-                total[key.removeprefix(SKIPPED)] += line[key]
+    total = skipped_files(read_metrics(workdir / "metrics.jsonl"))
     for path, count in total.most_common():
         logger.warning("skipped while training: %d times %s", count, path)
     return dict(total)

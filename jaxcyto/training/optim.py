@@ -30,9 +30,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping (if asked for), then the optimizer with its schedule, by update.
 
-    With `accumulate` the mean over so many steps is what is clipped and applied.
-
-    With `skip_nonfinite` wrapped in `optax.apply_if_finite`, whose counters the step reads.
+    With `accumulate` the mean over so many steps is what is clipped and applied; with
+    `skip_nonfinite` all is wrapped in `optax.apply_if_finite`, whose counters the step reads.
 
     Weight decay is no part of it: the paper's lambda * ||w||^2 is a term of the loss.
 

@@ -21,16 +21,10 @@ from jaxcyto.config import (
     total_steps,
 )
 from jaxcyto.faults import Skipped
-from jaxcyto.input import (
-    PairSource,
-    PairTable,
-    eval_batches,
-    fit_scales,
-    open_pairs,
-    train_batches,
-)
+from jaxcyto.input import PairSource, eval_batches, fit_scales, train_batches
 from jaxcyto.models import SiameseNet
 from jaxcyto.pair_predictions import save_predictions
+from jaxcyto.pair_table import PairTable, open_pairs
 from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
@@ -160,10 +154,10 @@ class Pretraining:
     def resident(self) -> Batch:
         return {} if self.stored is None else self.stored.arrays
 
-    def train_batches(self, seed: int, counted: bool = False, **share: Any) -> grain.MapDataset:
-        skipped: Any = {"skipped": self.skipped, "counted": counted}
-        source = self.stored if counted and self.stored is not None else self.source
-        return train_batches(source, self.table, self.config.data, seed, **skipped, **share)
+    def train_batches(self, seed: int, for_steps: bool = False, **share: Any) -> grain.MapDataset:
+        source = self.stored if for_steps and self.stored is not None else self.source
+        options: Any = {"skipped": self.skipped, "for_steps": for_steps}
+        return train_batches(source, self.table, self.config.data, seed, **options, **share)
 
     def name_examples(self, index: np.ndarray) -> str:
         patches = np.stack([self.table.first[index], self.table.second[index]], axis=1).ravel()

@@ -13,17 +13,11 @@ from typing import Any
 
 import jax
 
-from jaxcyto.brain.files import atomic_write
+from jaxcyto.brain.files import write_json
 from jaxcyto.brain.manifest import Brain
 from jaxcyto.config import differences
 from jaxcyto.errors import InputError
 from jaxcyto.training.log import logger
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes under a temporary name, then renames it into place."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:

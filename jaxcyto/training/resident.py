@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from jaxcyto.errors import InputError
-from jaxcyto.input import Batch, PairSource, PairTable
+from jaxcyto.input import Batch, PairSource
+from jaxcyto.pair_table import PairTable
 from jaxcyto.training import parallel
 from jaxcyto.training.log import logger
 

@@ -22,9 +22,9 @@ from jaxcyto.config import (
     to_json,
 )
 from jaxcyto.errors import InputError
-from jaxcyto.evaluate import scores, scores_table, sum_sections
 from jaxcyto.faults import Skipped
 from jaxcyto.models import Geometry, UNet
+from jaxcyto.scores import scores, scores_table, sum_sections
 from jaxcyto.segment_input import SegmentSource, eval_batches, fit_input_scales, train_batches
 from jaxcyto.training import distributed, parallel, record
 from jaxcyto.training.evaluator import Evaluator
@@ -153,9 +153,10 @@ class Segmentation:
     def resident(self) -> Batch:
         return {}
 
-    def train_batches(self, seed: int, counted: bool = False, **share: Any) -> grain.MapDataset:
-        source, skipped = SegmentSource(self.table), {"skipped": self.skipped, "counted": counted}
-        return train_batches(source, self.table, self.config.data, seed, **skipped, **share)
+    def train_batches(self, seed: int, for_steps: bool = False, **share: Any) -> grain.MapDataset:
+        source, data = SegmentSource(self.table), self.config.data
+        options: Any = {"skipped": self.skipped, "for_steps": for_steps}
+        return train_batches(source, self.table, data, seed, **options, **share)
 
     def name_examples(self, index: np.ndarray) -> str:
         source = SegmentSource(self.table)

@@ -9,7 +9,6 @@ import dataclasses
 
 import numpy as np
 
-from jaxcyto.brain.phantom_shape import Cortex
 from jaxcyto.brain.scanline import edge_rows, expand, winding_number
 
 
@@ -28,23 +27,6 @@ class Cut:
     face: np.ndarray
     sorted_faces: np.ndarray
     contour: np.ndarray
-
-
-def cut_cortex(cortex: Cortex, grid_affine: np.ndarray) -> Cut:
-    """Cuts the cortex by the plane of a grid.
-
-    Args:
-        cortex: the surfaces.
-        grid_affine: [3, 4], mm = affine @ [column, row, 0, 1] for grid pixels.
-    """
-    column, row = grid_affine[:, 0], grid_affine[:, 1]
-    normal = np.cross(column, row)
-    to_grid = np.linalg.inv(np.stack([column, row, normal / np.linalg.norm(normal)], axis=1))
-
-    def project(vertices):
-        return (vertices - grid_affine[:, 3]) @ to_grid.T
-
-    return cut_prisms(project(cortex.pial), project(cortex.white), cortex.faces)
 
 
 def cut_prisms(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> Cut:
@@ -182,3 +164,17 @@ def evaluate(
     weights /= weights[0] + weights[1] + weights[2]
     ids = np.ascontiguousarray(cut.sorted_faces.T)[:, cut.face[triangle]]
     return depth, ids, weights, planes[11][triangle]
+
+
+def weighted_majority(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The label [N] with the greatest total weight among three labels and weights [3, N].
+
+    Its borders are straight within a face and meet those of the next face.
+    """
+    out = labels[0].copy()
+    mixed = np.flatnonzero((labels[1] != labels[0]) | (labels[2] != labels[0]))
+    labels, weights = labels[:, mixed].T, weights[:, mixed].T
+    same = labels[:, :, None] == labels[:, None]
+    best = (same * weights[:, None]).sum(2).argmax(1)
+    out[mixed] = labels[np.arange(len(mixed)), best]
+    return out

@@ -1,0 +1,83 @@
+"""The JSON files of a run, as far as a report shows them, or one message of what is damaged."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcyto.errors import InputError
+
+
+def read_json(path: Path, take: Callable[..., Any], *arguments: Any) -> Any:
+    """What `take` makes of a JSON file; None without the file."""
+    if not path.is_file():
+        return None
+    try:
+        return take(json.loads(path.read_text()), *arguments)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        if "evaluation" in path.parts:
+            remedy = "run `jaxcyto evaluate` again"
+        elif path.name == "environment.json":
+            remedy = "remove it; the next start of the run writes another"
+        else:
+            remedy = _again(path.parent)
+        raise InputError(f"{path}: damaged ({what}); {remedy}") from None
+
+
+def _again(run: Path) -> str:
+    return f"remove it and train again with --workdir {run}: a finished run only repeats its test"
+
+
+def results(found: dict[str, Any], task: str) -> dict[str, Any]:
+    """results.json, as far as it is shown; raises what is not as it should be."""
+
+    def figure(value: Any) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{value} among its figures")
+        return None if value is None else float(value)
+
+    def figures(table: dict[str, Any]) -> dict[str, Any]:
+        return {
+            str(key): [figure(v) for v in value] if isinstance(value, list) else figure(value)
+            for key, value in table.items()
+            if key != "dice"
+        }
+
+    steps = {"steps": int(found["steps"])} if "steps" in found else {}
+    if "test" not in found:
+        return steps
+    if task == "pretraining":
+        chosen = {key: figures(found[key]) for key in ("test", "test_train_mode")}
+        needed = ("distance_mae_mm", "coordinate_mae_mm", "coordinate_mae_mm_per_axis")
+        for key in (*needed, *(f"{key}_constant" for key in needed)):
+            chosen["test"][key]
+        return steps | chosen
+
+    def scores(table: dict[str, Any]) -> dict[str, Any]:
+        own = figures(table)
+        own["dice"] = {str(key): figure(value) for key, value in table["dice"].items()}
+        own["pixels"] = int(table["pixels"])
+        for key in ("err_seg_percent", "dice_macro", "dice_macro_areas"):
+            own[key]
+        return own
+
+    confusion = np.array(found["confusion"], np.int64)
+    if confusion.ndim != 2 or not len(confusion) <= confusion.shape[1] <= len(confusion) + 1:
+        raise ValueError(f"a confusion matrix of shape {confusion.shape}")
+    if len(confusion) != len(found["test"]["dice"]):
+        raise ValueError("a confusion matrix of other classes than dice")
+    sections = {str(name): scores(table) for name, table in found["sections"].items()}
+    return steps | {
+        "test": scores(found["test"]),
+        "sections": sections,
+        "confusion": confusion.tolist(),
+    }
+
+
+def environment(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """environment.json; raises what is not as it should be."""
+    return [dict(entry) for entry in found]
