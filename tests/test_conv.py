@@ -15,6 +15,7 @@ from jaxcyto.models import conv, onednn
 from jaxcyto.models.conv import Conv, convolve, kernel_gradient
 from jaxcyto.training import host
 
+ON_LINUX = (sys.platform, platform.machine()) == ("linux", "x86_64")
 # batch, side, channels, width: layers of the paper's network at 1019 px, in whole (the last two)
 # and in chunks of images; odd sides, odd batches; the small network; the U-Net at 2025 px
 LAYERS = [
@@ -56,12 +57,15 @@ def far(one, other):
 @pytest.mark.parametrize("library", [True, False])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_gradients_are_those_of_float64_and_of_xla(layer, library, monkeypatch):
-    if not library:  # the matrix products
-        monkeypatch.setattr(onednn, "available", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", "" if library else onednn.OFF)  # else the matrix products
+    assert onednn.available() == (library and ON_LINUX)
     x, kernel, gradient = drawn(*layer)
 
     def pull(function):
-        return jax.jit(lambda *arguments: jax.vjp(function, *arguments)[1](gradient))(x, kernel)
+        pulled = jax.jit(lambda *arguments: jax.vjp(function, *arguments)[1](gradient))
+        asked = "callback" in pulled.lower(x, kernel).as_text()
+        assert asked == (library and ON_LINUX and function is conv.conv)
+        return pulled(x, kernel)
 
     ours, plain = pull(conv.conv), pull(convolve)
     np.testing.assert_array_equal(ours[0], plain[0])  # of the input: the same computation
@@ -85,11 +89,16 @@ def test_bfloat16_is_summed_in_float32():
     assert far(np.float64(found), truth(x, gradient)) < 4e-3
 
 
-@pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="no package elsewhere"
-)
-def test_library_is_found_and_used():
-    assert onednn.available()
+@pytest.fixture
+def switched_on(monkeypatch):
+    """Elsewhere than on x86-64 Linux there is no package."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    if not ON_LINUX:
+        pytest.skip("no oneDNN here")
+
+
+def test_library_is_found_and_used(switched_on):
+    assert onednn.available() and f"--{host.ONEDNN_FLAG}=false" == onednn.OFF
     text = jax.jit(jax.grad(lambda k: conv.conv(jnp.ones((1, 20, 20, 2)), k).sum())).lower(
         jnp.ones((3, 3, 2, 4))
     )
@@ -97,7 +106,7 @@ def test_library_is_found_and_used():
 
 
 @pytest.mark.parametrize(("side", "kernel", "stride", "channels"), [(1019, 5, 4, 1), (27, 1, 1, 6)])
-def test_library_takes_other_kernels(side, kernel, stride, channels):
+def test_library_takes_other_kernels(side, kernel, stride, channels, switched_on):
     rng = np.random.default_rng(side)
     x = rng.normal(1.0, 1.0, (2, side, side, channels)).astype(np.float32)
     weights = rng.normal(size=(kernel, kernel, channels, 16)).astype(np.float32)
@@ -107,7 +116,7 @@ def test_library_takes_other_kernels(side, kernel, stride, channels):
     assert far(ours, pull(gradient)[0]) < 1e-5
 
 
-def test_devices_share_the_library():
+def test_devices_share_the_library(switched_on):
     """Eight devices call at once, with large maps, many times: nothing is mixed up, none waits."""
     devices = jax.devices()
     x, kernel, _ = drawn(2 * len(devices), 64, 8, 8)

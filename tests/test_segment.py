@@ -29,6 +29,7 @@ from jaxcyto.config import (
     SegmentData,
 )
 from jaxcyto.errors import InputError
+from jaxcyto.export import export_run
 from jaxcyto.metrics import segmentation_scores
 from jaxcyto.metrics_file import read_metrics
 from jaxcyto.models import UNet
@@ -115,6 +116,28 @@ def test_a_whole_run(config, pretrained, tmp_path, capsys):
     lines = comparable(tmp_path)
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 7))
     assert [line["step"] for line in lines if "val/err_seg_percent" in line] == [4, 6]
+
+
+def test_exports_stand_for_their_runs(config, pretrained, finished, tiny_brain, tmp_path):
+    """A whole training from one, and the commands that take a run."""
+    folders = {"pretrained": pretrained, "finished": finished[0]}
+    for name, run in folders.items():
+        export_run(run, tmp_path / name)
+        folders[name] = (run, tmp_path / name)
+    trained = []
+    for place in folders["pretrained"]:
+        folder = tmp_path / f"from {place.parent.name}"
+        loop.train(dataclasses.replace(config, init_from=str(place)), folder)
+        trained.append({k: v.tobytes() for k, v in runs.load_weights(folder).items()})
+    assert trained[0] == trained[1]
+    for command, name in (("explore", "pretrained"), ("evaluate", "finished")):
+        printed = []
+        for place in folders[name]:
+            found = CliRunner().invoke(main, [command, str(place), str(tiny_brain), "--json"])
+            assert found.exit_code == 0, found.output
+            printed.append(found.stdout.replace(str(place), "RUN"))
+        assert printed[0] == printed[1]
+        assert len(json.loads(printed[0])) > 0
 
 
 def test_the_test_scores_every_annotated_pixel(finished, tiny_brain):

@@ -6,7 +6,8 @@ reached here through oneDNN's C interface (`dnnl.h`, version 3), by a callback: 
 as they lie in memory, and what comes back is only as large as a kernel.
 
 The library is that of the package `onednn-cpu-gomp`; where it is missing, `available()` is false
-and `models/conv.py` does without.
+and `models/conv.py` does without, as where XLA_FLAGS say that oneDNN is not to be used: programs
+with callbacks are not kept in JAX's compilation cache.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PACKAGE = "onednn-cpu-gomp"
+OFF = "--xla_cpu_experimental_onednn_custom_call=false"  # the flag of `training.host.use_onednn`
 # dnnl_types.h and dnnl_common_types.h
 CPU, IN_ORDER, FLOAT32, ANY_FORMAT = 1, 1, 3, 1
 FORWARD_TRAINING, DIRECT, QUERY_DIFF_WEIGHTS = 64, 1, 132
@@ -49,8 +51,8 @@ def _library() -> ctypes.CDLL | None:
 
 
 def available() -> bool:
-    """Whether the library is there: on x86-64 Linux, as a dependency of this package."""
-    return _library() is not None
+    """Whether to use it: it is there (x86-64 Linux, a dependency), and not switched off."""
+    return OFF not in os.environ.get("XLA_FLAGS", "") and _library() is not None
 
 
 def kernel_gradient(
