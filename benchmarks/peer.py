@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=2025, help="side of tiles, px")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="in a row, of each round")
+    parser.add_argument("--budget", type=float, help="seconds, after which nothing new is begun")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     peer = arguments.peer_python
@@ -152,6 +154,7 @@ def main() -> None:
         peer = sys.executable
     if peer is None:
         print("no torch here: ours alone; --peer-python names an interpreter with it")
+    started = time.monotonic()
     running = list(servers(peer, on_cpu=not _has_accelerator()))
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -165,6 +168,9 @@ def main() -> None:
             running[0].ask(write=True, net=net, batch=size, side=side, **files)
             for dtype in arguments.dtypes.split(","):
                 for mode in arguments.modes.split(","):
+                    if arguments.budget and time.monotonic() - started > arguments.budget:
+                        print(f"{net} {mode} {dtype}: no time left")
+                        continue
                     task = {"net": net, "mode": mode, "dtype": dtype, **files}
                     rows = measure(running, task, arguments)
                     images = size * (2 if net == "siamese" else 1)

@@ -169,6 +169,8 @@ def main() -> None:
             if left < 20:
                 print(f"{name}: no time left", file=sys.stderr)
                 continue
+            if name == "peer":  # the longest by far: half, and what it has begun
+                command += ["--budget", f"{left / 2:.0f}"]
         record = run(name, command, left)
         if record is not None:
             if arguments.peer_python:

@@ -89,6 +89,26 @@ def test_bfloat16_is_summed_in_float32():
     assert far(np.float64(found), truth(x, gradient)) < 4e-3
 
 
+@pytest.mark.parametrize("library", [True, False])
+def test_float64_stays_float64(library, monkeypatch):
+    monkeypatch.setattr(onednn, "available", lambda: library)
+    x, kernel, gradient = drawn(2, 20, 4, 8, np.float64)
+    with jax.enable_x64(True):
+        found = np.asarray(jax.vjp(conv.conv, x, kernel)[1](gradient)[1])
+    assert far(found, truth(x, gradient)) < 1e-12
+
+
+def test_gradients_of_each_image_by_vmap():
+    x, kernel, gradient = drawn(3, 20, 4, 8)
+
+    def of_one(x, gradient):
+        return jax.vjp(lambda k: conv.conv(x[None], k), kernel)[1](gradient[None])[0]
+
+    found = jax.jit(jax.vmap(of_one))(x, gradient)
+    for n in range(3):
+        assert far(found[n], truth(x[n : n + 1], gradient[n : n + 1])) < 1e-5
+
+
 @pytest.fixture
 def switched_on(monkeypatch):
     """Elsewhere than on x86-64 Linux there is no package."""
@@ -135,6 +155,38 @@ def test_devices_share_the_library(switched_on):
     for _ in range(50):
         found = per_device(sharded, kernel)
     np.testing.assert_allclose(found, one_by_one, rtol=1e-4)
+
+
+@pytest.mark.skipif(not ON_LINUX, reason="no oneDNN here")
+@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", "DEFAULT"])
+def test_any_thread_may_call(instructions):
+    """One thread makes the primitives, others run them, also those of older processors.
+
+    In a process of its own: oneDNN chooses instructions once, and may end the process.
+    """
+    code = """
+import sys; sys.path.insert(0, "tests")
+import threading
+import numpy as np
+from jaxcyto.models import onednn
+from test_conv import drawn, far, truth
+layers = [drawn(2, side, *widths)[::2] for side, *widths in ((40, 1, 16), (32, 16, 16), (36, 3, 7))]
+call = lambda x, gradient: onednn._on_host(x, gradient, 1, (3, 3, x.shape[3], gradient.shape[3]))
+for layer in layers:
+    call(*layer)
+found = [[] for _ in layers]
+work = lambda n: [found[n].append(call(*layers[n])) for _ in range(20)]
+threads = [threading.Thread(target=work, args=(n,)) for n in (0, 1, 2, 0, 1, 2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(max(far(y, truth(*layer)) for layer, each in zip(layers, found) for y in each))
+"""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-5
 
 
 @pytest.mark.parametrize("names", [["libdnnl.so.3"], []])

@@ -181,6 +181,14 @@ def test_two_processes_train_like_one(one, two, jobs):
     assert "mean absolute error" not in told[1] and "step 6/6" not in told[1]
 
 
+def test_two_processes_keep_patches_like_one(one, jobs):
+    """Each holds all training patches on its devices, and picks its share of every batch."""
+    kept = jobs.run("kept", 2, "--config.data.on_device=True")
+    assert_same_run(one, kept)
+    for process in range(2):
+        assert jobs.text("kept", process).count("training patches on each device") == (process == 0)
+
+
 def test_two_processes_segment_like_one(jobs):
     a = jobs.run("segment1", 1, config="segment")
     b = jobs.run("segment2", 2, config="segment")

@@ -27,8 +27,9 @@ PACKAGE = "onednn-cpu-gomp"
 OFF = "--xla_cpu_experimental_onednn_custom_call=false"  # the flag of `training.host.use_onednn`
 # dnnl_types.h and dnnl_common_types.h
 CPU, IN_ORDER, FLOAT32, ANY_FORMAT = 1, 1, 3, 1
-FORWARD_TRAINING, DIRECT, QUERY_DIFF_WEIGHTS = 64, 1, 132
-SRC, TO, DIFF_DST, DIFF_WEIGHTS = 1, 17, 145, 161
+FORWARD_TRAINING, DIRECT, USER = 64, 1, 1
+QUERY_DIFF_WEIGHTS, QUERY_SCRATCHPAD = 132, 136
+SRC, TO, SCRATCHPAD, DIFF_DST, DIFF_WEIGHTS = 1, 17, 80, 145, 161
 
 
 class _Argument(ctypes.Structure):
@@ -76,6 +77,7 @@ def kernel_gradient(
         jax.ShapeDtypeStruct(shape, jnp.float32),
         x.astype(jnp.float32),
         gradient.astype(jnp.float32),
+        vmap_method="sequential",
     )
     return found.astype(gradient.dtype)
 
@@ -108,34 +110,43 @@ class _KernelGradient:
         wanted = _descriptor("with_strides", dims, _sizes(order))
         free = _descriptor("with_tag", dims, ANY_FORMAT)
         geometry = [_sizes(pair) for pair in ((stride, stride), (0, 0), (0, 0), (0, 0))]
-        hint, described = c_void_p(), c_void_p()
+        hint, described, attributes = c_void_p(), c_void_p(), c_void_p()
+        # oneDNN's own scratch memory is that of the thread that has made a primitive
+        _call("primitive_attr_create", byref(attributes))
+        _call("primitive_attr_set_scratchpad_mode", attributes, USER)
         _call("convolution_forward_primitive_desc_create", byref(hint), engine, FORWARD_TRAINING,
               DIRECT, source, free, None, result, *geometry, None)  # fmt: skip
         _call("convolution_backward_weights_primitive_desc_create", byref(described), engine,
-              DIRECT, source, free, None, result, *geometry, hint, None)  # fmt: skip
+              DIRECT, source, free, None, result, *geometry, hint, attributes)  # fmt: skip
         library = _library()
         assert library
-        own = c_void_p(library.dnnl_primitive_desc_query_md(described, QUERY_DIFF_WEIGHTS, 0))
-        reorder = c_void_p()
-        _call("reorder_primitive_desc_create", byref(reorder), own, engine, wanted, engine, None)
+
+        def asked(primitive: c_void_p, what: int) -> c_void_p:
+            return c_void_p(library.dnnl_primitive_desc_query_md(primitive, what, 0))
+
+        own, reorder = asked(described, QUERY_DIFF_WEIGHTS), c_void_p()
+        _call("reorder_primitive_desc_create", byref(reorder), own, engine, wanted, engine,
+              attributes)  # fmt: skip
         self.convolution, self.reorder = c_void_p(), c_void_p()
         _call("primitive_create", byref(self.convolution), described)
         _call("primitive_create", byref(self.reorder), reorder)
 
-        self.scratch = np.empty(library.dnnl_memory_desc_get_size(own), np.uint8)
-        self.memories = [c_void_p() for _ in range(4)]
-        for memory, each in zip(self.memories, (source, result, own, wanted), strict=True):
+        kept = own, asked(described, QUERY_SCRATCHPAD), asked(reorder, QUERY_SCRATCHPAD)
+        self.kept = [np.empty(library.dnnl_memory_desc_get_size(each), np.uint8) for each in kept]
+        self.memories = [c_void_p() for _ in range(6)]
+        for memory, each in zip(self.memories, (source, result, wanted, *kept), strict=True):
             _call("memory_create", byref(memory), each, engine, None)
 
     def __call__(self, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         found = np.empty(self.shape, np.float32)
         with self.lock:  # several devices may share the primitive's memories
-            arrays = (x, gradient, self.scratch, found)
+            arrays = (x, gradient, found, *self.kept)
             for memory, array in zip(self.memories, arrays, strict=True):
                 _call("memory_set_data_handle", memory, c_void_p(array.ctypes.data))
-            source, result, own, wanted = self.memories
-            self._run(self.convolution, (SRC, source), (DIFF_DST, result), (DIFF_WEIGHTS, own))
-            self._run(self.reorder, (SRC, own), (TO, wanted))
+            source, result, wanted, own, *scratch = self.memories
+            self._run(self.convolution, (SRC, source), (DIFF_DST, result), (DIFF_WEIGHTS, own),
+                      (SCRATCHPAD, scratch[0]))  # fmt: skip
+            self._run(self.reorder, (SRC, own), (TO, wanted), (SCRATCHPAD, scratch[1]))
             _call("stream_wait", self.stream)
         return found
 
