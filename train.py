@@ -35,12 +35,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> int:
     """Runs the config; every expected failure ends in one message and an exit status."""
-    from jaxcyto.training import host
-
-    host.use_onednn()
     import jax
 
-    from jaxcyto.training import distributed, log, loop
+    from jaxcyto.training import distributed, host, log, loop
 
     log.log_to_stderr()
     if len(argv) > 1:

@@ -103,7 +103,6 @@ def main() -> None:
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     log.log_to_stderr()
-    host.use_onednn()
     host.keep_freed_memory()
 
     names = arguments.studies.split(",") if arguments.studies else list(STUDIES)

@@ -4,7 +4,6 @@
  "images": FILE, "targets": FILE}
 """
 
-# ruff: noqa: E402
 import json
 import resource
 import sys
@@ -14,10 +13,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from jaxcyto.training import host
-
-host.use_onednn()
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +26,7 @@ from jaxcyto.config import AugmentConfig, InputScales, LossConfig, Scales, Term,
 from jaxcyto.export_file import write_export
 from jaxcyto.losses import cross_entropy
 from jaxcyto.models import Geometry, SiameseNet, UNet
-from jaxcyto.training import parallel
+from jaxcyto.training import host, parallel
 from jaxcyto.training.pretext import PretextTask
 from jaxcyto.training.segment import SegmentTask
 from jaxcyto.training.state import State

@@ -102,10 +102,9 @@ def one(config: Any, numbers: list[str], arguments: argparse.Namespace) -> None:
     """A child: joins the others of its row, measures; the first one prints."""
     from absl import flags
 
-    from jaxcyto.training import distributed, host
+    from jaxcyto.training import distributed
 
     flags.FLAGS.mark_as_parsed()  # grain reads them
-    host.use_onednn()
     processes, process, port = map(int, numbers)
     if processes > 1:
         distributed.join(f"127.0.0.1:{port}", processes, process)

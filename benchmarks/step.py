@@ -172,10 +172,9 @@ def peak_memory_bytes() -> int | None:
 
 def measure(config: Any, devices: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One combination, in this process; see the module."""
-    from jaxcyto.training import host
-
-    host.use_onednn()
     import jax
+
+    from jaxcyto.training import host
 
     if jax.config.jax_platforms == "cpu" or jax.default_backend() == "cpu":
         host.keep_freed_memory()  # as train.py does

@@ -25,16 +25,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxcyto.training import host
+import jax
+import jax.numpy as jnp
+import step as bench
 
-host.use_onednn()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import step as bench  # noqa: E402
-
-from jaxcyto.training import parallel  # noqa: E402
-from jaxcyto.training.step import train_step  # noqa: E402
+from jaxcyto.training import (
+    host,
+    parallel,
+)
+from jaxcyto.training.step import train_step
 
 STEPS = 3  # under the profiler
 LAYER = re.compile(r"((?:atlas_)?encoder/)?(block\d+|up\d+\w*|classifier\w*)/(\w+)?")

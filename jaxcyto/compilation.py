@@ -3,9 +3,7 @@
 JAX's persistent compilation cache, with what it leaves open: a folder, a bound, and entries that a
 full disk or a kill has cut off. The key of an entry covers the program, the versions of jaxlib and
 compiler, XLA_FLAGS and the device, of a CPU with its instruction set: what another machine that
-shares the folder has compiled is not found here. Not kept are programs with convolutions by oneDNN
-(`training.host.use_onednn`) or with callbacks (`models.onednn`), which XLA cannot serialise: the
-step of `train.py` on the CPU.
+shares the folder has compiled is not found here.
 """
 
 import glob
@@ -91,8 +89,6 @@ def _mend(folder: Path | None) -> None:
 
     def show_or_mend(message: Warning | str, category: type[Warning], *where: Any) -> None:
         failed = FAILED.match(str(message))
-        if failed and failed[3] == "MemoryError: std::bad_alloc":  # oneDNN; nothing was written
-            return
         if failed is None or folder is None:
             show(message, category, *where)
             return

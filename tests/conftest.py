@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")
-# Steps with oneDNN cannot be kept (jaxcyto.compilation): each train.py would compile its own.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=false")
 
 import jax
 import pytest

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxcyto.models.conv import Conv
+from jaxcyto.models.conv import Kernel, affine_block, conv
 from jaxcyto.models.norm import BatchNorm
 from jaxcyto.models.pool import max_pool
 
@@ -26,6 +26,7 @@ class Block(nn.Module):
         kernel: side of the first convolution (further ones are 3x3).
         stride: stride of the first convolution.
         convs: number of convolutions.
+        pool: whether 2x2 pooling follows.
         dtype: compute dtype; parameters and statistics are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
     """
@@ -34,23 +35,25 @@ class Block(nn.Module):
     kernel: int = 3
     stride: int = 1
     convs: int = 2
+    pool: bool = False
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x, channels, layers = x.astype(self.dtype), x.shape[-1], []
         for number in range(1, self.convs + 1):
-            kernel, stride = (self.kernel, self.stride) if number == 1 else (3, 1)
-            x = Conv(
-                self.width,
-                kernel,
-                stride,
-                kernel_init=KERNEL_INIT,
-                dtype=self.dtype,
-                name=f"conv{number}",
-            )(x)
-            x = nn.relu(BatchNorm(self.dtype, self.axis_name, name=f"bn{number}")(x, train))
-        return x
+            side, stride = (self.kernel, self.stride) if number == 1 else (3, 1)
+            kernel = Kernel(side, self.width, KERNEL_INIT, name=f"conv{number}")(channels)
+            norm = BatchNorm(self.width, self.dtype, self.axis_name, name=f"bn{number}")
+            if train:
+                x = nn.relu(norm(conv(x, kernel, stride)))
+            else:
+                layers.append((kernel, *norm.running()))
+            channels = self.width
+        if not train:
+            return affine_block(x, layers, self.stride, relu=True, pool=self.pool)
+        return max_pool(x) if self.pool else x
 
 
 def block_type(remat: bool) -> Any:
@@ -93,12 +96,12 @@ class Encoder(nn.Module):
             train: whether batch norm uses (and updates) the statistics of this batch.
 
         Returns:
-            The output [B, h, w, width] of every block, before its pooling: the last one is the
-            branch's result, the others are skips.
+            The output [B, h, w, width] of every block: the last one is the branch's result, the
+            others, but for the first, are skips, before pooling. That of the first is pooled.
         """
         outputs: list[jax.Array] = []
         for number, width in enumerate(self.widths, start=1):
-            if number > 2 or (number == 2 and self.stem_pool):
+            if number > 2:
                 x = max_pool(x)
             first = number == 1
             x = block_type(self.remat)(
@@ -106,6 +109,7 @@ class Encoder(nn.Module):
                 kernel=self.stem_kernel if first else 3,
                 stride=self.stem_stride if first else 1,
                 convs=self.stem_convs if first else 2,
+                pool=self.stem_pool and first,
                 dtype=self.dtype,
                 axis_name=self.axis_name,
                 name=f"block{number}",

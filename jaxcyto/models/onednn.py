@@ -1,13 +1,11 @@
-"""Weight gradients of convolutions by oneDNN, on the CPU.
+"""Convolutions by oneDNN, on the CPU: outputs, both gradients, and whole blocks at inference.
 
-XLA:CPU can call oneDNN for the outputs of a convolution but not for the gradient of its kernel,
-which was a third of the training step and more. The primitive that other frameworks use for it is
-reached here through oneDNN's C interface (`dnnl.h`, version 3), by a callback: the maps are passed
-as they lie in memory, and what comes back is only as large as a kernel.
+XLA:CPU's own convolutions are slow for wide maps of few channels, above all the gradients of their
+kernels; oneDNN is what other frameworks use there. It is called through its C interface (`dnnl.h`,
+version 3) with the addresses of XLA's buffers (`models/ffi.py`): maps are not copied.
 
 The library is that of the package `onednn-cpu-gomp`; where it is missing, `available()` is false
-and `models/conv.py` does without, as where XLA_FLAGS say that oneDNN is not to be used: programs
-with callbacks are not kept in JAX's compilation cache.
+and `models/conv.py` leaves everything to XLA.
 """
 
 from __future__ import annotations
@@ -16,20 +14,23 @@ import ctypes
 import functools
 import os
 import threading
-from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
+from collections.abc import Sequence
+from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_void_p
 from importlib import metadata
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 PACKAGE = "onednn-cpu-gomp"
-OFF = "--xla_cpu_experimental_onednn_custom_call=false"  # the flag of `training.host.use_onednn`
 # dnnl_types.h and dnnl_common_types.h
 CPU, IN_ORDER, FLOAT32, ANY_FORMAT = 1, 1, 3, 1
-FORWARD_TRAINING, DIRECT, USER = 64, 1, 1
-QUERY_DIFF_WEIGHTS, QUERY_SCRATCHPAD = 132, 136
-SRC, TO, SCRATCHPAD, DIFF_DST, DIFF_WEIGHTS = 1, 17, 80, 145, 161
+TRAINING, INFERENCE, DIRECT, MAX, RELU, USER = 64, 96, 1, 0x1FF, 0x20, 1
+QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS, QUERY_SCRATCHPAD = 131, 132, 136
+SRC, DST, WEIGHTS, BIAS, SCRATCHPAD = 1, 17, 33, 41, 80
+DIFF_SRC, DIFF_DST, DIFF_WEIGHTS = 129, 145, 161
+
+Shape = tuple[int, ...]
+LOCK = threading.Lock()  # one call at a time: each uses all cores, and the scratch memory
 
 
 class _Argument(ctypes.Structure):
@@ -37,142 +38,224 @@ class _Argument(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
+    """oneDNN's shared library; None where the package is missing or cannot be loaded."""
     # Threads that wait actively would take the processors from XLA's.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         files = metadata.files(PACKAGE) or []
         path = next(file.locate() for file in files if file.name == "libdnnl.so.3")
-        library = ctypes.CDLL(str(path))
+        found = ctypes.CDLL(str(path))
     except (metadata.PackageNotFoundError, StopIteration, OSError):
         return None
-    library.dnnl_primitive_desc_query_md.restype = c_void_p
-    library.dnnl_memory_desc_get_size.restype = c_size_t
-    return library
-
-
-def available() -> bool:
-    """Whether to use it: it is there (x86-64 Linux, a dependency), and not switched off."""
-    return OFF not in os.environ.get("XLA_FLAGS", "") and _library() is not None
-
-
-def kernel_gradient(
-    x: jax.Array, gradient: jax.Array, kernel: int = 3, stride: int = 1
-) -> jax.Array:
-    """Gradient of a square kernel of a convolution without padding; to be traced for the CPU only.
-
-    Args:
-        x: [B, H, W, C], the input.
-        gradient: [B, H', W', C'], of the output.
-        kernel: side of the kernel.
-        stride: of the convolution.
-
-    Returns:
-        [kernel, kernel, C, C'] in the dtype of `gradient`, computed in float32.
-    """
-    shape = (kernel, kernel, x.shape[-1], gradient.shape[-1])
-    call = functools.partial(_on_host, stride=stride, shape=shape)
-    found = jax.pure_callback(
-        call,
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        x.astype(jnp.float32),
-        gradient.astype(jnp.float32),
-        vmap_method="sequential",
-    )
-    return found.astype(gradient.dtype)
-
-
-def _on_host(
-    x: jax.Array, gradient: jax.Array, stride: int, shape: tuple[int, int, int, int]
-) -> np.ndarray:
-    inputs, outputs = np.ascontiguousarray(x), np.ascontiguousarray(gradient)
-    return _primitive(inputs.shape, outputs.shape, shape, stride)(inputs, outputs)
-
-
-@functools.cache
-def _primitive(x: tuple, gradient: tuple, kernel: tuple, stride: int) -> _KernelGradient:
-    return _KernelGradient(x, gradient, kernel, stride)
-
-
-class _KernelGradient:
-    """oneDNN's primitive for one set of shapes, made once and kept."""
-
-    def __init__(self, x: tuple, gradient: tuple, kernel: tuple, stride: int) -> None:
-        self.shape, self.lock = kernel, threading.Lock()
-        engine, self.stream = c_void_p(), c_void_p()
-        _call("engine_create", byref(engine), CPU, c_size_t(0))
-        _call("stream_create", byref(self.stream), engine, IN_ORDER)
-
-        source, result = _channels_last(x), _channels_last(gradient)
-        side, _, channels, width = kernel
-        dims = (width, channels, side, side)
-        order = (1, width, side * channels * width, channels * width)  # [k, k, C, C'] in memory
-        wanted = _descriptor("with_strides", dims, _sizes(order))
-        free = _descriptor("with_tag", dims, ANY_FORMAT)
-        geometry = [_sizes(pair) for pair in ((stride, stride), (0, 0), (0, 0), (0, 0))]
-        hint, described, attributes = c_void_p(), c_void_p(), c_void_p()
-        # oneDNN's own scratch memory is that of the thread that has made a primitive
-        _call("primitive_attr_create", byref(attributes))
-        _call("primitive_attr_set_scratchpad_mode", attributes, USER)
-        _call("convolution_forward_primitive_desc_create", byref(hint), engine, FORWARD_TRAINING,
-              DIRECT, source, free, None, result, *geometry, None)  # fmt: skip
-        _call("convolution_backward_weights_primitive_desc_create", byref(described), engine,
-              DIRECT, source, free, None, result, *geometry, hint, attributes)  # fmt: skip
-        library = _library()
-        assert library
-
-        def asked(primitive: c_void_p, what: int) -> c_void_p:
-            return c_void_p(library.dnnl_primitive_desc_query_md(primitive, what, 0))
-
-        own, reorder = asked(described, QUERY_DIFF_WEIGHTS), c_void_p()
-        _call("reorder_primitive_desc_create", byref(reorder), own, engine, wanted, engine,
-              attributes)  # fmt: skip
-        self.convolution, self.reorder = c_void_p(), c_void_p()
-        _call("primitive_create", byref(self.convolution), described)
-        _call("primitive_create", byref(self.reorder), reorder)
-
-        kept = own, asked(described, QUERY_SCRATCHPAD), asked(reorder, QUERY_SCRATCHPAD)
-        self.kept = [np.empty(library.dnnl_memory_desc_get_size(each), np.uint8) for each in kept]
-        self.memories = [c_void_p() for _ in range(6)]
-        for memory, each in zip(self.memories, (source, result, wanted, *kept), strict=True):
-            _call("memory_create", byref(memory), each, engine, None)
-
-    def __call__(self, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        found = np.empty(self.shape, np.float32)
-        with self.lock:  # several devices may share the primitive's memories
-            arrays = (x, gradient, found, *self.kept)
-            for memory, array in zip(self.memories, arrays, strict=True):
-                _call("memory_set_data_handle", memory, c_void_p(array.ctypes.data))
-            source, result, wanted, own, *scratch = self.memories
-            self._run(self.convolution, (SRC, source), (DIFF_DST, result), (DIFF_WEIGHTS, own),
-                      (SCRATCHPAD, scratch[0]))  # fmt: skip
-            self._run(self.reorder, (SRC, own), (TO, wanted), (SCRATCHPAD, scratch[1]))
-            _call("stream_wait", self.stream)
-        return found
-
-    def _run(self, primitive: c_void_p, *arguments: tuple[int, c_void_p]) -> None:
-        given = (_Argument * len(arguments))(*(_Argument(*each) for each in arguments))
-        _call("primitive_execute", primitive, self.stream, len(arguments), given)
-
-
-def _channels_last(shape: tuple[int, int, int, int]) -> c_void_p:
-    batch, height, width, channels = shape
-    strides = (height * width * channels, 1, width * channels, channels)
-    return _descriptor("with_strides", (batch, channels, height, width), _sizes(strides))
-
-
-def _descriptor(how: str, dims: tuple, layout: object) -> c_void_p:
-    found = c_void_p()
-    name = f"memory_desc_create_{how}"
-    _call(name, byref(found), len(dims), _sizes(dims), FLOAT32, layout)
+    found.dnnl_primitive_desc_query_md.restype = c_void_p
+    found.dnnl_memory_desc_get_size.restype = c_size_t
     return found
 
 
-def _sizes(values: tuple[int, ...]) -> ctypes.Array:
+class Conv(NamedTuple):
+    """A convolution without padding: x [B, H, W, C], kernel [k, k, C, C'], y [B, H', W', C']."""
+
+    x: Shape
+    kernel: Shape
+    y: Shape
+    stride: int
+
+
+class Primitive:
+    """A primitive of oneDNN and its memories, by the indices of its arguments.
+
+    Maps lie channels last, kernels as [k, k, C, C']. Where the primitive wants a kernel in an order
+    of its own, it is brought there before (`WEIGHTS`), or back after (`DIFF_WEIGHTS`).
+    """
+
+    def __init__(self, described: c_void_p, layouts: dict[int, c_void_p]) -> None:
+        self.primitive = _made("primitive_create", described)
+        self.own = [_scratch(_asked(described, QUERY_SCRATCHPAD))]
+        self.memories = {index: _memory(layout) for index, layout in layouts.items()}
+        self.given = dict(self.memories) | {SCRATCHPAD: self.own[0][1]}
+        self.before = self.after = None
+        for index, query in ((WEIGHTS, QUERY_WEIGHTS), (DIFF_WEIGHTS, QUERY_DIFF_WEIGHTS)):
+            if index in layouts:
+                own = _asked(described, query)
+                self.own.append(_scratch(own))
+                self.given[index] = self.own[-1][1]
+                if index == WEIGHTS:
+                    self.before = _Reorder(layouts[index], own)
+                else:
+                    self.after = _Reorder(own, layouts[index])
+
+    def point(self, addresses: dict[int, int]) -> None:
+        """Sets where arguments lie."""
+        for index, address in addresses.items():
+            _call("memory_set_data_handle", self.memories[index], c_void_p(address))
+
+    def execute(self) -> None:
+        """Runs the primitive, and waits for it."""
+        if self.before:
+            self.before(self.memories[WEIGHTS], self.given[WEIGHTS])
+        _execute(self.primitive, self.given)
+        if self.after:
+            self.after(self.given[DIFF_WEIGHTS], self.memories[DIFF_WEIGHTS])
+        _call("stream_wait", _stream())
+
+
+def convolution(conv: Conv, bias: bool = False, relu: bool = False) -> Primitive:
+    """The output of a convolution; of SRC, WEIGHTS and, if `bias`, BIAS: DST."""
+    layouts = _layouts(conv)
+    added = _strided((conv.kernel[3],), (1,)) if bias else None
+    described = _made(
+        "convolution_forward_primitive_desc_create", *_start(INFERENCE), layouts[SRC],
+        _free(conv), added, layouts[DST], *_geometry(conv.stride), _attributes(relu),
+    )  # fmt: skip
+    return Primitive(described, layouts | ({BIAS: added} if added else {}))
+
+
+def input_gradient(conv: Conv) -> Primitive:
+    """Of DIFF_DST and WEIGHTS: DIFF_SRC."""
+    layouts = _layouts(conv)
+    described = _made(
+        "convolution_backward_data_primitive_desc_create", engine(), DIRECT, layouts[SRC],
+        _free(conv), layouts[DST], *_geometry(conv.stride), _hint(conv), _attributes(),
+    )  # fmt: skip
+    held = {DIFF_SRC: SRC, DIFF_DST: DST, WEIGHTS: WEIGHTS}
+    return Primitive(described, {index: layouts[of] for index, of in held.items()})
+
+
+def kernel_gradient(conv: Conv) -> Primitive:
+    """Of SRC and DIFF_DST: DIFF_WEIGHTS."""
+    layouts = _layouts(conv)
+    described = _made(
+        "convolution_backward_weights_primitive_desc_create", engine(), DIRECT, layouts[SRC],
+        _free(conv), None, layouts[DST], *_geometry(conv.stride), _hint(conv), _attributes(),
+    )  # fmt: skip
+    held = {SRC: SRC, DIFF_DST: DST, DIFF_WEIGHTS: WEIGHTS}
+    return Primitive(described, {index: layouts[of] for index, of in held.items()})
+
+
+def max_pooling(x: Shape, y: Shape) -> Primitive:
+    """The largest of each 2x2 square, odd edges padded; of SRC: DST."""
+    layouts = {SRC: _channels_last(x), DST: _channels_last(y)}
+    edges = tuple(2 * small - large for large, small in zip(x[1:3], y[1:3], strict=True))
+    described = _made(
+        "pooling_forward_primitive_desc_create", *_start(INFERENCE, MAX), layouts[SRC],
+        layouts[DST], _sizes((2, 2)), *map(_sizes, ((2, 2), (0, 0), (0, 0), edges)), _attributes(),
+    )  # fmt: skip
+    return Primitive(described, layouts)
+
+
+class _Reorder:
+    def __init__(self, source: c_void_p, result: c_void_p) -> None:
+        made = "reorder_primitive_desc_create"
+        described = _made(made, source, engine(), result, engine(), _attributes())
+        self.primitive = _made("primitive_create", described)
+        self.scratch = _scratch(_asked(described, QUERY_SCRATCHPAD))
+
+    def __call__(self, source: c_void_p, result: c_void_p) -> None:
+        _execute(self.primitive, {SRC: source, DST: result, SCRATCHPAD: self.scratch[1]})
+
+
+@functools.cache
+def engine() -> c_void_p:
+    """The CPU, for oneDNN."""
+    return _made("engine_create", CPU, c_size_t(0))
+
+
+@functools.cache
+def _stream() -> c_void_p:
+    return _made("stream_create", engine(), IN_ORDER)
+
+
+def _execute(primitive: c_void_p, arguments: dict[int, c_void_p]) -> None:
+    given = (_Argument * len(arguments))(*(_Argument(*each) for each in arguments.items()))
+    _call("primitive_execute", primitive, _stream(), len(arguments), given)
+
+
+def _start(kind: int, algorithm: int = DIRECT) -> tuple[c_void_p, int, int]:
+    return engine(), kind, algorithm
+
+
+def _hint(conv: Conv) -> c_void_p:
+    """The forward primitive that gradients are asked for with."""
+    layouts = _layouts(conv)
+    return _made(
+        "convolution_forward_primitive_desc_create", *_start(TRAINING), layouts[SRC], _free(conv),
+        None, layouts[DST], *_geometry(conv.stride), None,
+    )  # fmt: skip
+
+
+def _layouts(conv: Conv) -> dict[int, c_void_p]:
+    side, _, channels, width = conv.kernel
+    order = (1, width, side * channels * width, channels * width)  # [k, k, C, C'] in memory
+    return {
+        SRC: _channels_last(conv.x),
+        DST: _channels_last(conv.y),
+        WEIGHTS: _strided((width, channels, side, side), order),
+    }
+
+
+def _channels_last(shape: Shape) -> c_void_p:
+    batch, height, width, channels = shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return _strided((batch, channels, height, width), strides)
+
+
+def _strided(dims: Shape, strides: Shape) -> c_void_p:
+    name = "memory_desc_create_with_strides"
+    return _made(name, len(dims), _sizes(dims), FLOAT32, _sizes(strides))
+
+
+def _free(conv: Conv) -> c_void_p:
+    """A kernel in whatever order the primitive likes best."""
+    side, _, channels, width = conv.kernel
+    dims = (width, channels, side, side)
+    return _made("memory_desc_create_with_tag", len(dims), _sizes(dims), FLOAT32, ANY_FORMAT)
+
+
+def _geometry(stride: int) -> list[ctypes.Array]:
+    """Strides, dilation, and padding on both sides."""
+    return [_sizes(pair) for pair in ((stride, stride), (0, 0), (0, 0), (0, 0))]
+
+
+def _attributes(relu: bool = False) -> c_void_p:
+    found = _made("primitive_attr_create")
+    # oneDNN's own scratch memory would be that of the thread that has made a primitive
+    _call("primitive_attr_set_scratchpad_mode", found, USER)
+    if relu:
+        after = _made("post_ops_create")
+        _call("post_ops_append_eltwise", after, RELU, c_float(0), c_float(0))
+        _call("primitive_attr_set_post_ops", found, after)
+    return found
+
+
+def _asked(described: c_void_p, query: int) -> c_void_p:
+    found = library()
+    assert found
+    return c_void_p(found.dnnl_primitive_desc_query_md(described, query, 0))
+
+
+def _memory(layout: c_void_p, address: int | None = None) -> c_void_p:
+    return _made("memory_create", layout, engine(), c_void_p(address))
+
+
+def _scratch(layout: c_void_p) -> tuple[np.ndarray, c_void_p]:
+    found = library()
+    assert found
+    array = np.empty(found.dnnl_memory_desc_get_size(layout), np.uint8)
+    return array, _memory(layout, array.ctypes.data)
+
+
+def _sizes(values: Sequence[int]) -> ctypes.Array:
     return (c_int64 * len(values))(*values)
 
 
+def _made(name: str, *arguments: object) -> c_void_p:
+    found = c_void_p()
+    _call(name, byref(found), *arguments)
+    return found
+
+
 def _call(name: str, *arguments: object) -> None:
-    status = getattr(_library(), f"dnnl_{name}")(*arguments)
+    status = getattr(library(), f"dnnl_{name}")(*arguments)
     if status != 0:
         raise RuntimeError(f"oneDNN: {name} returned status {status}")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxcyto.models.conv import Conv, convolve
+from jaxcyto.models.conv import Kernel, affine_block, conv
 from jaxcyto.models.encoder import KERNEL_INIT, Encoder, block_type
 from jaxcyto.models.geometry import ATLAS_KERNEL, Geometry
 from jaxcyto.models.norm import BatchNorm
@@ -43,12 +43,20 @@ class Up(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, affine: tuple[jax.Array, jax.Array] | None = None
+    ) -> jax.Array:
+        """[B, H, W, C] -> [B, 2 H, 2 W, width]; then, if given, x * a + b and ReLU."""
         batch, height, width, channels = x.shape
         kernel = self.param("kernel", _UP_INIT, (2, 2, channels, self.width))
         # [2, 2, C, width] -> [1, 1, C, 2 * 2 * width]
         flat = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(1, 1, channels, 4 * self.width)
-        x = convolve(x.astype(self.dtype), flat.astype(self.dtype))
+        x = x.astype(self.dtype)
+        if affine is None:
+            x = conv(x, flat)
+        else:
+            a, b = (jnp.tile(each, 4) for each in affine)
+            x = affine_block(x, [(flat, a, b)], 1, relu=True, pool=False)
         x = x.reshape(batch, height, width, 2, 2, self.width).transpose(0, 1, 3, 2, 4, 5)
         return x.reshape(batch, 2 * height, 2 * width, self.width)
 
@@ -119,14 +127,19 @@ class UNet(nn.Module):
         for number, (width, skip) in enumerate(
             zip(reversed(widths[1:-1]), reversed(skips), strict=True), start=len(widths) + 1
         ):
-            x = Up(width, dtype=self.dtype, name=f"up{number}")(x)
-            x = nn.relu(BatchNorm(**common, name=f"up{number}_bn")(x, train))
+            up = Up(width, dtype=self.dtype, name=f"up{number}")
+            norm = BatchNorm(width, **common, name=f"up{number}_bn")
+            x = nn.relu(norm(up(x))) if train else up(x, norm.running())
             x = jnp.concatenate([x, _centre(skip, *x.shape[1:3])], axis=-1)
             x = block_type(self.remat)(width, **common, name=f"block{number}")(x, train)
 
         dtype = jnp.promote_types(self.dtype, jnp.float32)
-        x = Conv(self.num_classes, 1, 1, kernel_init=KERNEL_INIT, dtype=dtype, name="classifier")(x)
-        return BatchNorm(dtype, self.axis_name, name="classifier_bn")(x, train)
+        x, channels = x.astype(dtype), x.shape[-1]
+        kernel = Kernel(1, self.num_classes, KERNEL_INIT, name="classifier")(channels)
+        norm = BatchNorm(self.num_classes, dtype, self.axis_name, name="classifier_bn")
+        if train:
+            return norm(conv(x, kernel))
+        return affine_block(x, [(kernel, *norm.running())], 1, relu=False, pool=False)
 
     def _check(self, image: jax.Array, atlas: jax.Array | None) -> None:
         if not self.is_initializing():

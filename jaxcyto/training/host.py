@@ -1,8 +1,6 @@
 """Settings of the host that make training on the CPU faster."""
 
 import ctypes
-import os
-from importlib import metadata
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
@@ -29,22 +27,3 @@ def keep_freed_memory() -> bool:
         M_ARENA_MAX: 1,
     }
     return all(mallopt(option, value) == 1 for option, value in settings.items())
-
-
-ONEDNN_FLAG = "xla_cpu_experimental_onednn_custom_call"
-ONEDNN_JAXLIB = "0.12."  # an unknown flag ends the process, so only where it was tried
-
-
-def use_onednn() -> bool:
-    """Lets XLA:CPU use oneDNN for convolutions and matrix products; before JAX is first used.
-
-    Of no effect on other backends. What the user has set in XLA_FLAGS stays.
-
-    Returns:
-        Whether the flag is set now.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if ONEDNN_FLAG not in flags and metadata.version("jaxlib").startswith(ONEDNN_JAXLIB):
-        flags = f"{flags} --{ONEDNN_FLAG}=true".strip()
-        os.environ["XLA_FLAGS"] = flags
-    return f"{ONEDNN_FLAG}=true" in flags
