@@ -61,6 +61,23 @@ def test_programs_are_found_again_and_damaged_ones_written_again(tmp_path):
     assert fourth["hits"] == len(entries) and not said
 
 
+def test_programs_with_convolutions_are_kept(tmp_path):
+    """Those that call oneDNN, too: the calls are found by name in the next process."""
+    code = PROGRAM.replace(
+        "value = jax.jit(lambda x: (x * 3 + 1).sum())(jax.numpy.arange(4.0)).item()",
+        """
+from jaxcyto.models.conv import conv
+x, kernel = jax.numpy.ones((2, 20, 20, 3)), jax.numpy.ones((3, 3, 3, 8))
+value = jax.jit(jax.grad(lambda kernel: conv(x, kernel).sum()))(kernel).sum().item()
+""",
+    )
+    first, _ = run(code, XDG_CACHE_HOME=tmp_path)
+    second, said = run(code, XDG_CACHE_HOME=tmp_path)
+    assert first["value"] == second["value"] == 2 * 18 * 18 * 8 * 27
+    assert first["misses"] > 0 and not said
+    assert (second["hits"], second["misses"]) == (first["misses"], 0)
+
+
 def test_another_instruction_set_is_another_program(tmp_path):
     """XLA_FLAGS are in the key by themselves; here the fingerprint of the processor must be."""
     code = """

@@ -69,7 +69,8 @@ def block(
 
     Bias and ReLU are done where oneDNN has a pixel at hand anyway. What lies between the layers is
     in memory that all calls share, so that it need not be mapped and faulted in each time. (Strips
-    of the map that fit in the cache were slower: every call wakes oneDNN's threads.)
+    of the map that fit in the cache were slower: every call wakes oneDNN's threads.) ReLU makes
+    NaN 0 here; weights that are not finite are refused where they are loaded.
 
     Args:
         x: [B, H, W, C].

@@ -47,7 +47,9 @@ class Block(nn.Module):
             kernel = Kernel(side, self.width, KERNEL_INIT, name=f"conv{number}")(channels)
             norm = BatchNorm(self.width, self.dtype, self.axis_name, name=f"bn{number}")
             if train:
-                x = nn.relu(norm(conv(x, kernel, stride)))
+                with jax.named_scope(f"conv{number}"):  # as profiles show it
+                    x = conv(x, kernel, stride)
+                x = nn.relu(norm(x))
             else:
                 layers.append((kernel, *norm.running()))
             channels = self.width
