@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from jaxcyto.brain.manifest import SPLITS, read_brain
 from jaxcyto.brain.pairs import load_pairs
 from jaxcyto.brain.patches import load_patches
-from jaxcyto.cli import main
+from jaxcyto.cli import WORK, main
 
 SAMPLE = ("--patches", "60", "--patch-px", "8", "--um-per-px", "64")
 PAIR = ("--workers", "1", "--method", "exact")
@@ -232,3 +232,10 @@ def test_python_m_is_the_same_command():
     command = [sys.executable, "-m", "jaxcyto", "--version"]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert printed.stdout.startswith("jaxcyto, version ")
+
+
+def test_help_lists_every_command_in_the_order_of_the_work_and_none_is_cut():
+    printed = done("--help")
+    assert sorted(WORK) == sorted(main.commands)
+    assert re.findall(r"^  ([a-z]+)  ", printed.partition("Commands:")[2], re.M) == list(WORK)
+    assert "..." not in printed.partition("Commands:")[2] and "train.py" in printed
