@@ -165,3 +165,9 @@ def refused(config, workdir, *arguments) -> str:
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     return done.stderr
+
+
+def test_the_quickstart_makes_no_phantom_where_a_brain_is_misspelt(tmp_path):
+    missing = tmp_path / "mien"
+    message = refused("configs/quickstart.py", tmp_path / "run", f"--config.data.brains={missing}")
+    assert "no such folder; name a brain's folder" in message and not missing.exists()
