@@ -55,6 +55,9 @@ def main() -> None:
     parser.add_argument("--peer-python", help="interpreter with tvb-gdist")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    for name in (WHITE, REFERENCE) if arguments.data else ():
+        if not (arguments.data / name).is_file():
+            parser.error(f"--data {arguments.data}: holds no {name}; without --data a made-up mesh")
     rng = np.random.default_rng(arguments.seed)
     surface = read_surface(arguments.data / WHITE) if arguments.data else folded_sphere()
     number = len(surface.vertices)

@@ -92,6 +92,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--split-axis", default="z", choices=["x", "z"])
     arguments = parser.parse_args()
+    for name in ("bigbrain/surf", "histology/bigbrain_sections"):
+        if not (arguments.data / name).is_dir():
+            parser.error(f"--data {arguments.data}: holds no {name}; see docs/real_section.md")
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     log.log_to_stderr()

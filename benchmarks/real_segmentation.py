@@ -216,6 +216,11 @@ def main() -> None:
     parser.add_argument("--um-per-px", type=float, default=32.0, help="of the sulcus")
     parser.add_argument("--steps", type=int, default=150, help="of the sulcus")
     arguments = parser.parse_args()
+    for name in ("columns_cut300", "spitzer_histoseg_patches"):
+        if not (arguments.data / "histology" / name).is_dir():
+            parser.error(
+                f"--data {arguments.data}: holds no histology/{name}; see docs/real_segmentation.md"
+            )
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     log.log_to_stderr()

@@ -20,12 +20,13 @@ from jaxcyto.losses import coordinate_loss, distance_loss
 
 PATCHES = 4000
 PAIRS = 12_000
+PHANTOM = "brains/quickstart"  # made if missing; another folder must hold a brain
 
 
 def get_config() -> Config:
     return Config(
         data=DataConfig(
-            brains=("brains/quickstart",),
+            brains=(PHANTOM,),
             patch_px=128,
             um_per_px=16.0,
             batch_pairs=16,
@@ -57,7 +58,7 @@ def prepare(config: Config) -> None:
     """Makes what is missing of the brain, its patches and its pairs."""
     data = config.data
     root = Path(data.brains[0])
-    if not (root / "brain.toml").exists():
+    if data.brains[0] == PHANTOM and not (root / "brain.toml").exists():
         make_phantom(root, PRESETS["quickstart"], StderrProgress("phantom", "sections"))
     if not (root / "patches.npz").exists():
         patches = sample_brain(

@@ -25,21 +25,34 @@ from jaxcyto.errors import InputError
 class Group(click.Group):
     command_class = Command
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the work; click's own order is the alphabet's."""
+        return list(WORK)
+
+
+WORK = (
+    *("phantom", "check", "sample", "pair", "annotate", "carry"),
+    *("predict", "evaluate", "explore", "report", "export"),
+)
+
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="jaxcyto", prog_name="jaxcyto")
 def main() -> None:
-    """Brain sections: the data of pre-training and segmentation, and maps of whole sections.
+    """Maps of cortical areas from brain sections: all but the training, which is train.py.
 
-    A brain is a folder with a brain.toml (docs/data.md). Before pre-training, in this order:
+    BRAIN is a folder with a brain.toml (docs/data.md), RUN a folder that train.py has written.
+    From a synthetic brain to a pre-trained network, in this order:
 
     \b
       jaxcyto phantom brains/toy --preset tiny
       jaxcyto check brains/toy
       jaxcyto sample brains/toy --patches 500 --patch-px 128 --um-per-px 16
-      jaxcyto pair brains/toy --pairs 1000
+      jaxcyto pair brains/toy --pairs 1000 --all-distances
+      python train.py --config configs/quickstart.py --workdir runs/toy \\
+          --config.data.brains=brains/toy --config.steps=200
 
-    Before segmentation `annotate` or `carry`, after it `predict` and `evaluate`.
+    Before training a segmentation `annotate` or `carry`, after it `predict` and `evaluate`.
     """
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is said in our own messages
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
@@ -114,7 +127,9 @@ def check(brain: Path, as_json: bool) -> None:
 @SEED
 @JSON
 def sample(brain: Path, min_tissue: float | None, as_json: bool, **settings) -> None:
-    """Draw patches where the sections cut the cortex, evenly per millimetre.
+    """Draw patches where the sections cut the cortex.
+
+    They lie evenly: as many in each millimetre of cortex.
 
     Give --patches or --spacing-mm. An empty split column of the section table is filled first, by
     blocks of sections 2 mm apart. Prints the patches of each split and the smallest distance
@@ -177,11 +192,12 @@ def sample(brain: Path, min_tissue: float | None, as_json: bool, **settings) -> 
 @SEED
 @JSON
 def pair(brain: Path, shard: str | None, as_json: bool, **settings) -> None:
-    """Pair the patches and solve their distances along the surface.
+    """Pair the patches; find their distances along the cortex.
 
     Every patch is in at least one pair; both patches of a pair share hemisphere and split. Draws
-    a histogram of the distances beside the pairs. The oracle is kept in the brain's folder: more
-    pairs take seconds, and a build that was ended goes on.
+    a histogram of the distances beside the pairs. On large surfaces many pairs are answered by an
+    oracle: distances around some thousand points of the surface, solved once and kept in the
+    brain's folder. More pairs then take seconds, and a build that was ended goes on.
 
     Example: jaxcyto pair brains/bigbrain --pairs 200000
     """
@@ -209,7 +225,7 @@ def pair(brain: Path, shard: str | None, as_json: bool, **settings) -> None:
     show_default=True,
     help="tiny: seconds; quickstart: a minute, 16 um/px; full: 2 um/px, 12,000 px a side.",
 )
-@click.option("--null", is_flag=True, help="One profile everywhere: the floor of what is learnt.")
+@click.option("--null", is_flag=True, help="One texture everywhere: the control without areas.")
 @click.option("--um-per-px", type=ABOVE_0, help="Of the section images: 1, 2, 4, 8 or 16.")
 @click.option(
     "--sections",
@@ -220,16 +236,22 @@ def pair(brain: Path, shard: str | None, as_json: bool, **settings) -> None:
 @click.option(
     "--pial", type=click.Path(path_type=Path), help="Paint on this surface, with --white."
 )
-@click.option("--white", type=click.Path(path_type=Path), help="Vertex-matched with --pial.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Area of each vertex.")
-@click.option("--thickness", type=click.Path(path_type=Path), help="[V, 6] um, npz or npy.")
+@click.option("--white", type=click.Path(path_type=Path), help="With the triangles of --pial.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Area of each vertex: GIFTI, .annot."
+)
+@click.option(
+    "--thickness",
+    type=click.Path(path_type=Path),
+    help="Of six layers at each vertex [V, 6], um: npz, npy.",
+)
 @click.option("--y-range", nargs=2, type=float, metavar="FROM TO", help="Section planes, mm.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: the processors.")
 @SEED
 def phantom(
     out: Path, preset: str, null: bool, um_per_px, num_sections, workers, seed: int, **surfaces
 ) -> None:
-    """Write a synthetic brain, or paint synthetic texture on given surfaces.
+    """Write a synthetic brain, or paint one on given surfaces.
 
     \b
     Examples:

@@ -17,7 +17,11 @@ SEED = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 SECTIONS = click.option(
-    "--section", "sections", multiple=True, metavar="NAME", help="Only this one; may be repeated."
+    "--section",
+    "sections",
+    multiple=True,
+    metavar="NAME",
+    help="Only this section; may be repeated.",
 )
 
 

@@ -21,7 +21,8 @@ from jaxcyto.cli_command import BRAIN, LABEL_CLASSES, SECTIONS, Command
 @SECTIONS
 @LABEL_CLASSES
 @click.option(
-    "--patches",
+    "--patches-file",
+    "--patches",  # its name up to now
     "patches_file",
     default="patches.npz",
     show_default=True,
@@ -36,12 +37,12 @@ def explore(
     as_json: bool,
     **settings,
 ) -> None:
-    """Look at the features of all patches of a brain, or at the classes predicted for them.
+    """Ask what a network has learnt of each patch of a brain.
 
     Writes to RUN/explore/BRAIN: patches.parquet, GIFTI maps of the surfaces, pictures of how far
     neighbours along the ribbon are apart in the network's eyes, and results.json with how well area
     and place can be read from the features. --section names the sections whose ribbons are walked
-    along. Of a segmentation run: the table with the predicted classes, and GIFTI labels.
+    along. Of a segmentation run: the table with the class at each patch, and GIFTI labels.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from jaxcyto.cli_command import Command
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 def export(run: Path, out: Path) -> None:
-    """Write the weights of a finished run as one file, with a model card.
+    """Write the weights of a run as one file, with a model card.
 
     Writes OUT/model.safetensors (weights, and in its metadata config, test results and training
     data) and OUT/README.md. OUT stands for the run wherever a run is asked for: --config.init_from,

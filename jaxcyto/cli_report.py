@@ -42,4 +42,4 @@ def report(run: Path, out: Path | None, brains: tuple[Path, ...], as_json: bool)
         return
     path = out or run / "report.html"
     size = write_page(gathered, path)
-    click.echo(f"{path}: {size / 1e6:.1f} MB; open it in a browser")
+    click.echo(f"{path}: {size / 1e6:.2g} MB; open it in a browser")

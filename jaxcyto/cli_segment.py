@@ -163,7 +163,11 @@ def predict(
 @click.argument("run", type=click.Path(path_type=Path))
 @BRAIN
 @click.option(
-    "--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Which sections of the section table.",
 )
 @click.option(
     "--against",
@@ -185,7 +189,8 @@ def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: 
       jaxcyto evaluate runs/segment brains/bigbrain --against runs/random
     """
     from jaxcyto.brain.progress import StderrProgress
-    from jaxcyto.evaluate import compare, evaluate_brain
+    from jaxcyto.evaluate import compare, evaluate_brain, evaluation_folder
+    from jaxcyto.runs import find
     from jaxcyto.scores import scores_table
 
     def score(folder: Path) -> dict:
@@ -195,6 +200,9 @@ def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: 
     if against is None:
         found = score(run)
         click.echo(json.dumps(found) if as_json else scores_table(found))
+        if not as_json:
+            folder = evaluation_folder(find(run).folder, brain, split)
+            click.echo(f"results.json and figures are in {folder}")
         return
     results = {str(folder): score(folder) for folder in (against, run)}
     figure = compare(results, run, brain, split)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -202,7 +203,7 @@ class SegmentConfig:
     )
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     scales: InputScales | None = None  # None: those of `init_from`, else fitted
-    init_from: str | None = None  # folder of a finished pre-training run
+    init_from: str | None = None  # folder of a finished pre-training run, or an export of one
     encoder_rate: float = 1.0  # learning rate of what was taken over, relative; 0: frozen
     steps: int = 10_000  # assumption
     log_every: int = 50  # steps
@@ -212,6 +213,15 @@ class SegmentConfig:
     checkpoint_every: int = 1000  # steps; also before each validation
     keep: int = 2  # newest checkpoints kept, beside the best
     prepare: Callable[..., None] | None = None
+
+
+def field_paths(kind: Any) -> Iterator[str]:
+    """Every field of a config's class, dotted: data.brains, optim.learning_rate, ..."""
+    types = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        yield field.name
+        if dataclasses.is_dataclass(types[field.name]):
+            yield from (f"{field.name}.{deeper}" for deeper in field_paths(types[field.name]))
 
 
 def to_json(value: Any) -> Any:

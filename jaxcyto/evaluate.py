@@ -4,6 +4,7 @@
 annotated pixel holds the majority of its label image's pixels (see `windows.py`).
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from jaxcyto import segment_plots
 from jaxcyto.brain.files import write_json
 from jaxcyto.brain.label_images import LABEL_UM, check_numbers, majority, section_label
-from jaxcyto.brain.manifest import Brain, SectionRow, read_brain
+from jaxcyto.brain.manifest import SectionRow, read_brain
 from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.sections import Section, open_section
 from jaxcyto.errors import InputError
@@ -69,7 +70,7 @@ def evaluate_brain(
     )
     if report.failures:
         raise InputError("\n".join(report.failures))
-    folder = _folder(run, brain, split)
+    folder = evaluation_folder(run.path, brain.root, split)
     folder.mkdir(parents=True, exist_ok=True)
     by_section = {}
     for row in rows:
@@ -109,14 +110,15 @@ def compare(
     """
     run = load_segment_run(run_folder)
     matrices = [(title, np.array(found["confusion"])) for title, found in results.items()]
-    folder = _folder(run, read_brain(brain_folder), split)
+    folder = evaluation_folder(run.path, brain_folder, split)
     figure = segment_plots.confusion_matrices(matrices, run.classes)
     save_figures(folder, {"confusion_compared.png": figure})
     return folder / "confusion_compared.png"
 
 
-def _folder(run: SegmentRun, brain: Brain, split: str) -> Path:
-    return run.path / "evaluation" / brain.root.name / split
+def evaluation_folder(run_folder: Path, brain_folder: Path, split: str) -> Path:
+    """Where the scores and figures of a run on a split of a brain are."""
+    return run_folder / "evaluation" / Path(os.path.realpath(brain_folder)).name / split
 
 
 def section_confusion(

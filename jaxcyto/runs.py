@@ -112,6 +112,10 @@ def find(run: str | os.PathLike) -> Place:
     config, weights, export = run / "config.json", run / WEIGHTS, run / EXPORT
     if export.is_file() and not weights.is_file():
         return Place(run, export, export)
+    if not run.exists():
+        raise InputError(f"{run}: no such run; name the --workdir of a training or an export of it")
+    if (run / "brain.toml").is_file():
+        raise InputError(f"{run}: a brain, not a run; the run comes first, then the brain")
     if not config.is_file():
         raise InputError(
             f"{run}: not the folder of a run or an export: it holds no config.json and no {EXPORT}"

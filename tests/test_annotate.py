@@ -243,7 +243,9 @@ def test_faults_end_in_one_message_and_change_nothing(ball, tmp_path, name):
 
 def test_files_and_sections_must_match(brain, tmp_path):
     path = export(tmp_path / "drawn.geojson", feature("inner", SQUARE))
-    with pytest.raises(InputError, match=r"is the name of 0 sections.*--section"):
+    with pytest.raises(
+        InputError, match=r"no section or section image .* is named 'drawn'.*--section"
+    ):
         annotate_brain(brain, path)
     with pytest.raises(InputError, match="no section 'z'; there are a, b, c"):
         annotate_brain(brain, path, section="z")

@@ -332,7 +332,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda root: (root / "patches_distances.npy").write_bytes(
             (root / "patches_distances.npy").read_bytes().replace(b"'descr'", b"'de\x11cr", 1)
         ),
-        ("patches_distances.npy: no distances between all patches", "pair BRAIN --all-distances"),
+        (
+            "patches_distances.npy: no distances between all patches",
+            "pair BRAIN --all-distances",
+        ),
     ),
     "zip of another kind": (
         lambda root: (root / "pairs.npz").write_bytes(

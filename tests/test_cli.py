@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from scipy.spatial.distance import cdist
 from jaxcyto.brain.manifest import SPLITS, read_brain
 from jaxcyto.brain.pairs import load_pairs
 from jaxcyto.brain.patches import load_patches
-from jaxcyto.cli import main
+from jaxcyto.cli import WORK, main
 
 SAMPLE = ("--patches", "60", "--patch-px", "8", "--um-per-px", "64")
 PAIR = ("--workers", "1", "--method", "exact")
@@ -153,18 +155,21 @@ def test_help_of_the_whole_names_every_command():
         (("sample", "BRAIN"), "give either --patches or --spacing-mm"),
         (("sample", "BRAIN", "--patches", "9", "--spacing-mm", "1"), "either --patches or"),
         (("sample", "BRAIN", "--patches", "0"), "'--patches'"),
+        (("sample", "BRAIN", "--patches", "20000000"), "at most 10,000,000"),
+        (("export", "BRAIN", "out"), "a brain, not a run; the run comes first"),
+        (("export", "nowhere", "out"), "no such run"),
         (("sample", "BRAIN", *SAMPLE, "--depth", "2"), "'--depth'"),
         (("sample", "BRAIN", *SAMPLE, "--um-per-px", "0"), "'--um-per-px'"),
         (("sample", "BRAIN", *SAMPLE, "--seed", "-1"), "'--seed'"),
         (("sample", "BRAIN", *SAMPLE, "--out", "brain.toml"), "name of an .npz file"),
         (("sample", "BRAIN", *SAMPLE, "--out", "../x.npz"), "name of an .npz file"),
         (("sample", "BRAIN", *SAMPLE, "--split-axis", "x"), "the split column is filled"),
-        (("sample", "nowhere", *SAMPLE), "no brain.toml here"),
+        (("sample", "nowhere", *SAMPLE), "no such folder; name a brain's folder"),
         (("sample",), "Missing argument 'BRAIN'"),
         (("pair", "BRAIN"), "run `jaxcyto sample` first"),
         (("pair", "BRAIN", "--patches-file", "x.npz"), "run `jaxcyto sample` first"),
         (("pair", "BRAIN", "--method", "guess"), "'--method'"),
-        (("pair", "nowhere"), "no brain.toml here"),
+        (("pair", "nowhere"), "no such folder"),
         (("pairs",), "No such command 'pairs'"),
     ],
 )
@@ -207,3 +212,30 @@ def test_phantom_is_written_and_passes_check(tmp_path):
     assert again.exit_code == 2 and "already there" in again.output
     half = CliRunner().invoke(main, ["phantom", str(tmp_path / "p"), "--pial", "lh.pial"])
     assert half.exit_code == 2 and "--white" in half.output
+
+
+def test_a_run_where_a_brain_belongs(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    result = run("check", tmp_path / "run")
+    assert result.exit_code == 1 and "a run, not a brain; the run comes first" in result.stderr
+    (tmp_path / "file").write_text("")
+    assert "a file; name the folder" in run("check", tmp_path / "file").stderr
+
+
+def test_enlarged_patches_are_warned_of(brain):
+    with pytest.warns(UserWarning, match="enlarged 16 times, without detail"):
+        done("sample", brain, "--patches", "60", "--patch-px", "256", "--um-per-px", "2")
+
+
+def test_python_m_is_the_same_command():
+    command = [sys.executable, "-m", "jaxcyto", "--version"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert printed.stdout.startswith("jaxcyto, version ")
+
+
+def test_help_lists_every_command_in_the_order_of_the_work_and_none_is_cut():
+    printed = done("--help")
+    assert sorted(WORK) == sorted(main.commands)
+    assert re.findall(r"^  ([a-z]+)  ", printed.partition("Commands:")[2], re.M) == list(WORK)
+    assert "..." not in printed.partition("Commands:")[2] and "train.py" in printed

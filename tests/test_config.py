@@ -111,8 +111,13 @@ def test_accumulated_steps_are_one_update_by_the_mean_gradient():
     ("argument", "message"),
     [
         ("--config.optim.learning_rat=1", "did you mean 'learning_rate'"),
-        ("--config.steps=many", "steps"),
+        ("--config.learning_rate=1", "did you mean --config.optim.learning_rate?"),
+        ("--config.steps=many", "--config.steps=many: expected a whole number"),
+        ("--config.loss.terms[7].weight=0", "--config.loss.terms[7].weight: there is no such item"),
+        ("--config.data.brains=('a','b'", "write tuples as"),
         ("--confg.steps=1", "confg"),
+        ("--steps=1", "unknown flag --steps; did you mean --config.steps?"),
+        ("steps=1", "flags start with --"),
     ],
 )
 def test_misspelt_overrides_end_in_one_line(tmp_path, argument, message):
@@ -123,6 +128,7 @@ def test_misspelt_overrides_end_in_one_line(tmp_path, argument, message):
     ("code", "message"),
     [
         (None, "--config {path}: no such file"),
+        ("number = int('a')", "{path}:1: ValueError: invalid literal"),
         ("def get_config(:\n", "{path}:1: invalid syntax"),
         ("\nimport no_such_module", "{path}:2: ModuleNotFoundError: No module named"),
         ("def get_config():\n    return 1 / 0", "{path}:2: ZeroDivisionError: division by zero"),
@@ -137,6 +143,18 @@ def test_faulty_config_file_ends_in_one_line(tmp_path, code, message):
     assert message.format(path=path) in refused(path, tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["quickstart", "configs/quikstart.py"])
+def test_a_config_that_is_not_there_is_guessed(tmp_path, name):
+    assert "did you mean configs/quickstart.py?" in refused(name, tmp_path)
+
+
+def test_missing_flags_are_named_with_an_example():
+    command = [sys.executable, "train.py", "--workdir=x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --config missing, as in: python train.py --config ")
+
+
 def refused(config, workdir, *arguments) -> str:
     """The one line of a start that ends with status 2."""
     command = [sys.executable, "train.py", "--config", str(config), f"--workdir={workdir}"]
@@ -147,3 +165,9 @@ def refused(config, workdir, *arguments) -> str:
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     return done.stderr
+
+
+def test_the_quickstart_makes_no_phantom_where_a_brain_is_misspelt(tmp_path):
+    missing = tmp_path / "mien"
+    message = refused("configs/quickstart.py", tmp_path / "run", f"--config.data.brains={missing}")
+    assert "no such folder; name a brain's folder" in message and not missing.exists()

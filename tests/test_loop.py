@@ -125,6 +125,15 @@ def test_finished_run_is_evaluated_again_not_trained(config, tmp_path):
     before = comparable(tmp_path)
     assert loop.train(config, tmp_path) == first
     assert comparable(tmp_path) == before
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["optim"]["accumulate"]  # as of a version without this field
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    loop.train(config, tmp_path)
+    written = (tmp_path / "config.json").read_bytes()
+    config.optim = dataclasses.replace(config.optim, learning_rate=0.3)
+    with pytest.raises(InputError, match=r"finished, .* \(optim\.learning_rate: .* -> 0\.3\)"):
+        loop.train(config, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == written
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,15 @@ def test_faults_of_brain_toml(brain, old, new, words):
 
 
 def test_not_a_brain_folder(brain, tmp_path):
-    with pytest.raises(InputError, match=r"name its folder.*docs/data\.md"):
+    with pytest.raises(InputError, match=r"a file; name the folder"):
         read_brain(brain / "brain.toml")
-    with pytest.raises(InputError, match=r"no brain\.toml here"):
+    with pytest.raises(InputError, match=r"no such folder; name a brain's folder.*docs/data\.md"):
         read_brain(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no brain\.toml here; make one as docs/data\.md"):
+        read_brain(tmp_path)
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(InputError, match=r"no brain\.toml here"):
+    with pytest.raises(InputError, match=r"no such folder; name a brain's folder.*docs/data\.md"):
         read_brain(loop)
 
 

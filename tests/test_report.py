@@ -297,7 +297,7 @@ def test_damaged_files_end_in_one_line(segmented):
         assert result.exit_code == 2 and result.output.count("\n") == 1
         assert name in result.output and "damaged" in result.output
         (segmented / name).unlink()
-    with pytest.raises(InputError, match=r"not the folder of a run"):
+    with pytest.raises(InputError, match=r"no such run"):
         gather(segmented / "absent")
 
 

@@ -186,10 +186,11 @@ def _section_of(brain: Brain, path: Path, hint: str = "") -> SectionRow:
     own = [row for row in brain.sections if row.name == stem]
     found = own or [row for row in brain.sections if stem in (row.image.name, row.image.stem)]
     if len(found) != 1:
-        raise InputError(
-            f"{path}: {stem!r} is the name of {len(found)} sections or section images of "
-            f"{brain.root / brain.section_table}; name the file after its section{hint}"
+        known = f"section or section image of {brain.root / brain.section_table}"
+        fault = (
+            f"no {known} is named {stem!r}" if not found else f"{stem!r} is more than one {known}"
         )
+        raise InputError(f"{path}: {fault}; name the file after its section{hint}")
     return found[0]
 
 

@@ -115,8 +115,13 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
     root = Path(os.path.realpath(root))
     path = root / "brain.toml"
     if not os.path.isfile(path):
-        hint = " (this is a file; name its folder)" if root.is_file() else ""
-        return None, [f"{root}: no brain.toml here{hint}; make one as docs/data.md describes"]
+        if root.is_file():
+            return None, [f"{root}: a file; name the folder that holds brain.toml"]
+        what = "no brain.toml here" if root.is_dir() else "no such folder"
+        hint = "" if root.is_dir() else "name a brain's folder, or "
+        if (root / "config.json").is_file():
+            what, hint = "a run, not a brain", "the run comes first, then the brain; or "
+        return None, [f"{root}: {what}; {hint}make one as docs/data.md describes"]
     if not Path(os.path.realpath(path)).is_relative_to(root):
         return None, [f"{path}: leaves the brain's folder; make it a file, not a link"]
     try:

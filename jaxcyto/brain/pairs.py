@@ -115,6 +115,8 @@ def open_distances(root: Path, pairs: Pairs, num_patches: int) -> MatrixFile:
     """
     path = distances_path(root, pairs.patches_file)
     remedy = "write it with `jaxcyto pair BRAIN --all-distances`"
+    if not path.exists():
+        raise InputError(f"{path}: no such file, the distances between all patches; {remedy}")
     try:
         matrix = open_matrix(path)
     except READ_ERRORS as error:

@@ -21,6 +21,7 @@ TISSUE_WINDOW_PX = 32  # side of the coarse window in which tissue is looked for
 MIN_TISSUE = 0.25  # least share of tissue: at a gyral crown half the window is outside
 ROUNDS = 30  # of redrawing
 MOST_PATCHES = 10_000_000  # 1 GB while they are drawn
+ENLARGED = 3.0  # patches finer than their images by more than this are warned of (an assumption)
 # Of the ribbon; below 0.01 for a real section in place, 0.13 ... 0.16 when 2.5 mm off.
 MOST_OFF_TISSUE = 0.1
 LEAST_YIELD = 0.05  # of the first draw; below, section and surface do not fit
@@ -79,7 +80,17 @@ def sample_patches(
     if not wanted:
         raise InputError(f"spacing_mm = {spacing_mm:g}: the ribbon is {lengths.sum():.1f} mm")
     if wanted > MOST_PATCHES:
-        raise InputError(f"{wanted} patches of {lengths.sum():.1f} mm; at most {MOST_PATCHES}")
+        raise InputError(
+            f"{wanted:,} patches asked for; at most {MOST_PATCHES:,} are drawn from one brain "
+            f"(its sections cut {lengths.sum():.0f} mm of cortex)"
+        )
+    coarse = max(brain.sections[index].pixel_um for index in used)
+    if um_per_px * ENLARGED < coarse:
+        warnings.warn(
+            f"patches of {um_per_px:g} um/px from section images of {coarse:g} um/px: enlarged "
+            f"{coarse / um_per_px:.3g} times, without detail; set um_per_px to what images hold",
+            stacklevel=2,
+        )
     rounds = ROUNDS if spacing_mm is None else 1
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         merged, without_tissue = _draw_all(

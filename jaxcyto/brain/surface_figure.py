@@ -125,7 +125,7 @@ def draw(
         front[row[order], column[order]] = near[order]
     row, column, near = project(points)
     seen = near > front[row, column] - BEHIND_MM
-    radius = 2 if len(points) < 2000 else 1 if len(points) < 30_000 else 0
+    radius = 2 if len(points) < 5000 else 1 if len(points) < 30_000 else 0
     for i in range(-radius, radius + 1):
         for j in range(-radius, radius + 1):
             at = (row[seen] + i).clip(0, HEIGHT_PX - 1), (column[seen] + j).clip(0, width - 1)

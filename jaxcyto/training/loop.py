@@ -106,6 +106,8 @@ def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[st
                     f"{workdir}: trained for {start} steps, but the config asks for {steps}; "
                     "give at least as many, or another --workdir"
                 )
+            if start == steps and saved is not None:
+                record.check_finished(workdir, saved, resolved)
             logger.info("resuming at step %d of %d from %s", start, steps, workdir)
         logger.info("%d parameters; %d steps", parameter_count(state.params), steps)
         if distributed.is_first():

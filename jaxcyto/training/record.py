@@ -82,6 +82,32 @@ def check_saved(
         logger.warning("config differs from the run's so far: %s", line)
 
 
+def check_finished(workdir: Path, saved: dict[str, Any], new: dict[str, Any]) -> None:
+    """Keeps config.json of a run that has all its steps from telling what did not train it.
+
+    Fields that its version of jaxcyto did not have yet are no difference.
+
+    Args:
+        workdir: of the run.
+        saved: its config.json.
+        new: what would replace it.
+
+    Raises:
+        InputError: they differ in what training depends on.
+    """
+    old = {key: saved[key] for key in TRAINED_BY if key in saved}
+    now = {key: new[key] for key in old}
+    for key, value in old.items():
+        if isinstance(value, dict):
+            now[key] = {name: field for name, field in now[key].items() if name in value}
+    if changed := differences(old, now):
+        raise InputError(
+            f"{workdir}: this run is finished, and was trained by another config "
+            f"({'; '.join(changed)}); start in a new --workdir"
+        )
+
+
+TRAINED_BY = "seed", "model", "augment", "loss", "optim", "encoder_rate"
 PACKAGES = "jaxcyto", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"
 
 
