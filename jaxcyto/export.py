@@ -40,6 +40,8 @@ def export_run(run: str | os.PathLike, out: str | os.PathLike) -> list[Path]:
         InputError: the run is not finished or damaged, or the folder holds a run or an export.
     """
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file; name a folder for the export, it is made if missing")
     for name in (EXPORT, CARD, "config.json"):
         if (out / name).exists():
             raise InputError(f"{out / name}: already there; give a folder of its own")

@@ -156,6 +156,9 @@ def test_what_is_there_is_kept(pretext, tmp_path):
     result = CliRunner().invoke(main, ["export", str(pretext), str(tmp_path / "out")])
     assert result.exit_code == 2 and "already there" in result.stderr
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
+    card = tmp_path / "out" / "README.md"
+    result = CliRunner().invoke(main, ["export", str(pretext), str(card)])
+    assert result.exit_code == 2 and "name a folder" in result.stderr
 
 
 # ---- damaged and foreign ones -------------------------------------------------------------------

@@ -371,3 +371,26 @@ def test_painted_cortex_matches_a_real_section(shared_data, tmp_path):
     # hOc1 comes from another brain's atlas through registration: it is larger than V1 here.
     area = np.array(Image.open(histology / "B20_1081_v1.png")) > 0
     assert dice(painted(classes == 0)[:, left], area[:, left]) > 0.78
+
+
+def test_colours_of_areas_are_told_apart_with_any_colour_vision():
+    """CIELAB (D65) of what Machado et al. (2009) compute for missing L, M or S cones."""
+    vision = [
+        np.eye(3),
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+         [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+         [-0.011820, 0.042940, 0.968881]],
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+         [0.004733, 0.691367, 0.303900]],
+    ]  # fmt: skip
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    classes = phantom_write.area_classes([f"area{k}" for k in range(12)])
+    rgb = np.array([list(bytes.fromhex(each["color"][1:])) for each in classes]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    for seen in vision:
+        t = np.clip(linear @ np.transpose(seen), 0, 1) @ xyz.T / xyz.sum(1)
+        x, y, z = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116).T
+        lab = np.stack([116 * y, 500 * (x - y), 200 * (y - z)], axis=1)
+        apart = np.linalg.norm(lab[:, None] - lab, axis=-1) + 99 * np.eye(len(lab))
+        assert apart[:12].min() > 12

@@ -1,6 +1,5 @@
 """A phantom brain's folder: sections painted by several processes, surfaces, manifest."""
 
-import colorsys
 import concurrent.futures
 import dataclasses
 import itertools
@@ -25,6 +24,14 @@ from jaxcyto.brain.section_writer import write_section
 from jaxcyto.brain.surfaces import Surface, write_surface
 from jaxcyto.brain.workers import leave_with_parent
 from jaxcyto.errors import InputError
+
+# From M. Krzywinski's palettes for colour blindness (mk.bcgsc.ca/colorblind): twelve that stay
+# apart from each other and from the colours of the other classes, by 12 units of CIELAB and more,
+# for normal, protan, deutan and tritan vision (simulated after Machado et al. 2009).
+AREA_COLORS = (
+    "#009f81", "#9400e6", "#ffdc3d", "#6a0213", "#ff71fd", "#003c86",
+    "#ff6e3a", "#e20134", "#9f0162", "#ffb2fd", "#68023f", "#ff5aaf",
+)  # fmt: skip
 
 
 def write_brain(
@@ -148,13 +155,12 @@ class _Paint:
 def area_classes(names: list[str]) -> list[dict[str, str]]:
     """The classes of brain.toml: the areas, then other cortex, white matter and background.
 
-    Hues lie a golden angle apart, in three lightnesses, so that neighbours differ in grey too.
+    More than twelve areas share colours.
     """
-    classes = []
-    for k, name in enumerate(names):
-        rgb = colorsys.hls_to_rgb((0.58 + 0.381966 * k) % 1, (0.38, 0.55, 0.72)[k % 3], 0.7)
-        color = "#" + "".join(f"{round(255 * value):02x}" for value in rgb)
-        classes.append({"name": name, "color": color, "kind": "area"})
+    classes = [
+        {"name": name, "color": AREA_COLORS[k % len(AREA_COLORS)], "kind": "area"}
+        for k, name in enumerate(names)
+    ]
     return [
         *classes,
         {"name": "other cortex", "color": "#b9b4a8", "kind": "cortex"},
