@@ -27,10 +27,10 @@ def get_config() -> SegmentConfig:
         optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=20),
         # on the validation sections better than 1 (mean Dice of the areas 0.29 against 0.14)
         encoder_rate=0.1,
-        steps=300,
+        steps=900,
         log_every=10,
-        eval_every=100,
+        eval_every=150,
         eval_images=8,
         batch_stats_steps=20,
-        checkpoint_every=100,
+        checkpoint_every=150,
     )
