@@ -53,7 +53,8 @@ def sections_figure(
         if not panels:
             assert truth is not None
             panels.append(("annotation", tissue, truth))
-        panels.append((f"{row} {ROWS[row].title}", tissue, numbers))
+        how = f"pre-trained: {ROWS[row].title}" if ROWS[row].terms else "from scratch"
+        panels.append((how, tissue, numbers))
     height, width = panels[0][1].shape
     figure, axes = plt.subplots(
         1, len(panels), figsize=(5 * len(panels), 5 * height / width + 1), layout="constrained"

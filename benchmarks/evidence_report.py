@@ -227,13 +227,12 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
     """
     records = [r for kinds in results.values() for r in kinds.values()]
     hours = sum(record["seconds"] for record in records) / 3600
-    devices, commits = ({r[key] for r in records} for key in ("device", "commit"))
+    devices = sorted({record["device"] for record in records})
     lines = [
         BEGIN,
         "",
-        f"{len(records)} result files, {hours:.1f} hours on {'; '.join(sorted(devices))} (other "
-        f"work beside), commits {', '.join(sorted(commits))}; `{command}`. Mean ± standard "
-        "deviation over seeds.",
+        f"{len(records)} result files, {hours:.1f} hours on {'; '.join(devices)} (other work "
+        f"beside; each file names its commit); `{command}`. Mean ± standard deviation over seeds.",
         "",
     ]
     for study in SHOWN:
