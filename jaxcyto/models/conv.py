@@ -130,8 +130,8 @@ def _by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _on_backend(by_xla: Callable, by_onednn: Callable, x: jax.Array, y: object) -> jax.Array:
-    """oneDNN's form on the CPU, for float32; XLA's otherwise."""
-    if x.dtype == jnp.float32 and cpu.available():
+    """oneDNN's form on the CPU, for float32; XLA's otherwise, and for empty arrays."""
+    if x.dtype == jnp.float32 and x.size and cpu.available():
         return jax.lax.platform_dependent(x, y, cpu=by_onednn, default=by_xla)
     return by_xla(x, y)
 
