@@ -4,6 +4,10 @@ The handler of XLA's foreign function interface, read by ctypes: the structures 
 `xla/ffi/api/c_api.h`, which is installed with jaxlib (`jax.ffi.include_dir()`). Within a major
 version they only grow at their ends, and XLA refuses handlers of a version that it does not know.
 Unlike a program with callbacks, one with such calls can be kept in JAX's compilation cache.
+
+One gap is left: programs of a few operations, as outside `jax.jit`, XLA runs in the thread that
+starts them. Ctrl-C there is an error of the program, or, at the very entry of a call, where Python
+lets nothing be caught, aborts the process. Whole networks run in threads of XLA's own.
 """
 
 from __future__ import annotations
@@ -46,7 +50,6 @@ def register(name: str, function: Function) -> None:
         function: of the arguments, the result and the attributes, which must be int64. What it
             raises becomes an error of the program that calls it.
     """
-
     if not _worker.is_alive():
         _worker.start()
 
@@ -124,7 +127,11 @@ def _finish() -> None:
     """
     if not _worker.is_alive():  # never started, or this is a fork
         return
-    for array in jax.live_arrays("cpu"):
+    try:
+        arrays = jax.live_arrays("cpu")
+    except RuntimeError:  # JAX was told to leave the CPU alone
+        return
+    for array in arrays:
         with contextlib.suppress(Exception):  # that of its program
             array.block_until_ready()
     start = time.monotonic()
