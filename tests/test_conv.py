@@ -174,6 +174,32 @@ def test_other_dtypes_are_left_to_xla(dtype, error, library):
         assert far(np.float64(one), other) < error
 
 
+def test_a_wider_kernel_is_rounded(library):
+    """In programs of 64 bits, oneDNN must not read its bytes as those of float32."""
+    x, kernel, gradient = drawn(2, 20, 4, 8)
+    with jax.enable_x64(True):
+        found, pull = jax.vjp(conv.conv, x, np.float64(kernel))
+        of_x, of_kernel = pull(gradient)
+    assert (found.dtype, of_x.dtype, of_kernel.dtype) == (np.float32, np.float32, np.float64)
+    wanted, pull = by_definition(x, kernel, 1)
+    for one, other in zip((found, of_x, of_kernel), (wanted, *pull(gradient)), strict=True):
+        assert far(np.asarray(one), other) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(0, 20, 20, 4), (2, 1, 20, 4), (2, 20, 2, 4)])
+def test_nothing_in_nothing_out(shape, library):
+    """No images, or maps smaller than the kernel."""
+    x, kernel = jnp.ones(shape), jnp.ones((3, 3, 4, 8))
+
+    @jax.jit
+    def both(x, kernel):
+        found, pull = jax.vjp(conv.conv, x, kernel)
+        return found, pull(found), conv.affine_block(x, [(kernel, *2 * [kernel[0, 0, 0]])], 1, 1, 1)
+
+    found, (of_x, of_kernel), block = both(x, kernel)
+    assert found.size == block.size == 0 and not of_x.any() and not of_kernel.any()
+
+
 def test_gradients_of_each_image_by_vmap(library):
     x, kernel, gradient = drawn(3, 20, 4, 8)
 

@@ -35,10 +35,13 @@ class Kernel(nn.Module):
         return self.param("kernel", self.init, shape, jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """[B, H, W, C] with [k, k, C, C'] -> [B, H', W', C'] in the dtype of `x`."""
-    kernel = kernel.astype(x.dtype)
+    return _conv(x, kernel.astype(x.dtype), stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     by_xla = functools.partial(_by_xla, stride=stride)
     by_onednn = functools.partial(cpu.convolve, stride=stride)
     return _on_backend(by_xla, by_onednn, x, kernel)
@@ -47,7 +50,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 def _forward(
     x: jax.Array, kernel: jax.Array, stride: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return conv(x, kernel, stride), (x, kernel)
+    return _conv(x, kernel, stride), (x, kernel)
 
 
 def _backward(
@@ -56,13 +59,10 @@ def _backward(
     x, kernel = saved
 
     def x_by_xla(gradient: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _by_xla(x, kernel.astype(x.dtype), stride), x)[1](gradient)[0]
+        return jax.vjp(lambda x: _by_xla(x, kernel, stride), x)[1](gradient)[0]
 
     def kernel_by_xla(gradient: jax.Array, x: jax.Array) -> jax.Array:
-        def outputs(kernel: jax.Array) -> jax.Array:
-            return _by_xla(x, kernel.astype(x.dtype), stride)
-
-        return jax.vjp(outputs, kernel)[1](gradient)[0]
+        return jax.vjp(lambda kernel: _by_xla(x, kernel, stride), kernel)[1](gradient)[0]
 
     x_by_onednn = functools.partial(cpu.input_gradient, shape=x.shape, stride=stride)
     kernel_by_onednn = functools.partial(cpu.kernel_gradient, side=kernel.shape[0], stride=stride)
@@ -72,7 +72,7 @@ def _backward(
     )
 
 
-conv.defvjp(_forward, _backward)
+_conv.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -130,8 +130,8 @@ def _by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _on_backend(by_xla: Callable, by_onednn: Callable, x: jax.Array, y: object) -> jax.Array:
-    """oneDNN's form on the CPU, for float32; XLA's otherwise."""
-    if x.dtype == jnp.float32 and cpu.available():
+    """oneDNN's form on the CPU, for float32; XLA's otherwise, and for empty arrays."""
+    if x.dtype == jnp.float32 and x.size and cpu.available():
         return jax.lax.platform_dependent(x, y, cpu=by_onednn, default=by_xla)
     return by_xla(x, y)
 

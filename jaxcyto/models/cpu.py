@@ -103,7 +103,8 @@ def _sizes(x: Shape, kernels: Sequence[Shape], stride: int, pool: bool) -> list[
     for kernel in kernels:
         batch, *sides, _ = shapes[-1]
         step = stride if len(shapes) == 1 else 1
-        shapes.append((batch, *((side - kernel[0]) // step + 1 for side in sides), kernel[3]))
+        sides = (max(0, (side - kernel[0]) // step + 1) for side in sides)
+        shapes.append((batch, *sides, kernel[3]))
     if pool:
         batch, height, width, channels = shapes[-1]
         shapes.append((batch, -(-height // 2), -(-width // 2), channels))
@@ -161,24 +162,21 @@ def _block(given: list[Buffer], y: Buffer, settings: dict[str, int]) -> None:
     x, *weights = given
     bias, relu, pool = (bool(settings[name]) for name in ("bias", "relu", "pool"))
     kernels = tuple(each.shape for each in weights[:: 1 + bias])
-    with onednn.LOCK:
-        made = _made_block(x.shape, kernels, settings["stride"], bias, relu, pool)
-        made(x.address, [each.address for each in weights], y.address)
+    made = _made_block(x.shape, kernels, settings["stride"], bias, relu, pool)
+    made(x.address, [each.address for each in weights], y.address)
 
 
 def _input_gradient(given: list[Buffer], x: Buffer, settings: dict[str, int]) -> None:
     y, kernel = given
     conv = x.shape, kernel.shape, y.shape, settings["stride"]
-    with onednn.LOCK:
-        made = _made_gradient(onednn.input_gradient, *conv)
-        made.point({DIFF_DST: y.address, WEIGHTS: kernel.address, DIFF_SRC: x.address})
-        made.execute()
+    made = _made_gradient(onednn.input_gradient, *conv)
+    made.point({DIFF_DST: y.address, WEIGHTS: kernel.address, DIFF_SRC: x.address})
+    made.execute()
 
 
 def _kernel_gradient(given: list[Buffer], kernel: Buffer, settings: dict[str, int]) -> None:
     y, x = given
     conv = x.shape, kernel.shape, y.shape, settings["stride"]
-    with onednn.LOCK:
-        made = _made_gradient(onednn.kernel_gradient, *conv)
-        made.point({SRC: x.address, DIFF_DST: y.address, DIFF_WEIGHTS: kernel.address})
-        made.execute()
+    made = _made_gradient(onednn.kernel_gradient, *conv)
+    made.point({SRC: x.address, DIFF_DST: y.address, DIFF_WEIGHTS: kernel.address})
+    made.execute()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import threading
 from collections.abc import Sequence
 from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_void_p
 from importlib import metadata
@@ -30,7 +29,6 @@ SRC, DST, WEIGHTS, BIAS, SCRATCHPAD = 1, 17, 33, 41, 80
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS = 129, 145, 161
 
 Shape = tuple[int, ...]
-LOCK = threading.Lock()  # one call at a time: each uses all cores, and the scratch memory
 
 
 class _Argument(ctypes.Structure):
