@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -156,7 +157,34 @@ def main() -> None:
         print("no torch here: ours alone; --peer-python names an interpreter with it")
     started = time.monotonic()
     running = list(servers(peer, on_cpu=not _has_accelerator()))
-    results = []
+    about = {server.name: server.ask(about=True) for server in running}
+    signal.signal(signal.SIGTERM, _stop)
+    results: list[dict[str, Any]] = []
+    try:
+        compare(running, results, arguments, started)
+        for server in running:
+            server.close()
+    except Stopped:
+        print("stopped: what is finished counts")
+        for server in running:
+            server.process.kill()
+    packages = {name: version(name) for name in ("jax", "jaxlib", "flax")}
+    found = {"results": results, "about": about, "versions": packages, "rounds": arguments.rounds}
+    print(json.dumps(found | {"cores": os.cpu_count(), "machine": platform.machine()}), flush=True)
+
+
+class Stopped(Exception):
+    """By SIGTERM: whoever started this has no more time."""
+
+
+def _stop(*_: object) -> None:
+    raise Stopped
+
+
+def compare(
+    running: list[Server], results: list[dict[str, Any]], arguments: Any, started: float
+) -> None:
+    """Measures what is asked for, and appends a record to `results` after each table."""
     with tempfile.TemporaryDirectory() as folder:
         for net in arguments.nets.split(","):
             size, side = (
@@ -180,12 +208,6 @@ def main() -> None:
                         | found
                     )
                     show(results[-1])
-    about = {server.name: server.ask(about=True) for server in running}
-    for server in running:
-        server.close()
-    packages = {name: version(name) for name in ("jax", "jaxlib", "flax")}
-    found = {"results": results, "about": about, "versions": packages, "rounds": arguments.rounds}
-    print(json.dumps(found | {"cores": os.cpu_count(), "machine": platform.machine()}))
 
 
 def show(found: dict[str, Any]) -> None:

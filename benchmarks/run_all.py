@@ -68,7 +68,7 @@ def run(name: str, command: list[str], limit: float | None) -> dict[str, Any] | 
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
-    timer = threading.Timer(limit, process.kill) if limit else None
+    timer = threading.Timer(limit, process.terminate) if limit else None
     if timer:
         timer.start()
     for line in process.stdout:
@@ -169,8 +169,9 @@ def main() -> None:
             if left < 20:
                 print(f"{name}: no time left", file=sys.stderr)
                 continue
-            if name == "peer":  # the longest by far: half, and what it has begun
-                command += ["--budget", f"{left / 2:.0f}"]
+            if name == "peer":  # the longest by far
+                command += ["--budget", f"{left / 3:.0f}"]
+                left *= 0.6
         record = run(name, command, left)
         if record is not None:
             if arguments.peer_python:
