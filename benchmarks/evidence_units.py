@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.checkout import commit
 from benchmarks.evidence_plan import ALL_ROWS, Size, pretext_config, segment_config
 from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import read_brain
@@ -23,7 +23,6 @@ from jaxcyto.metrics_file import read_metrics
 from jaxcyto.pair_table import open_pairs
 from jaxcyto.training import loop
 
-ROOT = Path(__file__).resolve().parents[1]
 CURVE_POINTS = 25  # kept of each curve
 
 
@@ -60,7 +59,7 @@ def write_result(path: Path, unit: Unit, seconds: float, found: dict[str, Any]) 
         **found,
         "seconds": round(seconds, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "device": _device(),
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         "title": ALL_ROWS[unit.row].title if unit.row in ALL_ROWS else unit.row,
@@ -142,16 +141,6 @@ def _config(run: Path) -> dict[str, Any]:
     config = json.loads((run / "config.json").read_text())
     kept = ("seed", "model", "loss", "augment", "optim", "scales", "steps", "encoder_rate")
     return {key: config[key] for key in kept if key in config}
-
-
-def _commit() -> str:
-    """Of the checkout, with "+" where it has changes."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
 
 
 def _device() -> str:

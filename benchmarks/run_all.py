@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import goals  # noqa: E402
+from benchmarks import checkout, goals  # noqa: E402
 from jaxcyto.brain.files import atomic_write  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "speed"
@@ -63,7 +63,7 @@ def device() -> str:
 def run(name: str, command: list[str], limit: float | None) -> dict[str, Any] | None:
     """Runs a benchmark, showing what it prints; None if it failed or took too long."""
     print(f"--- {name}: {' '.join(command)}", flush=True)
-    started, lines, commit = time.monotonic(), [], _commit()
+    started, lines, commit = time.monotonic(), [], checkout.commit()
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -90,16 +90,6 @@ def run(name: str, command: list[str], limit: float | None) -> dict[str, Any] | 
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
     }
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
 
 
 def read_results() -> dict[str, dict[str, dict[str, Any]]]:

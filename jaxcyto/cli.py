@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from jaxcyto.cli_command import ABOVE_0, BRAIN, JSON, SEED, Command
+from jaxcyto.cli_command import ABOVE_0, BRAIN, JSON, SEED, Command, parse_shard
 from jaxcyto.cli_explore import explore
 from jaxcyto.cli_export import export
 from jaxcyto.cli_report import report
@@ -177,6 +177,7 @@ def sample(brain: Path, min_tissue: float | None, as_json: bool, **settings) -> 
 @click.option(
     "--shard",
     metavar="I/N",
+    callback=parse_shard,
     help="Only solve part I of N of the oracle, as a job of an array, and write no pairs; a run "
     "without --shard goes on from there.",
 )
@@ -191,7 +192,7 @@ def sample(brain: Path, min_tissue: float | None, as_json: bool, **settings) -> 
 @click.option("--out", default="pairs.npz", show_default=True, help="File in the brain's folder.")
 @SEED
 @JSON
-def pair(brain: Path, shard: str | None, as_json: bool, **settings) -> None:
+def pair(brain: Path, shard: tuple[int, int] | None, as_json: bool, **settings) -> None:
     """Pair the patches; find their distances along the cortex.
 
     Every patch is in at least one pair; both patches of a pair share hemisphere and split. Draws
@@ -204,13 +205,11 @@ def pair(brain: Path, shard: str | None, as_json: bool, **settings) -> None:
     from jaxcyto.brain.prepare import describe_pairs, pair_brain, pair_shard, pairs_summary
 
     if shard is not None:
-        index, _, number = shard.partition("/")
-        if not (index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number)):
-            raise click.UsageError(f"--shard {shard}: expected I/N, as 1/8 ... 8/8")
         if settings["method"] not in ("auto", "oracle"):
             raise click.UsageError(f"--shard divides the oracle, not method {settings['method']}")
-        pair_shard(brain, (int(index), int(number)), workers=settings["workers"])
-        click.echo(f"{brain}: part {shard} solved; when all are, run it without --shard")
+        pair_shard(brain, shard, workers=settings["workers"])
+        part = f"part {shard[0]}/{shard[1]}"
+        click.echo(f"{brain}: {part} solved; when all are, run it without --shard")
         return
     pairs = pair_brain(brain, **settings)
     click.echo(json.dumps(pairs_summary(pairs)) if as_json else describe_pairs(pairs))

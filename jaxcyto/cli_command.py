@@ -25,6 +25,18 @@ SECTIONS = click.option(
 )
 
 
+def parse_shard(_context, _option, value: str | None) -> tuple[int, int] | None:
+    """Callback of options that take "I/N": part I of N; none where nothing is given."""
+    if value is None:
+        return None
+    number, slash, count = value.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise click.BadParameter(f"{value!r}: expected I/N, such as 3/16")
+    if not 1 <= int(number) <= int(count):
+        raise click.BadParameter(f"{value!r}: I counts from 1 to N")
+    return int(number), int(count)
+
+
 def _classes(_context, _option, values: tuple[str, ...]) -> dict[int, str]:
     found = {}
     for value in values:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jaxcyto.cli_command import BRAIN, JSON, LABEL_CLASSES, SECTIONS, Command
+from jaxcyto.cli_command import BRAIN, JSON, LABEL_CLASSES, SECTIONS, Command, parse_shard
 
 
 @click.command(cls=Command)
@@ -81,15 +81,6 @@ def carry(brain: Path, **settings) -> None:
     click.echo(carry_labels(brain, progress=StderrProgress("carrying", "sections"), **settings))
 
 
-def _shard(_context, _option, value: str) -> tuple[int, int]:
-    number, slash, count = value.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal()):
-        raise click.BadParameter(f"{value!r}: expected I/N, such as 3/16")
-    if not 1 <= int(number) <= int(count):
-        raise click.BadParameter(f"{value!r}: I counts from 1 to N")
-    return int(number), int(count)
-
-
 @click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @BRAIN
@@ -98,7 +89,7 @@ def _shard(_context, _option, value: str) -> tuple[int, int]:
     "--shard",
     metavar="I/N",
     default="1/1",
-    callback=_shard,
+    callback=parse_shard,
     help="The I-th of N parts of the sections, for job arrays.",
 )
 @click.option(

@@ -205,6 +205,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "wrong type": (toml('"CC0-1.0"', "3"), ("brain.toml: licence = 3", "expected text")),
     "no format": (toml("format = 1", "format = 2"), ("brain.toml: format = 2", "format = 1")),
+    "unknown kind": (  # and nothing about the atlas, of which it says how many areas to expect
+        toml('"#00aa00"', '"#00aa00"\nkind = "arae"'),
+        ("classes[1].kind = 'arae'; one of area, cortex",),
+    ),
     "path upwards": (
         table("a.tif", "../a.tif"),
         ("sections.csv: line 2: image", "leaves the brain's folder", "relative path"),

@@ -15,7 +15,7 @@ from jaxcyto.brain.check_results import check_pairs, check_points
 from jaxcyto.brain.files import READ_ERRORS, npz_format
 from jaxcyto.brain.label_images import IGNORE, check_numbers, label_counts, section_label
 from jaxcyto.brain.labels import read_labels
-from jaxcyto.brain.manifest import Brain, Hemisphere, SectionRow, inspect_brain
+from jaxcyto.brain.manifest import CLASS_KINDS, Brain, Hemisphere, SectionRow, inspect_brain
 from jaxcyto.brain.pairs import PAIRS_FILE, distances_path, load_pairs, open_distances
 from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.progress import Progress
@@ -160,7 +160,8 @@ def _check_section(
             labels += counts
             report.attempt(check_numbers, row, counts, len(brain.classes))
         label.close()
-    if row.atlas:
+    known = all(each.kind in CLASS_KINDS for each in brain.classes)  # else said by inspect_brain
+    if row.atlas and known:
         report.attempt(section_atlas, row, section.shape, brain.classes)
     if row.affine is None and row.coordinates is None:  # said by inspect_brain
         return None
