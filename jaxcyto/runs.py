@@ -265,7 +265,8 @@ def load_pretext_run(run: str | os.PathLike) -> PretextRun:
             raise ValueError("input_mean")
         for name in ("distance_mm", "input_std"):
             _positive(name, getattr(scales, name))
-        model = SiameseNet(features=int(config["model"]["features"]), **_layout(config))
+        features = int(_positive("features", config["model"]["features"]))
+        model = SiameseNet(features=features, **_layout(config))
         side = int(data["patch_px"])
         _check_leaves(place, model, variables, [(1, 2, side, side, 1)])
         return PretextRun(
@@ -288,7 +289,7 @@ def _damage(place: Place) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise InputError(
             f"{place.config}: config: damaged ({type(error).__name__}: {error}); {place.remedy}"
         ) from None

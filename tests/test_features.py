@@ -107,6 +107,7 @@ def test_a_run_is_read_back(run):
     [
         (("classes",), [], "segmentation run"),
         (("scales",), None, "damaged"),
+        (("model", "features"), 0, "features = 0"),
         (("scales", "input_std"), 0, "input_std"),
         (("scales", "input_mean"), "dark", "damaged"),
         (("scales", "coordinate_low_mm"), [1, 2], "coordinate_low_mm"),
