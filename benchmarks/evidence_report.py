@@ -10,8 +10,7 @@ line on stdout: one JSON object, the claims with their figures.
 import argparse
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,105 +19,34 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import evidence_figures as figures
+from benchmarks.evidence_columns import (
+    COLUMNS,
+    DETAILS,
+    Column,
+    Results,
+    by_seed,
+    cell,
+    read_results,
+    values,
+)
 from benchmarks.evidence_plan import ABLATIONS, ALL_ROWS, ROWS, STUDIES
 from jaxcyto.brain.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- begin: written by benchmarks/evidence_report.py -->"
 END = "<!-- end -->"
-Results = dict[tuple[str, str, int], dict[str, Any]]  # (study, row, seed): kind -> record
 
 
-def read_results(folder: Path) -> Results:
-    """All result files of a size."""
-    found: Results = defaultdict(dict)
-    for path in sorted(folder.glob("*/*.json")):
-        record = json.loads(path.read_text())
-        found[record["study"], record["row"], record["seed"]][record["kind"]] = record
-    return dict(found)
-
-
-# ---- columns: each reads one figure of a row, study and seed ------------------------------------
-
-Column = tuple[str, str, Callable[[dict[str, Any]], float | None]]
-
-
-def _pretext(key: str, term: str) -> Callable[[dict[str, Any]], float | None]:
-    """An error of the network's own heads, of rows that learn it."""
-
-    def read(found: dict[str, Any]) -> float | None:
-        record = found.get("probes") or {}
-        terms = ALL_ROWS[record["row"]].terms if record else ()
-        learnt = any(term in repr(each.function) for each in terms)
-        return (record.get("heads") or {}).get(key) if learnt else None
-
-    return read
-
-
-def _probe(*keys: str) -> Callable[[dict[str, Any]], float | None]:
-    def read(found: dict[str, Any]) -> float | None:
-        value = found.get("probes", {})
-        for key in keys:
-            value = (value or {}).get(key)
-        return value  # type: ignore[return-value]
-
-    return read
-
-
-def _segment(key: str) -> Callable[[dict[str, Any]], float | None]:
-    return lambda found: (found.get("segment", {}).get("test") or {}).get(key)
-
-
-def _wrong_in_cortex(found: dict[str, Any]) -> float | None:
-    """Percentage of the pixels annotated as an area or other cortex that got another class."""
-    record = found.get("segment") or {}
-    if not record.get("confusion"):
-        return None
-    matrix = np.array(record["confusion"])
-    cortex = [entry["kind"] in ("area", "cortex") for entry in record["classes"]]
-    return float(100 * (1 - np.diag(matrix)[cortex].sum() / matrix[cortex].sum()))
-
-
-COLUMNS: tuple[Column, ...] = (
-    ("distance error, mm", ".2f", _pretext("distance_mae_mm", "distance_loss")),
-    ("coordinate error, mm", ".2f", _pretext("coordinate_mae_mm", "coordinate_loss")),
-    ("Dice, areas", ".3f", _segment("dice_macro_areas")),
-    ("err_seg, %", ".1f", _segment("err_seg_percent")),
-    ("wrong in cortex, %", ".1f", _wrong_in_cortex),
-    ("k-NN, %", ".1f", _probe("knn", "accuracy_percent")),
-    ("linear, %", ".1f", _probe("linear", "accuracy_percent")),
-    ("border AUC", ".2f", _probe("neighbors", "auc")),
-)
-COLUMN = {title: read for title, _, read in COLUMNS}
-
-
-def values(results: Results, study: str, row: str, title: str) -> dict[int, float]:
-    """A column of a row, by seed; without seeds that are not there."""
-    found = {
-        seed: COLUMN[title](record)
-        for (each, name, seed), record in results.items()
-        if (each, name) == (study, row)
-    }
-    return {seed: float(value) for seed, value in sorted(found.items()) if value is not None}
-
-
-def cell(found: dict[int, float], form: str) -> str:
-    """Mean and standard deviation over seeds."""
-    if not found:
-        return ""
-    numbers = list(found.values())
-    mean = format(float(np.mean(numbers)), form)
-    return mean if len(numbers) < 2 else f"{mean} ± {format(float(np.std(numbers, ddof=1)), form)}"
-
-
-def study_table(results: Results, study: str, rows: dict[str, Any]) -> list[str]:
+def study_table(
+    results: Results, study: str, rows: dict[str, Any], columns: Sequence[Column] = COLUMNS
+) -> list[str]:
     """A Markdown table of the rows that have results; none without any."""
     lines = [
-        f"| row | pre-training | seeds | {' | '.join(title for title, _, _ in COLUMNS)} |",
-        "|---|---|---|" + "---|" * len(COLUMNS),
+        f"| row | pre-training | seeds | {' | '.join(title for title, _, _ in columns)} |",
+        "|---|---|---|" + "---|" * len(columns),
     ]
     for row, what in rows.items():
-        cells = [cell(values(results, study, row, title), form) for title, form, _ in COLUMNS]
+        cells = [cell(by_seed(results, study, row, read), form) for _, form, read in columns]
         seeds = {s for (each, name, s) in results if (each, name) == (study, row)}
         if any(cells):
             lines.append(f"| {row} | {what.title} | {len(seeds)} | {' | '.join(cells)} |")
@@ -246,6 +174,11 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
     if table := study_table(results, "ablation", ABLATIONS):
         row = study_table(results, "phantom", {"4": ROWS["4"]})[2:]
         lines += ["### What the paper leaves open", "", *table[:2], *row, *table[2:], ""]
+    for study in ("phantom", "painted", "null"):
+        rows = {row: ALL_ROWS[row] for row in STUDIES[study].rows}
+        if table := study_table(results, study, rows, DETAILS):
+            lines += [f"### {STUDIES[study].title.capitalize()}: heads and neighbours", ""]
+            lines += [*table, ""]
     for name, caption in drawn.items():
         lines += [f"![{caption}](figures/{name})", "", f"*{caption}*", ""]
     return "\n".join([*lines, END])
