@@ -316,8 +316,8 @@ def _training_sections(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _positive(name: str, value: Any) -> float:
-    if not 0 < float(value) < math.inf:
-        raise ValueError(f"{name} = {value}")
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} = {value!r}")
     return float(value)
 
 

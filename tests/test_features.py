@@ -109,6 +109,7 @@ def test_a_run_is_read_back(run):
         (("scales",), None, "damaged"),
         (("model", "features"), 0, "features = 0"),
         (("scales", "input_std"), 0, "input_std"),
+        (("scales", "distance_mm"), "2", "distance_mm = '2'"),
         (("scales", "input_mean"), "dark", "damaged"),
         (("scales", "coordinate_low_mm"), [1, 2], "coordinate_low_mm"),
         (("scales", "coordinate_high_mm"), [1, 2, "3"], "damaged"),
