@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import evidence_probes as probes
 from benchmarks import evidence_units as units
-from benchmarks.evidence_plan import ALL_ROWS, SIZES, STUDIES, make_brain
+from benchmarks.evidence_plan import ALL_ROWS, ROWS, SIZES, STUDIES, make_brain
 from benchmarks.evidence_units import Unit
 from jaxcyto.errors import InputError
 from jaxcyto.runs import WEIGHTS
@@ -66,10 +66,10 @@ def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
     """Runs a unit; what it found."""
     size, study = SIZES[size_name], STUDIES[unit.study]
     brains = {name: out / "brains" / name for name in (study.pretrained_on, study.segmented)}
-    for name, root in brains.items():
-        make_brain(name, root, size, data)
-    first, last = brains[study.pretrained_on], brains[study.segmented]
     row = ALL_ROWS.get(unit.row)  # None: baselines
+    for name, root in brains.items():
+        make_brain(name, root, size, data, row or ROWS["1"])
+    first, last = brains[study.pretrained_on], brains[study.segmented]
     source = (row and row.shares) or unit.row
     run = units.run_folder(out, study.pretrained_on, source, unit.seed, "pretext")
     pretrained = run if row and row.terms else None

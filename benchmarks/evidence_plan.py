@@ -35,6 +35,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.losses import coordinate_loss, distance_loss, is_batchwise
 
 NEAR_MM = 2.0  # up to which two patches are at the same place, row 7: the loss's default
+METHOD = "heat"  # of distances: 2,000 solutions; the oracle takes 15,000 on BigBrain's surface
 MORE = 10  # times the patches and pairs, row 5
 PHANTOM_SEED = 1  # the phantom and the quickstart were designed on seed 0
 SURFACE = "bigbrain/surf/tpl-bigbrain_hemi-L_desc-{}.surf.gii"
@@ -177,14 +178,15 @@ SIZES = {
 # ---- brains -------------------------------------------------------------------------------------
 
 
-def make_brain(name: str, root: Path, size: Size, data: Path | None) -> None:
-    """Makes what is missing of a brain folder: sections, patches, pairs.
+def make_brain(name: str, root: Path, size: Size, data: Path | None, row: Row) -> None:
+    """Makes what a row needs and a brain folder lacks: sections, patches, pairs.
 
     Args:
         name: "phantom", "other" (another individual), "null" or "painted" (on BigBrain's surface).
         root: the folder.
         size: of all.
         data: where BigBrain's surfaces, labels and thicknesses lie; for "painted" only.
+        row: which pairs are wanted beside those of patches.npz, see `ROWS`.
 
     Raises:
         InputError: "painted" without `data`.
@@ -205,22 +207,17 @@ def make_brain(name: str, root: Path, size: Size, data: Path | None) -> None:
     if not (root / "patches.npz").exists():
         sample_brain(root, num_patches=size.patches, **patch)
     if not (root / "pairs.npz").exists():
-        pair_brain(root, num_pairs=size.patches, method="auto", all_distances=True)
-    if not (root / "pairs_near.npz").exists():
+        pair_brain(root, num_pairs=size.patches, method=METHOD, all_distances=True)
+    if (root / row.pairs).exists():
+        return
+    if row.pairs == "pairs_near.npz":
         settings = {"num_pairs": size.patches, "within_mm": NEAR_MM}
-        pair_brain(root, out="pairs_near.npz", method=_method(root), **settings)
-    if name == "phantom" and not (root / "pairs_more.npz").exists():
+        pair_brain(root, out=row.pairs, method=METHOD, **settings)
+    if row.pairs == "pairs_more.npz":
         count = MORE * size.patches
         sample_brain(root, num_patches=count, out="patches_more.npz", **patch)
-        more = {"patches_file": "patches_more.npz", "out": "pairs_more.npz"}
-        pair_brain(root, num_pairs=count, method=_method(root), **more)
-
-
-def _method(root: Path) -> str:
-    """The one that pairs.npz was made with: distances between all patches must agree with it."""
-    from jaxcyto.brain.pairs import load_pairs
-
-    return load_pairs(root / "pairs.npz").settings["method"]
+        more = {"patches_file": "patches_more.npz", "out": row.pairs}
+        pair_brain(root, num_pairs=count, method=METHOD, **more)
 
 
 # ---- runs ---------------------------------------------------------------------------------------
