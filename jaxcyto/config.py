@@ -242,8 +242,21 @@ def to_json(value: Any) -> Any:
 
 
 def scales_from_json(table: dict[str, Any]) -> Scales:
-    """The `scales` of a config.json."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    """The `scales` of a config.json.
+
+    Raises:
+        TypeError, ValueError, OverflowError: they are not such numbers.
+    """
+
+    def number(key: str, value: Any) -> float:
+        if not isinstance(value, int | float):
+            raise TypeError(f"{key} = {value!r} is no number")
+        return float(value)
+
+    values: dict[str, Any] = {
+        key: tuple(number(key, v) for v in value) if isinstance(value, list) else number(key, value)
+        for key, value in table.items()
+    }
     return Scales(**values)
 
 
