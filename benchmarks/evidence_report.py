@@ -97,25 +97,36 @@ CLAIMS = (
 
 
 def claims(results: Results) -> list[dict[str, Any]]:
-    """Each claim with its figures, in each study that has both rows."""
+    """Each claim with its figures, in each study that has both rows; beside it the null's change.
+
+    What a row gains where areas do not differ is the floor of its gain, at the same budget.
+    """
     found = []
     for study in SHOWN:
         for claim, before, after, title, lower in CLAIMS:
             compared = compare(results, study, before, after, title, bool(lower))
-            if compared is not None:
-                found.append({"claim": claim, **compared})
+            if compared is None:
+                continue
+            floor = None
+            if study != "null" and STUDIES[study].longer == STUDIES["null"].longer:
+                floor = compare(results, "null", before, after, title, bool(lower))
+            null = None if floor is None else floor["after"] - floor["before"]
+            found.append({"claim": claim, **compared, "null_difference": null})
     return found
 
 
 def claims_table(found: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| claim | study | measure | before | after | change | better in |",
-        "|---|---|---|---|---|---|---|",
+        "| claim | study | measure | before | after | difference | null phantom's | change "
+        "| better in |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for each in found:
+        null = "" if each["null_difference"] is None else f"{each['null_difference']:+.2g}"
         lines.append(
             f"| {each['claim']} | {STUDIES[each['study']].title} | {each['column']} "
-            f"| {each['before']:.3g} | {each['after']:.3g} | {each['change_percent']:+.0f} % "
+            f"| {each['before']:.3g} | {each['after']:.3g} "
+            f"| {each['after'] - each['before']:+.2g} | {null} | {each['change_percent']:+.0f} % "
             f"| {each['better_seeds']} of {each['seeds']} seeds |"
         )
     return lines if found else []

@@ -107,6 +107,21 @@ def test_comparison_pairs_seeds():
     assert evidence_report.compare(results, "phantom", "2", "4", "Dice, areas", False) is None
 
 
+def test_gains_stand_beside_those_of_the_null_phantom():
+    def found(wrong: float) -> dict:
+        return {"segment": {"test": {"err_seg_percent": wrong}}}
+
+    results = {
+        ("phantom", "1", 0): found(18.0), ("phantom", "4", 0): found(15.0),
+        ("null", "1", 0): found(18.0), ("null", "4", 0): found(17.5),
+        ("longest", "1", 0): found(15.0), ("longest", "4", 0): found(12.0),
+    }  # fmt: skip
+    compared = {each["study"]: each["null_difference"] for each in evidence_report.claims(results)}
+    assert compared == {"phantom": -0.5, "longest": None, "null": None}
+    table = evidence_report.claims_table(evidence_report.claims(results))
+    assert "| 18 | 15 | -3 | -0.5 | -17 % | 1 of 1 seeds |" in table[2]
+
+
 def test_numbers_stay_small_and_finite():
     value = {"a": [1.23456789, np.float32(2), float("nan")], "b": (3, True, "x", None)}
     assert rounded(value) == {"a": [1.2346, 2.0, None], "b": [3, True, "x", None]}
