@@ -14,25 +14,37 @@ where to get them); without it the study on them is left out.
 
 import argparse
 import os
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import click
 from absl import flags
+
+if __name__ == "__main__":  # until `leave` is there: imports take seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+elif __name__ == "__mp_main__":  # a worker: leaves with its parent, not with a traceback
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import evidence_probes as probes
 from benchmarks import evidence_units as units
-from benchmarks.evidence_plan import ALL_ROWS, ROWS, SIZES, STUDIES, make_brain
+from benchmarks.checkout import commit
+from benchmarks.evidence_plan import ALL_ROWS, ROWS, SIZES, STUDIES, bigbrain_files, make_brain
 from benchmarks.evidence_units import Unit
+from jaxcyto.cli_command import parse_shard
 from jaxcyto.errors import InputError
 from jaxcyto.runs import WEIGHTS
 from jaxcyto.training import host, log
 from jaxcyto.training.stop import Interrupted
 
 RESULTS = Path(__file__).parent / "results" / "evidence"
+KINDS = "pretext", "segment", "probes", "baseline"
 
 
 def plan(studies: list[str], rows: list[str] | None, seeds: int) -> list[list[Unit]]:
@@ -45,7 +57,7 @@ def plan(studies: list[str], rows: list[str] | None, seeds: int) -> list[list[Un
     for seed in range(seeds):
         for name in studies:
             study = STUDIES[name]
-            if seed == 0 and rows is None and study.longer == 1:
+            if seed == 0 and rows is None and study.longer == 1 and "1" in study.rows:
                 groups[name, "baseline"] = [Unit("baseline", name, "baseline", 0)]
             for row in study.rows:
                 if rows is not None and row not in rows:
@@ -85,16 +97,52 @@ def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
     return units.segment(size, last, unit.row, unit.seed, own, pretrained, study.longer)
 
 
+def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Type of an option that takes some of these names, with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        for wrong in {*text.split(",")} - {*known}:
+            raise argparse.ArgumentTypeError(f"{wrong!r} is none of {', '.join(known)}")
+        return list(dict.fromkeys(text.split(",")))
+
+    return parse
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Type of --shard: I/N."""
+    try:
+        return parse_shard(None, None, text) or (1, 1)
+    except click.BadParameter as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def above_0(text: str) -> int:
+    """Type of --seeds."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
+
+
+def leave(signum: int, _: Any) -> None:
+    """Handles signals outside of training, as train.py does."""
+    print("stopped; the same command continues", file=sys.stderr, flush=True)
+    sys.exit(128 + signum)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--studies", help=f"default: {','.join(STUDIES)}")
-    parser.add_argument("--rows", help=f"of {', '.join(ALL_ROWS)}; default: those of the studies")
-    parser.add_argument("--kinds", default="pretext,segment,probes,baseline")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--shard", default="1/1", metavar="I/N")
+    parser.add_argument("--studies", type=names_of(STUDIES), help=f"default: {','.join(STUDIES)}")
+    parser.add_argument(
+        "--rows",
+        type=names_of(ALL_ROWS),
+        help=f"of {', '.join(ALL_ROWS)}; default: those of the studies, and the baselines",
+    )
+    parser.add_argument("--kinds", type=names_of(KINDS), default=KINDS, help=",".join(KINDS))
+    parser.add_argument("--seeds", type=above_0, default=3, help="how many; default: 3")
+    parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N")
     parser.add_argument("--out", type=Path, help="brains and runs; default: runs/evidence/SIZE")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--data", type=Path, help="of the study on BigBrain's surface")
@@ -105,19 +153,25 @@ def main() -> None:
     log.log_to_stderr()
     host.keep_freed_memory()
 
-    names = arguments.studies.split(",") if arguments.studies else list(STUDIES)
+    names = arguments.studies or list(STUDIES)
     if arguments.studies is None and arguments.data is None:
         names.remove("painted")
-    rows = arguments.rows.split(",") if arguments.rows else None
-    for wrong in {*names} - {*STUDIES} | {*(rows or ())} - {*ALL_ROWS}:
-        parser.error(f"{wrong!r}: neither a study nor a row")
     out = arguments.out or Path("runs") / "evidence" / arguments.size
     results = arguments.results / arguments.size
-    index, number = (int(part) for part in arguments.shard.split("/"))
-    kinds = arguments.kinds.split(",")
-    groups = plan(names, rows, arguments.seeds)[index - 1 :: number]
-    todo = [unit for group in groups for unit in group if unit.kind in kinds]
-    todo = [unit for unit in todo if not (results / f"{unit.name}.json").exists()]
+    index, number = arguments.shard
+    groups = plan(names, arguments.rows, arguments.seeds)[index - 1 :: number]
+    chosen = [unit for group in groups for unit in group if unit.kind in arguments.kinds]
+    todo = [unit for unit in chosen if not (results / f"{unit.name}.json").exists()]
+    if not todo:
+        there = f"all {len(chosen)} units are in {results}" if chosen else "no unit of these"
+        print(f"nothing to do: {there}; --results ELSEWHERE does what is there again")
+    painted = out / "brains" / "painted"
+    if not arguments.list and not painted.exists() and any(u.study == "painted" for u in todo):
+        try:  # now, not after hours
+            bigbrain_files(arguments.data)
+        except InputError as error:
+            parser.error(str(error))
+    commit()  # of the code that runs: the checkout may go on
     for place, unit in enumerate(todo):
         print(f"--- {place + 1} of {len(todo)}: {unit.name}", flush=True)
         if arguments.list:
@@ -125,13 +179,24 @@ def main() -> None:
         started = time.monotonic()
         try:
             found = do(unit, arguments.size, out, arguments.data)
-        except InputError as error:
+            path = results / f"{unit.name}.json"
+            units.write_result(path, unit, time.monotonic() - started, found)
+        except (InputError, FloatingPointError) as error:
             raise SystemExit(f"{unit.name}: {error}") from None
+        except OSError as error:  # a full disk, a folder's rights
+            if error.strerror is None:
+                raise
+            raise SystemExit(f"{unit.name}: {error.filename}: {error.strerror}") from None
         except Interrupted as stopped:
             print(f"{unit.name}: {stopped}", file=sys.stderr, flush=True)
             os._exit(128 + stopped.signum)  # as train.py
-        units.write_result(results / f"{unit.name}.json", unit, time.monotonic() - started, found)
 
 
 if __name__ == "__main__":
-    main()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, leave)
+    try:
+        main()
+    except BrokenPipeError:  # `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else said again at exit
+        raise SystemExit(1) from None

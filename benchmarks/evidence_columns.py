@@ -9,16 +9,26 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence_plan import ALL_ROWS
+from jaxcyto.errors import InputError
 
 Results = dict[tuple[str, str, int], dict[str, Any]]  # (study, row, seed): kind -> record
 
 
 def read_results(folder: Path) -> Results:
-    """All result files of a size."""
+    """All result files of a size.
+
+    Raises:
+        InputError: one is damaged.
+    """
     found: Results = defaultdict(dict)
     for path in sorted(folder.glob("*/*.json")):
-        record = json.loads(path.read_text())
-        found[record["study"], record["row"], record["seed"]][record["kind"]] = record
+        try:
+            record = json.loads(path.read_text())
+            found[record["study"], record["row"], record["seed"]][record["kind"]] = record
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: damaged ({error!r}); delete it and run evidence.py"
+            ) from None
     return dict(found)
 
 

@@ -18,12 +18,14 @@ from matplotlib.patches import Patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.checkout import ROOT
 from benchmarks.evidence_plan import ROWS, STUDIES
-from benchmarks.evidence_units import ROOT, run_folder
+from benchmarks.evidence_units import run_folder
 from jaxcyto.brain.curves import walk_ribbons
 from jaxcyto.brain.label_images import IGNORE, section_label
 from jaxcyto.brain.manifest import Brain, read_brain
 from jaxcyto.brain.sections import open_section
+from jaxcyto.errors import InputError
 from jaxcyto.evaluate import section_images
 from jaxcyto.features import patch_areas
 from jaxcyto.neighbors import embed_curves, neighbor_gaps
@@ -79,9 +81,9 @@ def main() -> None:
     )
     parser.add_argument("--size", default="small")
     parser.add_argument("--out", type=Path, help="of evidence.py; default: runs/evidence/SIZE")
-    parser.add_argument("--study", default="longest", help="of the segmented section")
+    parser.add_argument("--study", choices=STUDIES, default="longest", help="of the section")
     parser.add_argument("--rows", default="1,4", help="of the segmented section")
-    parser.add_argument("--row", default="4", help="of the features")
+    parser.add_argument("--row", choices=ROWS, default="4", help="of the features")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
@@ -106,4 +108,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:  # as a rule, runs that are not there
+        raise SystemExit(str(error)) from None

@@ -197,11 +197,8 @@ def make_brain(name: str, root: Path, size: Size, data: Path | None, row: Row) -
         settings = dataclasses.replace(size.phantom, seed=PHANTOM_SEED, **changes)
         if name != "painted":
             make_phantom(root, settings, progress)
-        elif data is None:
-            raise InputError("the study on BigBrain's surface needs --data; see docs/results.md")
         else:
-            pial, white = (data / SURFACE.format(each) for each in ("pial", "white"))
-            left = GivenHemisphere("left", pial, white, data / LABELS, data / THICKNESS)
+            left = GivenHemisphere("left", *bigbrain_files(data))
             paint_surfaces(root, [left], size.painted_y_mm, settings, progress)
     patch = {"patch_px": size.patch_px, "um_per_px": size.um_per_px}
     if not (root / "patches.npz").exists():
@@ -218,6 +215,22 @@ def make_brain(name: str, root: Path, size: Size, data: Path | None, row: Row) -
         sample_brain(root, num_patches=count, out="patches_more.npz", **patch)
         more = {"patches_file": "patches_more.npz", "out": row.pairs}
         pair_brain(root, num_pairs=count, method=METHOD, **more)
+
+
+def bigbrain_files(data: Path | None) -> list[Path]:
+    """Pial and white surface, labels and thicknesses of BigBrain's left hemisphere.
+
+    Raises:
+        InputError: no folder is given, or one of them is not there.
+    """
+    if data is None:
+        raise InputError("the study on BigBrain's surface needs --data; see docs/results.md")
+    names = SURFACE.format("pial"), SURFACE.format("white"), LABELS, THICKNESS
+    files = [data / name for name in names]
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"--data {data}: no file {path}; see docs/results.md")
+    return files
 
 
 # ---- runs ---------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from benchmarks.evidence_columns import (
 )
 from benchmarks.evidence_plan import ABLATIONS, ALL_ROWS, ROWS, STUDIES
 from jaxcyto.brain.files import atomic_write
+from jaxcyto.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- begin: written by benchmarks/evidence_report.py -->"
@@ -46,10 +47,12 @@ def study_table(
         "|---|---|---|" + "---|" * len(columns),
     ]
     for row, what in rows.items():
-        cells = [cell(by_seed(results, study, row, read), form) for _, form, read in columns]
-        seeds = {s for (each, name, s) in results if (each, name) == (study, row)}
-        if any(cells):
-            lines.append(f"| {row} | {what.title} | {len(seeds)} | {' | '.join(cells)} |")
+        found = [by_seed(results, study, row, read) for _, _, read in columns]
+        if any(found):
+            seeds = sorted({len(each) for each in found if each})  # "1-3": cells have 1 to 3
+            cells = [cell(each, form) for each, (_, form, _) in zip(found, columns, strict=True)]
+            number = "-".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
+            lines.append(f"| {row} | {what.title} | {number} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
 
 
@@ -94,25 +97,36 @@ CLAIMS = (
 
 
 def claims(results: Results) -> list[dict[str, Any]]:
-    """Each claim with its figures, in each study that has both rows."""
+    """Each claim with its figures, in each study that has both rows; beside it the null's change.
+
+    What a row gains where areas do not differ is the floor of its gain, at the same budget.
+    """
     found = []
     for study in SHOWN:
         for claim, before, after, title, lower in CLAIMS:
             compared = compare(results, study, before, after, title, bool(lower))
-            if compared is not None:
-                found.append({"claim": claim, **compared})
+            if compared is None:
+                continue
+            floor = None
+            if study != "null" and STUDIES[study].longer == STUDIES["null"].longer:
+                floor = compare(results, "null", before, after, title, bool(lower))
+            null = None if floor is None else floor["after"] - floor["before"]
+            found.append({"claim": claim, **compared, "null_difference": null})
     return found
 
 
 def claims_table(found: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| claim | study | measure | before | after | change | better in |",
-        "|---|---|---|---|---|---|---|",
+        "| claim | study | measure | before | after | difference | null phantom's | change "
+        "| better in |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for each in found:
+        null = "" if each["null_difference"] is None else f"{each['null_difference']:+.2g}"
         lines.append(
             f"| {each['claim']} | {STUDIES[each['study']].title} | {each['column']} "
-            f"| {each['before']:.3g} | {each['after']:.3g} | {each['change_percent']:+.0f} % "
+            f"| {each['before']:.3g} | {each['after']:.3g} "
+            f"| {each['after'] - each['before']:+.2g} | {null} | {each['change_percent']:+.0f} % "
             f"| {each['better_seeds']} of {each['seeds']} seeds |"
         )
     return lines if found else []
@@ -154,7 +168,9 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
         command: that made the page.
     """
     records = [r for kinds in results.values() for r in kinds.values()]
-    hours = sum(record["seconds"] for record in records) / 3600
+    # a unit that went on was done in several sittings, `seconds` is its last
+    took = [max(record["seconds"], record.get("training_seconds", 0)) for record in records]
+    hours = sum(took) / 3600
     devices = sorted({record["device"] for record in records})
     lines = [
         BEGIN,
@@ -194,7 +210,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of results.md")
     arguments = parser.parse_args()
-    results = read_results(arguments.results / arguments.size)
+    try:
+        results = read_results(arguments.results / arguments.size)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
     if not results:
         raise SystemExit(f"{arguments.results / arguments.size}: no results; run evidence.py first")
     drawn = figures.draw(results, arguments.out / "figures")

@@ -1,6 +1,7 @@
 """The units of evidence.py: pre-train, fine-tune; each leaves one small JSON file."""
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -73,14 +74,13 @@ def pretrain(size: Size, brain: Path, row: str, seed: int, run: Path) -> dict[st
     """Trains a row; the run's errors and curves."""
     config = pretext_config(size, brain, ALL_ROWS[row], seed)
     config = _with_distance_scale(config, ALL_ROWS[row].distance_scale)
-    started = time.monotonic()
     results = loop.train(config, run)
     return {
         "steps": results["steps"],
         "pairs": results["pairs"],
         "test": results.get("test"),
         "curves": curves(run, ("distance_mae_mm", "coordinate_mae_mm"), "loss"),
-        "training_seconds": round(time.monotonic() - started, 1),
+        "training_seconds": _trained_seconds(run),
         "config": _config(run),
     }
 
@@ -90,7 +90,6 @@ def segment(
 ) -> dict[str, Any]:
     """Fine-tunes, `longer` times the size's steps; scores of the test sections."""
     config = segment_config(size, brain, row, seed, init_from, longer)
-    started = time.monotonic()
     results = loop.train(config, run)
     return {
         "steps": results["steps"],
@@ -99,7 +98,7 @@ def segment(
         "confusion": results.get("confusion"),
         "classes": to_json(read_brain(brain).classes),
         "curves": curves(run, ("err_seg_percent", "dice_macro_areas"), "loss"),
-        "training_seconds": round(time.monotonic() - started, 1),
+        "training_seconds": _trained_seconds(run),
         "config": _config(run),
     }
 
@@ -137,10 +136,22 @@ def rounded(value: Any) -> Any:
 
 
 def _config(run: Path) -> dict[str, Any]:
-    """The resolved config, less paths and what belongs to the data."""
+    """The resolved config, less paths and what only says how often something is written."""
     config = json.loads((run / "config.json").read_text())
-    kept = ("seed", "model", "loss", "augment", "optim", "scales", "steps", "encoder_rate")
-    return {key: config[key] for key in kept if key in config}
+    kept = ("seed", "model", "loss", "augment", "optim", "scales", "steps", "encoder_rate",
+            "batch_stats_steps", "pairs_sha256", "annotation_sha256")  # fmt: skip
+    data = {key: value for key, value in config["data"].items() if key not in ("brains", "threads")}
+    return {key: config[key] for key in kept if key in config} | {"data": data}
+
+
+def _trained_seconds(run: Path) -> float:
+    """Of all sittings of a run that ends now: each from its start to its last line of metrics."""
+    starts = [start["time"] for start in json.loads((run / "environment.json").read_text())]
+    lines = [line["time"] for line in read_metrics(run / "metrics.jsonl")]
+    seconds = time.time() - starts[-1]
+    for first, end in itertools.pairwise(starts):
+        seconds += max((t for t in lines if first <= t < end), default=first) - first
+    return round(seconds, 1)
 
 
 def _device() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import evidence, evidence_report
+from benchmarks import evidence, evidence_pictures, evidence_report
 from benchmarks.evidence_plan import ALL_ROWS, ROWS, SIZES, STUDIES, annotated_sections
 from benchmarks.evidence_plan import segment_config as make_segment_config
-from benchmarks.evidence_units import rounded, write_result
+from benchmarks.evidence_units import _trained_seconds, rounded, write_result
+from jaxcyto.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,85 @@ def test_comparison_pairs_seeds():
     assert evidence_report.compare(results, "phantom", "2", "4", "Dice, areas", False) is None
 
 
+def test_gains_stand_beside_those_of_the_null_phantom():
+    def found(wrong: float) -> dict:
+        return {"segment": {"test": {"err_seg_percent": wrong}}}
+
+    results = {
+        ("phantom", "1", 0): found(18.0), ("phantom", "4", 0): found(15.0),
+        ("null", "1", 0): found(18.0), ("null", "4", 0): found(17.5),
+        ("longest", "1", 0): found(15.0), ("longest", "4", 0): found(12.0),
+    }  # fmt: skip
+    compared = {each["study"]: each["null_difference"] for each in evidence_report.claims(results)}
+    assert compared == {"phantom": -0.5, "longest": None, "null": None}
+    table = evidence_report.claims_table(evidence_report.claims(results))
+    assert "| 18 | 15 | -3 | -0.5 | -17 % | 1 of 1 seeds |" in table[2]
+
+
 def test_numbers_stay_small_and_finite():
     value = {"a": [1.23456789, np.float32(2), float("nan")], "b": (3, True, "x", None)}
     assert rounded(value) == {"a": [1.2346, 2.0, None], "b": [3, True, "x", None]}
     assert all(row.title for row in ALL_ROWS.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--shard x", "expected I/N"),
+        ("--shard 3/2", "from 1 to N"),
+        ("--shard 0/1", "from 1 to N"),
+        ("--kinds garbage", "'garbage' is none of pretext"),
+        ("--rows 1,9", "'9' is none of 1, 2"),
+        ("--studies 1", "'1' is none of phantom"),
+        ("--seeds 0", "whole number above 0"),
+        ("--studies painted", "needs --data"),
+        ("--data elsewhere", "no file elsewhere"),
+    ],
+)
+def test_mistakes_are_told_at_once(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", "here", *arguments.split()])
+    with pytest.raises(SystemExit) as stopped:
+        evidence.main()
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_said_not_done(tmp_path, monkeypatch, capsys):
+    unit = evidence.plan(["null"], ["1"], 1)[0][0]
+    write_result(tmp_path / "small" / f"{unit.name}.json", unit, 1.0, {})
+    arguments = "--studies null --rows 1 --seeds 1 --kinds probes --results".split()
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *arguments, str(tmp_path)])
+    evidence.main()
+    assert "nothing to do: all 1 units" in capsys.readouterr().out
+
+
+def test_baselines_are_of_each_brain_once():
+    units = [unit for group in evidence.plan(list(STUDIES), None, 2) for unit in group]
+    brains = [STUDIES[unit.study].segmented for unit in units if unit.kind == "baseline"]
+    assert sorted(brains) == ["null", "other", "painted", "phantom"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_result_is_named(text, tmp_path, monkeypatch):
+    path = tmp_path / "small" / "phantom" / "row_1_seed_0_probes.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["evidence_report.py", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"row_1_seed_0_probes\.json: damaged"):
+        evidence_report.main()
+
+
+def test_pictures_say_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evidence_pictures.py", "--out", str(tmp_path)])
+    with pytest.raises(InputError, match="no such folder"):
+        evidence_pictures.main()
+
+
+def test_the_time_of_a_run_is_that_of_all_sittings(tmp_path):
+    now = time.time()
+    starts = [{"time": now - 1000}, {"time": now - 100}, {"time": now - 50}]
+    (tmp_path / "environment.json").write_text(json.dumps(starts))
+    lines = [{"step": k, "time": now - ago} for k, ago in ((1, 990), (2, 800), (3, 40))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert _trained_seconds(tmp_path) == pytest.approx(200 + 0 + 50, abs=5)
