@@ -56,6 +56,8 @@ class Row:
     optim: dict[str, Any] = dataclasses.field(default_factory=dict)
     encoder_rate: float | None = None  # of fine-tuning; None: that of the size
     shares: str | None = None  # the row whose pre-training it uses
+    steps: int = 1  # times those of the size, of the pre-training
+    rate: float = 1.0  # times that of the size, of the fine-tuning
     distance_scale: float = 1.0  # unit of the predicted distance, in mean training distances
 
 
@@ -80,7 +82,7 @@ ROWS = {
         "pairs_near.npz",
     ),
 }
-# Row 4 with one of the choices that the paper leaves open made otherwise.
+# Row 4, and what it is held against, with one of the choices made otherwise.
 ABLATIONS = {
     "4 l2": Row("outer form l2", both("l2")),
     "4 huber": Row("outer form huber", both("huber")),
@@ -90,6 +92,10 @@ ABLATIONS = {
     "4 rate /4": Row("learning rate / 4", ROWS["4"].terms, optim={"learning_rate": 0.25}),
     "4 encoder 1": Row("fine-tuned with the encoder at the full rate", ROWS["4"].terms,
                        encoder_rate=1.0, shares="4"),
+    "1 rate x4": Row("none; fine-tuning rate x 4", rate=4.0, shares="1"),
+    "1 rate /4": Row("none; fine-tuning rate / 4", rate=0.25, shares="1"),
+    "2 steps x4": Row("distance, 4 times the steps", (DISTANCE,), steps=4),
+    "4 steps x4": Row("both, 4 times the steps", ROWS["4"].terms, steps=4),
 }  # fmt: skip
 # All annotated sections and ten times the steps, from scratch: what could be had.
 CEILING = {"ceiling": Row("none; all sections annotated, ten times the steps")}
@@ -238,7 +244,8 @@ def bigbrain_files(data: Path | None) -> list[Path]:
 
 def pretext_config(size: Size, root: Path, row: Row, seed: int) -> Config:
     """The pre-training of a row."""
-    every = max(1, size.pretext_steps // size.evaluations)
+    steps = row.steps * size.pretext_steps
+    every = max(1, steps // size.evaluations)
     return Config(
         seed=seed,
         data=DataConfig(
@@ -254,11 +261,11 @@ def pretext_config(size: Size, root: Path, row: Row, seed: int) -> Config:
         model=size.model,
         loss=LossConfig(terms=row.terms),
         optim=_scaled(size.pretext_optim, row.optim),
-        steps=size.pretext_steps,
-        log_every=max(1, size.pretext_steps // 100),
+        steps=steps,
+        log_every=max(1, steps // 100),
         eval_every=every,
         eval_pairs=256,
-        batch_stats_steps=min(50, size.pretext_steps),
+        batch_stats_steps=min(50, steps),
         checkpoint_every=every,
     )
 
@@ -270,7 +277,7 @@ def segment_config(
     everything = row in CEILING
     steps = size.segment_steps * longer
     every = max(1, steps // size.evaluations)
-    rate = ALL_ROWS[row].encoder_rate
+    rates = ALL_ROWS[row]
     return SegmentConfig(
         seed=seed,
         data=SegmentData(
@@ -282,9 +289,9 @@ def segment_config(
             threads=size.threads,
         ),
         model=size.model,
-        optim=size.segment_optim,
+        optim=_scaled(size.segment_optim, {"learning_rate": rates.rate}),
         init_from=None if init_from is None else str(init_from),
-        encoder_rate=size.encoder_rate if rate is None else rate,
+        encoder_rate=size.encoder_rate if rates.encoder_rate is None else rates.encoder_rate,
         steps=steps,
         log_every=max(1, steps // 100),
         eval_every=every,
