@@ -189,3 +189,13 @@ def test_the_time_of_a_run_is_that_of_all_sittings(tmp_path):
     lines = [{"step": k, "time": now - ago} for k, ago in ((1, 990), (2, 800), (3, 40))]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert _trained_seconds(tmp_path) == pytest.approx(200 + 0 + 50, abs=5)
+
+
+def test_the_page_says_what_the_committed_files_say():
+    """Its tables; figures are drawn by the same command."""
+    text = (evidence_report.ROOT / "docs" / "results.md").read_text()
+    tables = text.partition(evidence_report.BEGIN)[2].partition("\n![")[0]
+    results = evidence_report.read_results(evidence.RESULTS / "small")
+    command = "python benchmarks/evidence_report.py --size small"
+    again = evidence_report.page(results, {}, command)
+    assert again == f"{evidence_report.BEGIN}{tables}\n{evidence_report.END}"
