@@ -173,7 +173,13 @@ def _compiled(model: SiameseNet, mean: float, std: float) -> Any:
 
 
 def _forward(
-    variables: Any, twos: jax.Array, *, model: SiameseNet, mean: float, std: float, axis_name: str
+    variables: Any,
+    twos: jax.Array,
+    *,
+    model: SiameseNet,
+    mean: float,
+    std: float,
+    axis_name: str | None,
 ) -> Any:
     del axis_name  # stored statistics: patches do not see each other
     return model.apply(variables, normalise(twos, mean, std))
