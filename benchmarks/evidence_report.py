@@ -188,8 +188,10 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
     if table := bounds_table(results):
         lines += ["### Is the task neither too easy nor too hard?", "", *table, ""]
     if table := study_table(results, "ablation", ABLATIONS):
-        row = study_table(results, "phantom", {"4": ROWS["4"]})[2:]
-        lines += ["### What the paper leaves open", "", *table[:2], *row, *table[2:], ""]
+        seeds = {seed for study, _, seed in results if study == "ablation"}
+        same = {key: found for key, found in results.items() if key[2] in seeds}
+        rows = study_table(same, "phantom", {row: ROWS[row] for row in ("1", "2", "4")})[2:]
+        lines += ["### What the paper leaves open", "", *table[:2], *rows, *table[2:], ""]
     for study in ("phantom", "painted", "null"):
         rows = {row: ALL_ROWS[row] for row in STUDIES[study].rows}
         if table := study_table(results, study, rows, DETAILS):
