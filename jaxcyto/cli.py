@@ -1,7 +1,7 @@
 """The command `jaxcyto`: from a brain on disk to patches and pairs; segmentation joins at the end.
 
 Results go to stdout; progress, warnings and errors to stderr. Exit status: 0 done, 1 `check` found
-a fault or `predict` a bad section, 2 bad input (one message, no traceback).
+a fault or `predict` or `explore` a bad section, 2 bad input (one message, no traceback).
 """
 
 import dataclasses

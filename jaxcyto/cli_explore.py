@@ -1,6 +1,7 @@
 """`jaxcyto explore`: what a trained network makes of a brain, patch by patch."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def explore(
     Writes to RUN/explore/BRAIN: patches.parquet, GIFTI maps of the surfaces, pictures of how far
     neighbours along the ribbon are apart in the network's eyes, and results.json with how well area
     and place can be read from the features. --section names the sections whose ribbons are walked
-    along. Of a segmentation run: the table with the class at each patch, and GIFTI labels.
+    along. Of a segmentation run: the table with the class at each patch, and GIFTI labels; exit
+    status 1 if a section could not be read.
 
     \b
     Examples:
@@ -76,9 +78,11 @@ def explore(
         click.echo(f"error: {failure}", err=True)
     if as_json:
         click.echo(json.dumps(results, indent=2))
-        return
-    for line in [*lines(results), *results["files"]]:
-        click.echo(line)
+    else:
+        for line in [*lines(results), *results["files"]]:
+            click.echo(line)
+    if results.get("failures"):
+        sys.exit(1)
 
 
 def _features(results: dict[str, Any]) -> list[str]:

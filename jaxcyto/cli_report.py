@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from jaxcyto.cli_command import Command
+from jaxcyto.errors import InputError
 
 
 @click.command(cls=Command)
@@ -36,6 +37,8 @@ def report(run: Path, out: Path | None, brains: tuple[Path, ...], as_json: bool)
     """
     from jaxcyto.report import gather, write_page
 
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out}: a folder; name the page, such as {out / 'report.html'}")
     gathered = gather(run, brains)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(gathered), indent=2))

@@ -188,6 +188,8 @@ def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: 
         progress = StderrProgress("predicting", "px of the maps")
         return evaluate_brain(folder, brain, split, progress)
 
+    if against is not None and against.resolve() == run.resolve():
+        raise click.UsageError("--against: the same run; name another")
     if against is None:
         found = score(run)
         click.echo(json.dumps(found) if as_json else scores_table(found))

@@ -62,11 +62,12 @@ def _table(place: runs.Place, config: dict[str, Any]) -> dict[str, Any]:
         named["init_from"] = Path(config["init_from"]).name
     results = _read(place.folder / "results.json", dict)
     starts = _read(place.folder / "environment.json", list)
+    packages = starts[-1].get("packages", {}) if starts and isinstance(starts[-1], dict) else {}
     return {
         "config": named,
         "results": {key: results[key] for key in RESULTS if key in results},
         "trained_on": _trained_on(place.folder),
-        "packages": starts[-1].get("packages", {}) if starts else {},
+        "packages": packages if isinstance(packages, dict) else {},
     }
 
 

@@ -74,5 +74,5 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: metadata: damaged ({type(error).__name__}: {str(error)[:200]}); get the file "
-            "again"
+            "again, or name the folder of a run"
         ) from None

@@ -204,6 +204,6 @@ def _table(head: list[str], rows: list[tuple[str, ...]]) -> str:
 
 
 def _cell(text: Any) -> str:
-    """Text that stays within its cell, whatever a brain.toml holds."""
-    plain = " ".join(str(text).split())
-    return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """Text that stays within its cell and is no link, whatever a brain.toml holds."""
+    plain = " ".join(str(text).split()).replace("\\", "\\\\")
+    return plain.replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")

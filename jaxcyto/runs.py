@@ -156,14 +156,28 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
     """
     place = find(run)
     if place.exported:
-        return read_metadata(place.weights)["config"]
-    try:
-        config = json.loads(place.config.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{place.config}: damaged ({error}); {place.remedy}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{place.config}: damaged (not a table); {place.remedy}")
+        config = read_metadata(place.weights)["config"]
+    else:
+        try:
+            config = json.loads(place.config.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{place.config}: damaged ({error}); {place.remedy}") from None
+    if fault := _fault(config):
+        raise InputError(f"{place.config}: damaged ({fault}); {place.remedy}")
     return config
+
+
+def _fault(config: Any) -> str:
+    """What no config is without, and what is read of it before a network is made; "": nothing."""
+    if not isinstance(config, dict):
+        return "not a table"
+    data, first = config.get("data"), config.get("init_from")
+    if not isinstance(data, dict):
+        return "data: no table"
+    brains = data.get("brains", [])
+    if not isinstance(brains, list) or not all(isinstance(path, str) for path in brains):
+        return "data.brains: no list of folders"
+    return "" if first is None or isinstance(first, str) else "init_from: no folder"
 
 
 def is_segmentation(config: dict[str, Any]) -> bool:

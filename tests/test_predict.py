@@ -482,6 +482,10 @@ def test_a_missing_image_does_not_stop_the_others(run, ball):
     assert result.exit_code == 1 and "no file 'b.tif'" in result.stderr
     names = {path.name for path in (run / "predictions" / "ball").iterdir()}
     assert names == {"a.ome.tif", "c.ome.tif"}
+    named = predict(run, ball, "--section", "a")  # of which nothing is missing
+    assert named.exit_code == 0 and not named.stderr
+    named = predict(run, ball, "--section", "b")
+    assert named.exit_code == 2 and "no file 'b.tif'" in named.stderr
 
 
 def test_wrong_use_is_said_in_one_message(run, ball, tmp_path):

@@ -18,11 +18,12 @@ from jaxcyto.brain.manifest import AreaClass, read_brain
 from jaxcyto.cli import main
 from jaxcyto.config import Config, DataConfig, to_json
 from jaxcyto.errors import InputError
+from jaxcyto.export_file import EXPORT, FIELDS, write_export
 from jaxcyto.models import UNet
 from jaxcyto.pair_table import open_pairs
 from jaxcyto.predict.maps import write_class_map
 from jaxcyto.predict.planes import Plane
-from jaxcyto.report import gather, write_page
+from jaxcyto.report import files, gather, write_page
 from jaxcyto.report.charts import Curve, curves_chart, ticks
 from jaxcyto.report.html import number, tag
 from jaxcyto.scores import sum_sections
@@ -290,6 +291,7 @@ def test_damaged_files_end_in_one_line(segmented):
     for name, content in (
         ("results.json", '{"steps": 20, "test": {"dice": {}}}'),
         ("results.json", '{"steps": 20, "test": {"dice": {}, "pixels": NaN}}'),
+        ("results.json", '{"steps": 1e400}'),
         ("environment.json", '{"step": 0}'),
     ):
         (segmented / name).write_text(content)
@@ -299,6 +301,42 @@ def test_damaged_files_end_in_one_line(segmented):
         (segmented / name).unlink()
     with pytest.raises(InputError, match=r"no such run"):
         gather(segmented / "absent")
+    for config, words in (({}, "data: no table"), ({"data": {"brains": 3}}, "data.brains: no")):
+        (segmented / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=rf"config.json: damaged \({words}"):
+            gather(segmented)
+
+
+def test_figures_and_lists_in_each_others_place_are_damage():
+    names = "distance_mae_mm", "coordinate_mae_mm", "coordinate_mae_mm_per_axis"
+    own = {name: [1.0, 2.0, 3.0] if "axis" in name else 4.0 for name in names}
+    test = own | {f"{name}_constant": value for name, value in own.items()}
+    assert files.results({"test": test, "test_train_mode": own}, "pretraining")["test"] == test
+    for part, names in (("test", test), ("test_train_mode", own)):
+        for name in names:
+            for value in (5.0 if "axis" in name else [5.0], [], [1.0, 2.0]):
+                tables = {"test": dict(test), "test_train_mode": dict(own)}
+                tables[part][name] = value
+                with pytest.raises(ValueError, match=name):
+                    files.results(tables, "pretraining")
+
+
+def test_paths_that_are_no_brain_or_no_page(segmented, tmp_path):
+    for arguments, words in (
+        (("--brain", tmp_path / "absent"), "absent: no such folder"),
+        (("--out", tmp_path), "a folder; name the page"),
+        (("--out", tmp_path / "absent" / "a.html"), "absent: No such file or directory"),
+    ):
+        result = CliRunner().invoke(main, ["report", str(segmented), *map(str, arguments)])
+        assert result.exit_code == 2 and words in result.output
+        assert result.output.count("\n") == 1
+
+
+def test_an_export_has_no_report(tmp_path):
+    write_export(tmp_path / EXPORT, {}, {name: kind() for name, kind in FIELDS.items()})
+    for path in (tmp_path, tmp_path / EXPORT):
+        with pytest.raises(InputError, match="an export: it has no curves"):
+            gather(path)
 
 
 # ---- figures ------------------------------------------------------------------------------------

@@ -58,8 +58,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())  # a power cut must not leave an empty file under the name
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # as of a full disk
-            error.filename = str(path)
+        # of a full disk there is no name; of the temporary file nobody knows
+        if error.filename is None or str(error.filename) == str(temporary):
+            error.filename = str(path if path.parent.is_dir() else path.parent)
         raise
     finally:
         temporary.unlink(missing_ok=True)

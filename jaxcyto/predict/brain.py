@@ -107,11 +107,14 @@ def predict_brain(
             f"{brain.root / 'brain.toml'}: no [[hemispheres]]; add their surfaces, or leave out "
             "--surface"
         )
-    rows = select_sections(brain, list(dict.fromkeys(sections)))[shard[0] - 1 :: shard[1]]
+    try:
+        rows = select_sections(brain, list(dict.fromkeys(sections)))[shard[0] - 1 :: shard[1]]
+    except InputError as error:  # it may be one of those without an image
+        raise InputError("\n".join([str(error), *missing])) from None
     report = Report(run.path / "predictions" / brain.root.name)
     report.folder.mkdir(parents=True, exist_ok=True)
     tasks, failures = plan(run, brain, rows, report.folder)
-    report.failures = missing + failures
+    report.failures = ([] if sections else missing) + failures
     remove_unfinished(tasks, report.folder)
     finished: list[Task] = []
     todo: list[Task] = []

@@ -50,9 +50,13 @@ def read_brains(config: dict[str, Any], given: Sequence[Path], with_pairs: bool)
         given: folders that replace those of the same name; brains that the config does not name
             are added.
         with_pairs: patches and pairs, too.
+
+    Raises:
+        InputError: one of those given is no brain; what the config names may be gone.
     """
-    named = config["data"].get("brains")
-    named = [Path(path) for path in named if isinstance(path, str)] if named else []
+    for path in given:
+        read_brain(path)
+    named = [Path(path) for path in config["data"].get("brains", [])]
     instead = {path.resolve().name: path for path in given}
     paths = [instead.pop(path.name, path) for path in named]
     found = [_read(path, config, with_pairs) for path in paths]

@@ -96,7 +96,7 @@ def _value(value: Any) -> Content:
         return ", ".join(str(_value(entry)) for entry in value) or "none"
     if isinstance(value, dict):  # of a term its function says which, the rest how
         named = [f"{key} {_value(entry)}" for key, entry in value.items() if key != "function"]
-        return ", ".join([str(value["function"])] * ("function" in value) + named)
+        return ", ".join(([str(value["function"])] if "function" in value else []) + named)
     return str(value)
 
 

@@ -17,7 +17,10 @@ def read_json(path: Path, take: Callable[..., Any], *arguments: Any) -> Any:
         return None
     try:
         return take(json.loads(path.read_text()), *arguments)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as error:
         what = f"{type(error).__name__}: {error}"
         if "evaluation" in path.parts:
             remedy = "run `jaxcyto evaluate` again"
@@ -47,6 +50,12 @@ def results(found: dict[str, Any], task: str) -> dict[str, Any]:
             if key != "dice"
         }
 
+    def expect(table: dict[str, Any], key: str) -> None:
+        """A figure, or one for each axis."""
+        length = len(table[key]) if isinstance(table[key], list) else None
+        if length != (3 if "per_axis" in key else None):
+            raise ValueError(f"{key} = {table[key]}")
+
     steps = {"steps": int(found["steps"])} if "steps" in found else {}
     if "test" not in found:
         return steps
@@ -54,7 +63,9 @@ def results(found: dict[str, Any], task: str) -> dict[str, Any]:
         chosen = {key: figures(found[key]) for key in ("test", "test_train_mode")}
         needed = ("distance_mae_mm", "coordinate_mae_mm", "coordinate_mae_mm_per_axis")
         for key in (*needed, *(f"{key}_constant" for key in needed)):
-            chosen["test"][key]
+            expect(chosen["test"], key)
+        for key in chosen["test_train_mode"]:
+            expect(chosen["test_train_mode"], key)
         return steps | chosen
 
     def scores(table: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +73,7 @@ def results(found: dict[str, Any], task: str) -> dict[str, Any]:
         own["dice"] = {str(key): figure(value) for key, value in table["dice"].items()}
         own["pixels"] = int(table["pixels"])
         for key in ("err_seg_percent", "dice_macro", "dice_macro_areas"):
-            own[key]
+            expect(own, key)
         return own
 
     confusion = np.array(found["confusion"], np.int64)

@@ -17,7 +17,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.metrics_file import read_metrics, skipped_files
 from jaxcyto.report import files
 from jaxcyto.report.brains import BrainData, read_brains
-from jaxcyto.runs import is_segmentation, read_config
+from jaxcyto.runs import find, is_segmentation, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +111,19 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
         brains: where brains are that are not where the config says, and others it was tested on.
 
     Raises:
-        InputError: not a run, or one of its files is damaged.
+        InputError: not a run, one of its files is damaged, or one of `brains` is no brain.
     """
+    if find(run).exported:
+        raise InputError(
+            f"{run}: an export: it has no curves, and README.md beside it tells its test; report "
+            "the run that it was made from"
+        )
     config = read_config(run)
     task = "segmentation" if is_segmentation(config) else "pretraining"
     faults: list[str] = []
     read_classes(run / "config.json", config.get("classes", []), faults)
-    if faults or not isinstance(config.get("data"), dict):
-        raise InputError(
-            f"{run / 'config.json'}: damaged ({faults[0] if faults else 'no data'}); train again"
-        )
+    if faults:
+        raise InputError(f"{run / 'config.json'}: damaged ({faults[0]}); train again")
     metrics = run / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.is_file() else []
     results = files.read_json(run / "results.json", files.results, task) or {}
