@@ -1,12 +1,19 @@
 """Commands around segmentation: annotations in, class maps and scores out."""
 
+from __future__ import annotations
+
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jaxcyto.cli_command import BRAIN, JSON, LABEL_CLASSES, SECTIONS, Command, parse_shard
+
+if TYPE_CHECKING:
+    from jaxcyto.predict.brain import Report
 
 
 @click.command(cls=Command)
@@ -101,8 +108,9 @@ def carry(brain: Path, **settings) -> None:
 @click.option("--probabilities", is_flag=True, help="Also write the probability of each class.")
 @click.option("--overlay", is_flag=True, help="Also draw the borders of the classes on the tissue.")
 @click.option("--surface", is_flag=True, help="Also write the class of each vertex as GIFTI.")
+@JSON
 def predict(
-    run: Path, brain: Path, shard: tuple[int, int], tile_px: int | None, **settings
+    run: Path, brain: Path, shard: tuple[int, int], tile_px: int | None, as_json: bool, **settings
 ) -> None:
     """Segment whole sections with a trained network.
 
@@ -132,22 +140,32 @@ def predict(
         outputs=Outputs(**settings),
         progress=StderrProgress("predicting", "px of the maps"),
     )
-    if report.predicted:
-        maps, images = (px / report.seconds / 1e6 for px in (report.pixels, report.image_pixels))
-        click.echo(
-            f"{len(report.predicted)} section(s) in {report.seconds:.1f} s with tiles of "
-            f"{report.tile_px} px: {maps:.3g} Mpx/s of maps, {images:.3g} Mpx/s of images"
-        )
-    if report.finished:
-        click.echo(f"{len(report.finished)} section(s) finished before")
-    for path, share in report.labels:
-        click.echo(f"{path}: {100 * share:.0f} % of the vertices have a class")
-    click.echo(f"class maps are in {report.folder}")
+    click.echo(json.dumps(_as_json(report)) if as_json else _described(report))
     for line in report.failures:
         click.echo(f"error: {line}", err=True)
     if report.failures:
         click.echo(f"{len(report.failures)} section(s) failed", err=True)
         sys.exit(1)
+
+
+def _described(report: Report) -> str:
+    lines = []
+    if report.predicted:
+        maps, images = (px / report.seconds / 1e6 for px in (report.pixels, report.image_pixels))
+        lines.append(
+            f"{len(report.predicted)} section(s) in {report.seconds:.1f} s with tiles of "
+            f"{report.tile_px} px: {maps:.3g} Mpx/s of maps, {images:.3g} Mpx/s of images"
+        )
+    if report.finished:
+        lines.append(f"{len(report.finished)} section(s) finished before")
+    for path, share in report.labels:
+        lines.append(f"{path}: {100 * share:.0f} % of the vertices have a class")
+    return "\n".join([*lines, f"class maps are in {report.folder}"])
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    labels = {str(path): share for path, share in report.labels}
+    return dataclasses.asdict(report) | {"folder": str(report.folder), "labels": labels}
 
 
 @click.command(cls=Command)

@@ -1,6 +1,7 @@
 """Whole sections: windows, maps, files, surfaces, and the command with its stops and shards."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -403,6 +404,9 @@ def test_killed_and_continued(run, ball):
     assert alive.exists() and not dead.exists()
     for name, stamp in before.items():
         assert (folder / name).stat().st_mtime_ns == stamp
+    found = json.loads(predict(run, ball, "--tile", TILE, "--json").stdout)
+    assert sorted(found["finished"]) == sorted(f"s{k}" for k in range(12))
+    assert (found["predicted"], found["failures"], found["folder"]) == ([], [], str(folder))
     expected = tifffile.imread(folder / min(before))
     for k in range(12):
         assert (tifffile.imread(folder / f"s{k}.ome.tif") == expected).all()
