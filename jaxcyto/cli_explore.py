@@ -23,8 +23,6 @@ from jaxcyto.cli_command import BRAIN, LABEL_CLASSES, SECTIONS, Command
 @LABEL_CLASSES
 @click.option(
     "--patches-file",
-    "--patches",  # its name up to now
-    "patches_file",
     default="patches.npz",
     show_default=True,
     help="File in the brain's folder, of the size that the run was trained with.",

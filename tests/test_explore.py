@@ -291,7 +291,7 @@ def test_predicted_classes_as_table_and_labels(tiny_brain, tmp_path):
     [
         (("--nearest", "240"), "holds patches 0 ... 239"),
         (("--section", "nowhere"), "nowhere"),
-        (("--patches", "others.npz"), "others.npz: no such file"),
+        (("--patches-file", "others.npz"), "others.npz: no such file"),
     ],
 )
 def test_a_mistake_ends_in_one_message(run, tiny_brain, arguments, message):
