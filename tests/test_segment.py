@@ -332,11 +332,15 @@ def test_evaluation_of_maps_is_that_of_training(finished, tiny_brain, tmp_path):
     assert again["sections"].keys() == results["sections"].keys()
     for name in (*(f"sections/{name}" for name in results["sections"]), "confusion"):
         assert (where / f"{name}.png").stat().st_size > 10_000
-    found = CliRunner().invoke(
-        main, ["evaluate", str(folder), str(tiny_brain), "--against", str(folder), "--json"]
-    )
+    arguments = ["evaluate", str(folder), str(tiny_brain), "--json", "--against"]
+    same = CliRunner().invoke(main, [*arguments, str(folder)])
+    assert same.exit_code == 2 and "the same run" in same.stderr
+    other = shutil.copytree(folder, tmp_path / "other", ignore=lambda *_: ["checkpoints"])
+    found = CliRunner().invoke(main, [*arguments, str(other)])
     assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout) == {str(folder): again}
+    scored = json.loads(found.stdout)
+    assert scored[str(folder)] == again and scored.keys() == {str(folder), str(other)}
+    assert scored[str(other)]["test"] == again["test"]
     assert (where / "confusion_compared.png").stat().st_size > 10_000
 
 
