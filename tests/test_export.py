@@ -38,7 +38,7 @@ def pretext(tmp_path_factory) -> Path:
         '{"steps": 7, "test": {"distance_mae_mm": 4.25, "distance_mae_mm_constant": 8.5}, '
         '"skipped": {"/home/me/secret.tif": 2}}'
     )
-    brain = dataclasses.replace(read_brain(ball), licence="CC|BY", citation="A\nB <i>")
+    brain = dataclasses.replace(read_brain(ball), licence="CC|BY", citation="A\nB <i>[x](y)")
     record.add_start(root, 0, record.trained_on([brain], "pre-training"))
     return root
 
@@ -116,7 +116,7 @@ def test_the_card(pretext, tmp_path):
     assert "pipeline_tag: image-feature-extraction\n" in head
     for words in ("32 x 32 px at 64 um/px", "5 features", "4.25 | 8.5", "1 of tiny"):
         assert words in body
-    assert "pre-training | CC\\|BY | A B &lt;i>" in body
+    assert "pre-training | CC\\|BY | A B &lt;i>\\[x](y)" in body  # no tag, no link
     parameters = sum(
         leaf.size for key, leaf in runs.load_weights(pretext).items() if "params" in key
     )
@@ -161,6 +161,14 @@ def test_what_is_there_is_kept(pretext, tmp_path):
     assert result.exit_code == 2 and "name a folder" in result.stderr
 
 
+@pytest.mark.parametrize("starts", ["[null]", '[{"packages": null}]', "[]"])
+def test_a_run_that_does_not_say_where_it_was_trained(pretext, tmp_path, starts):
+    run = shutil.copytree(pretext, tmp_path / "run")
+    (run / "environment.json").write_text(starts)
+    _, card = export_run(run, tmp_path / "out")
+    assert "5 features" in card.read_text()
+
+
 # ---- damaged and foreign ones -------------------------------------------------------------------
 
 
@@ -185,6 +193,15 @@ def test_foreign_metadata(pretext, tmp_path, metadata, message):
         with pytest.raises(InputError, match=message) as caught:
             runs.load_pretext_run(place)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("brains", [None, 3, [3]])
+def test_brains_of_a_config_that_are_none(pretext, tmp_path, brains):
+    run = shutil.copytree(pretext, tmp_path / "run")
+    change(run / "config.json", data={"brains": brains})
+    with pytest.raises(InputError, match=r"config\.json: damaged \(data\.brains"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_files(pretext, tmp_path):
