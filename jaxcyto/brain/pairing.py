@@ -86,11 +86,7 @@ def make_pairs(
         method = _suitable_method(surfaces, number, even_distances)
     if even_distances and within_mm is not None:
         raise InputError("give either even_distances or within_mm")
-    if within_mm is None:
-        first, second = _candidates(surfaces, patches, number, method, seed, even_distances)
-    else:
-        group = _groups(surfaces, patches)
-        first, second = pairs_within(group, patches.position_mm, within_mm, number * ROUNDS, seed)
+    first, second = _candidates(surfaces, patches, number, method, seed, even_distances, within_mm)
     solved = _solve(
         brain,
         surfaces,
@@ -103,14 +99,13 @@ def make_pairs(
         workers=workers,
         progress=progress,
     )
-    distance = solved.distance_mm
+    found = first, second, solved.distance_mm
     if within_mm is not None:
-        near = distance <= within_mm  # the straight distance was
-        first, second, distance = first[near], second[near], distance[near]
-        _check_near(first, second, len(patches), number, within_mm)
+        found = _near(*found, len(patches), number, within_mm)
     if even_distances or within_mm is not None:
-        chosen = choose_even(first, second, distance, number, seed)
-        first, second, distance = first[chosen], second[chosen], distance[chosen]
+        chosen = choose_even(*found, number, seed)
+        found = tuple(each[chosen] for each in found)
+    first, second, distance = found
     if solved.matrix is not None:
         with atomic_write(distances_path(brain.root, patches_file)) as file:
             np.save(file, solved.matrix)
@@ -134,13 +129,22 @@ def make_pairs(
 
 
 def _candidates(
-    surfaces: list[Surface], patches: Patches, number: int, method: str, seed: int, even: bool
+    surfaces: list[Surface],
+    patches: Patches,
+    number: int,
+    method: str,
+    seed: int,
+    even: bool,
+    within_mm: float | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches [P], [P] of the pairs whose distances are to be solved; for an even draw many more.
 
     Raises:
         InputError: the settings do not fit each other, or there are too few pairs or patches.
     """
+    if within_mm is not None:
+        group = _groups(surfaces, patches)
+        return pairs_within(group, patches.position_mm, within_mm, number * ROUNDS, seed)
     if number < 1:
         raise InputError(f"num_pairs = {number}; at least 1")
     if even and method != "oracle":
@@ -207,14 +211,21 @@ def _solve(
     return _Solved(distance, matrix, biases, errors)
 
 
-def _check_near(
-    first: np.ndarray, second: np.ndarray, patches: int, number: int, within_mm: float
-) -> None:
-    """Says so where there are fewer near pairs than wanted, or patches without one.
+def _near(
+    first: np.ndarray,
+    second: np.ndarray,
+    distance: np.ndarray,
+    patches: int,
+    number: int,
+    within_mm: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs that are near along the surface, too; says so where they are few.
 
     Raises:
-        InputError: there is no near pair.
+        InputError: there is none.
     """
+    near = distance <= within_mm
+    first, second, distance = first[near], second[near], distance[near]
     if not len(first):
         raise InputError(
             f"within_mm = {within_mm:g}: no two patches are so near; sample more, or give more mm"
@@ -226,6 +237,7 @@ def _check_near(
             f"{alone} of {patches} patches have none",
             stacklevel=3,
         )
+    return first, second, distance
 
 
 def oracle_path(brain: Brain, hemisphere: int) -> Path:

@@ -10,6 +10,10 @@ import numpy as np
 
 from jaxcyto.errors import InputError
 
+# what taking a damaged file apart can raise
+DAMAGE = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
+          RecursionError)  # fmt: skip
+
 
 def read_json(path: Path, take: Callable[..., Any], *arguments: Any) -> Any:
     """What `take` makes of a JSON file; None without the file."""
@@ -17,10 +21,7 @@ def read_json(path: Path, take: Callable[..., Any], *arguments: Any) -> Any:
         return None
     try:
         return take(json.loads(path.read_text()), *arguments)
-    except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError),
-        *(ArithmeticError, RecursionError),
-    ) as error:
+    except DAMAGE as error:
         what = f"{type(error).__name__}: {error}"
         if "evaluation" in path.parts:
             remedy = "run `jaxcyto evaluate` again"
