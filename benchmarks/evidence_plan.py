@@ -7,8 +7,8 @@ annotated sections and the same fine-tuning batches, and train for the same numb
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optax
@@ -53,7 +53,8 @@ class Row:
     title: str
     terms: tuple[Term, ...] = ()
     pairs: str = "pairs.npz"
-    optim: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optim: dict[str, float] = dataclasses.field(default_factory=dict)  # times those of the size
+    optimizer: Callable[..., optax.GradientTransformation] | None = None  # None: that of the size
     encoder_rate: float | None = None  # of fine-tuning; None: that of the size
     shares: str | None = None  # the row whose pre-training it uses
     steps: int = 1  # times those of the size, of the pre-training
@@ -90,6 +91,8 @@ ABLATIONS = {
     "4 scale 1/4": Row("in units a quarter as large", ROWS["4"].terms, distance_scale=0.25),
     "4 rate x4": Row("learning rate x 4", ROWS["4"].terms, optim={"learning_rate": 4.0}),
     "4 rate /4": Row("learning rate / 4", ROWS["4"].terms, optim={"learning_rate": 0.25}),
+    "4 sgd": Row("SGD at 0.01, as configs/pretrain.py", ROWS["4"].terms,
+                 optim={"learning_rate": 5.0}, optimizer=OptimConfig().optimizer),
     "4 encoder 1": Row("fine-tuned with the encoder at the full rate", ROWS["4"].terms,
                        encoder_rate=1.0, shares="4"),
     "1 rate x4": Row("none; fine-tuning rate x 4", rate=4.0, shares="1"),
@@ -260,7 +263,7 @@ def pretext_config(size: Size, root: Path, row: Row, seed: int) -> Config:
         ),
         model=size.model,
         loss=LossConfig(terms=row.terms),
-        optim=_scaled(size.pretext_optim, row.optim),
+        optim=_scaled(size.pretext_optim, row.optim, row.optimizer),
         steps=steps,
         log_every=max(1, steps // 100),
         eval_every=every,
@@ -309,6 +312,10 @@ def annotated_sections(root: Path, count: int, seed: int) -> tuple[str, ...]:
     return tuple(str(rng.choice(part)) for part in np.array_split(names, min(count, len(names))))
 
 
-def _scaled(optim: OptimConfig, factors: dict[str, float]) -> OptimConfig:
+def _scaled(
+    optim: OptimConfig,
+    factors: dict[str, float],
+    optimizer: Callable[..., optax.GradientTransformation] | None = None,
+) -> OptimConfig:
     values = {name: getattr(optim, name) * factor for name, factor in factors.items()}
-    return dataclasses.replace(optim, **values)
+    return dataclasses.replace(optim, optimizer=optimizer or optim.optimizer, **values)
