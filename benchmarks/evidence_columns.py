@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence_plan import ALL_ROWS
+from benchmarks.evidence_plan import ALL_ROWS, STUDIES
 from jaxcyto.errors import InputError
 
 Results = dict[tuple[str, str, int], dict[str, Any]]  # (study, row, seed): kind -> record
@@ -16,6 +16,9 @@ Results = dict[tuple[str, str, int], dict[str, Any]]  # (study, row, seed): kind
 
 def read_results(folder: Path) -> Results:
     """All result files of a size.
+
+    Segmentations from before `training_pixels` was written take it over from one on the same
+    annotated sections.
 
     Raises:
         InputError: one is damaged.
@@ -29,7 +32,16 @@ def read_results(folder: Path) -> Results:
             raise InputError(
                 f"{path}: damaged ({error!r}); delete it and run evidence.py"
             ) from None
+    segmented = [kinds["segment"] for kinds in found.values() if "segment" in kinds]
+    pixels = {_drawn(r): r["training_pixels"] for r in segmented if "training_pixels" in r}
+    for record in segmented:
+        record.setdefault("training_pixels", pixels.get(_drawn(record)))
     return dict(found)
+
+
+def _drawn(record: dict[str, Any]) -> tuple[str, ...]:
+    """The brain that a row is segmented on, and its annotated sections."""
+    return STUDIES[record["study"]].segmented, *record.get("annotated", ())
 
 
 # ---- columns: each reads one figure of a row, study and seed ------------------------------------
@@ -72,6 +84,18 @@ def _segment(key: str) -> Read:
     return lambda found: (found.get("segment", {}).get("test") or {}).get(key)
 
 
+def _dice_of_seen(found: dict[str, Any]) -> float | None:
+    """Mean Dice of the areas of the test that had a training pixel: the others cannot be learnt."""
+    record = found.get("segment") or {}
+    pixels = record.get("training_pixels")
+    if not pixels:
+        return None
+    areas = [entry["name"] for entry in record["classes"] if entry["kind"] == "area"]
+    dice = record["test"]["dice"]
+    seen = [dice[name] for name in areas if pixels[name] and dice[name] is not None]
+    return float(np.mean(seen)) if seen else None
+
+
 def _wrong_in_cortex(found: dict[str, Any]) -> float | None:
     """Percentage of the pixels annotated as an area or other cortex that got another class."""
     record = found.get("segment") or {}
@@ -86,6 +110,7 @@ COLUMNS: tuple[Column, ...] = (
     ("distance error, mm", ".2f", _head("distance_mae_mm", "distance_loss")),
     ("coordinate error, mm", ".2f", _head("coordinate_mae_mm", "coordinate_loss")),
     ("Dice, areas", ".3f", _segment("dice_macro_areas")),
+    ("of areas seen", ".3f", _dice_of_seen),
     ("err_seg, %", ".1f", _segment("err_seg_percent")),
     ("wrong in cortex, %", ".1f", _wrong_in_cortex),
     ("k-NN, %", ".1f", _probe("knn", "accuracy_percent")),

@@ -16,9 +16,10 @@ import numpy as np
 
 from benchmarks.checkout import commit
 from benchmarks.evidence_plan import ALL_ROWS, Size, pretext_config, segment_config
+from jaxcyto.annotations import open_windows
 from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import read_brain
-from jaxcyto.config import Config, to_json
+from jaxcyto.config import Config, SegmentConfig, to_json
 from jaxcyto.input import PairSource, fit_scales
 from jaxcyto.metrics_file import read_metrics
 from jaxcyto.pair_table import open_pairs
@@ -94,6 +95,7 @@ def segment(
     return {
         "steps": results["steps"],
         "annotated": list(config.data.train_sections),
+        "training_pixels": _training_pixels(config),
         "test": results.get("test"),
         "confusion": results.get("confusion"),
         "classes": to_json(read_brain(brain).classes),
@@ -101,6 +103,13 @@ def segment(
         "training_seconds": _trained_seconds(run),
         "config": _config(run),
     }
+
+
+def _training_pixels(config: SegmentConfig) -> dict[str, int]:
+    """Annotated pixels of each class that training images are drawn from."""
+    table = open_windows(config.data, config.model)
+    names = (each.name for each in table.classes)
+    return dict(zip(names, table.class_pixels("train").tolist(), strict=True))
 
 
 def curves(run: Path, errors: tuple[str, ...], loss: str) -> dict[str, list[list[float]]]:

@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import evidence, evidence_pictures, evidence_report
+from benchmarks.evidence_columns import read_results, values
 from benchmarks.evidence_plan import ALL_ROWS, ROWS, SIZES, STUDIES, annotated_sections
 from benchmarks.evidence_plan import segment_config as make_segment_config
 from benchmarks.evidence_units import _trained_seconds, rounded, write_result
@@ -62,6 +63,7 @@ def test_result_files_say_where_they_come_from(results):
     assert {"commit", "device", "versions", "seconds", "seed", "config"} <= record.keys()
     assert record["config"]["encoder_rate"] == SIZES["tiny"].encoder_rate
     assert np.sum(record["confusion"]) == record["test"]["pixels"]
+    assert record["training_pixels"].keys() == record["test"]["dice"].keys()
 
 
 def test_shards_are_the_whole(tmp_path):
@@ -120,6 +122,25 @@ def test_gains_stand_beside_those_of_the_null_phantom():
     assert compared == {"phantom": -0.5, "longest": None, "null": None}
     table = evidence_report.claims_table(evidence_report.claims(results))
     assert "| 18 | 15 | -3 | -0.5 | -17 % | 1 of 1 seeds |" in table[2]
+
+
+def test_dice_of_the_areas_that_were_seen(tmp_path):
+    classes = [{"name": name, "kind": "area"} for name in "abc"] + [{"name": "w", "kind": "white"}]
+    record = {
+        "study": "phantom", "seed": 0, "kind": "segment", "classes": classes, "annotated": ["0001"],
+        "test": {"dice": {"a": 0.4, "b": 0.0, "c": None, "w": 0.9}},
+    }  # fmt: skip
+    pixels = {"a": 7, "b": 0, "c": 5, "w": 9}  # b: none to learn from; c: not in the test
+    for row, more in (("1", {}), ("4", {"training_pixels": pixels}), ("3", {"annotated": ["2"]})):
+        path = tmp_path / "phantom" / f"row_{row}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({**record, "row": row, **more}))
+    results = read_results(tmp_path)
+    assert {r: values(results, "phantom", r, "of areas seen") for r in ("1", "4", "3")} == {
+        "1": {0: 0.4},  # the same sections as row 4's
+        "4": {0: 0.4},
+        "3": {},  # other sections
+    }
 
 
 def test_numbers_stay_small_and_finite():
