@@ -82,6 +82,7 @@ def compare(
 
 
 SHOWN = ("phantom", "longer", "longest", "other", "painted", "null")
+LONG, STEPS = "4 times the steps of pre-training", ("2 steps x4", "4 steps x4")
 CLAIMS = (
     ("coordinates halve the distance error (row 2 -> 4: -50 %)", "2", "4", "distance error, mm", 1),
     ("both losses are better than distance alone (2 -> 4)", "2", "4", "Dice, areas", 0),
@@ -93,6 +94,8 @@ CLAIMS = (
     ("not the paper's: all pairs of a batch (4 -> 6)", "4", "6", "Dice, areas", 0),
     ("the same, of the distance error (4 -> 6)", "4", "6", "distance error, mm", 1),
     ("not the paper's: contrastive against both losses (4 -> 7)", "4", "7", "Dice, areas", 0),
+    (f"coordinates halve the distance error; {LONG}", *STEPS, "distance error, mm", 1),
+    (f"both losses are better than distance alone; {LONG}", *STEPS, "Dice, areas", 0),
 )
 
 
@@ -102,7 +105,7 @@ def claims(results: Results) -> list[dict[str, Any]]:
     What a row gains where areas do not differ is the floor of its gain, at the same budget.
     """
     found = []
-    for study in SHOWN:
+    for study in (*SHOWN, "ablation"):
         for claim, before, after, title, lower in CLAIMS:
             compared = compare(results, study, before, after, title, bool(lower))
             if compared is None:
@@ -156,6 +159,26 @@ def bounds_table(results: Results) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
+# ---- choices ------------------------------------------------------------------------------------
+
+
+def choices_tables(results: Results) -> list[str]:
+    """Rows with a choice made otherwise, below rows 1, 2 and 4 of the same seeds."""
+    seeds_of: dict[str, list[int]] = {}
+    for study, row, seed in sorted(results):
+        if study == "ablation":
+            seeds_of.setdefault(row, []).append(seed)
+    lines = []
+    for seeds in sorted(map(list, {*map(tuple, seeds_of.values())}), reverse=True):
+        same = {key: found for key, found in results.items() if key[2] in seeds}
+        known = study_table(same, "phantom", {row: ROWS[row] for row in ("1", "2", "4")})
+        rows = {row: what for row, what in ABLATIONS.items() if seeds_of.get(row) == seeds}
+        if table := study_table(same, "ablation", rows):
+            title = f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            lines += [f"{title}:", "", *table[:2], *known[2:], *table[2:], ""]
+    return lines
+
+
 # ---- the page -----------------------------------------------------------------------------------
 
 
@@ -187,11 +210,8 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
         lines += ["### The claims", "", *table, ""]
     if table := bounds_table(results):
         lines += ["### Is the task neither too easy nor too hard?", "", *table, ""]
-    if table := study_table(results, "ablation", ABLATIONS):
-        seeds = {seed for study, _, seed in results if study == "ablation"}
-        same = {key: found for key, found in results.items() if key[2] in seeds}
-        rows = study_table(same, "phantom", {row: ROWS[row] for row in ("1", "2", "4")})[2:]
-        lines += ["### What the paper leaves open", "", *table[:2], *rows, *table[2:], ""]
+    if tables := choices_tables(results):
+        lines += ["### What the paper leaves open", "", *tables]
     for study in ("phantom", "painted", "null"):
         rows = {row: ALL_ROWS[row] for row in STUDIES[study].rows}
         if table := study_table(results, study, rows, DETAILS):

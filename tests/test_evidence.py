@@ -124,6 +124,21 @@ def test_gains_stand_beside_those_of_the_null_phantom():
     assert "| 18 | 15 | -3 | -0.5 | -17 % | 1 of 1 seeds |" in table[2]
 
 
+def test_choices_stand_below_rows_of_the_same_seeds():
+    def found(dice: float) -> dict:
+        return {"segment": {"test": {"dice_macro_areas": dice}}}
+
+    results = {("phantom", "4", seed): found(0.1 * (seed + 1)) for seed in range(3)}
+    results |= {("ablation", "4 l2", seed): found(0.5) for seed in range(2)}
+    results |= {("ablation", row, 0): found(0.7) for row in ("4 huber", "2 steps x4")}
+    text = "\n".join(evidence_report.choices_tables(results))
+    both, _, first = text.partition("Seed 0:")
+    assert both.startswith("Seeds 0, 1:") and "| 4 | distance + coordinates | 2 |" in both
+    assert "0.150 ± 0.071" in both and "4 l2" in both and "huber" not in both
+    assert "| 4 | distance + coordinates | 1 |" in first and "0.100" in first
+    assert "huber" in first and "2 steps x4" in first and "l2" not in first
+
+
 def test_dice_of_the_areas_that_were_seen(tmp_path):
     classes = [{"name": name, "kind": "area"} for name in "abc"] + [{"name": "w", "kind": "white"}]
     record = {
