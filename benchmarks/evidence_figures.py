@@ -133,11 +133,13 @@ def curves_figure(
             drawn = True
         axis.set(xlabel="step", title=title)
         axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=7)
     if not drawn:
         plt.close(figure)
         return None
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.lines}
+    names = sorted(lines, key=str)  # by row
+    figure.legend([lines[name] for name in names], names, loc="outside lower center", ncols=4,
+                  fontsize=8, frameon=False)  # fmt: skip
     return figure
 
 
@@ -183,24 +185,29 @@ def confusion_figure(results: Results) -> Figure | None:
 
 
 def map_figure(results: Results) -> Figure | None:
-    """Feature maps of four rows."""
+    """Feature maps of four rows, in the areas' colours."""
+    segmented = [r for row in ROWS for r in of_kind(results, "phantom", row, "segment")]
     shown = {}
     for row in ("1", "4", "6", "7"):
         records = of_kind(results, "phantom", row, "probes")
         if records:
             shown[row] = records[0]["map"]
-    if not shown:
+    if not shown or not segmented:
         return None
-    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.6), squeeze=False,
+    # the palette has changed since the first
+    classes = max(segmented, key=lambda record: record["finished"])["classes"]
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 4.1), squeeze=False,
                                 layout="constrained")  # fmt: skip
     for axis, (row, points) in zip(axes[0], shown.items(), strict=True):
-        area = np.array(points["area"])
-        known = area != 255
-        axis.scatter(
-            np.array(points["x"])[known], np.array(points["y"])[known], c=area[known], s=9,
-            cmap="tab20", vmin=0, vmax=19, edgecolors="none",
-        )  # fmt: skip
+        area, x, y = (np.array(points[key]) for key in ("area", "x", "y"))
+        for number, entry in enumerate(classes):
+            if (here := area == number).any():
+                name = entry["name"]
+                axis.scatter(x[here], y[here], color=entry["color"], s=9, label=name)
         axis.set_title(f"{row} {ROWS[row].title}", fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8,
+                  frameon=False, handletextpad=0.1, columnspacing=1.0)  # fmt: skip
     return figure
