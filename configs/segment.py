@@ -11,7 +11,8 @@ Cost, by arithmetic: an image takes 3.2 G multiply-adds forward, 19 GFLOP with t
 10,000 steps of 8 images are 1.5 PFLOP and read 330 GB of uint8.
 What to expect: the paper reports 21.2 % wrongly classified pixels from scratch and 14.4 % after
 pre-training, with a Dice of 0.80. Nobody has run this config on BigBrain yet.
-Batch size, steps, schedule and augmentation are assumptions; so is the rate of the encoder.
+Batch size, steps, schedule and augmentation are assumptions; so is the encoder's rate, a tenth of
+the others' (`encoder_rate`).
 """
 
 from jaxcyto.config import OptimConfig, SegmentConfig, SegmentData

@@ -107,7 +107,12 @@ class LossConfig:
 
 @dataclasses.dataclass
 class OptimConfig:
-    """SGD with Nesterov momentum 0.9 as in the first author's later tutorial (assumption)."""
+    """SGD with Nesterov momentum 0.9 as in the first author's later tutorial (assumption).
+
+    For short runs of the small network take Adam at 0.002, as the quickstart does: after 850 steps
+    on a phantom its errors are 6.3 and 4.7 mm (distance, position), SGD's 7.0 and 5.4; four times
+    that rate makes little difference, a quarter learns slower (docs/results.md, one seed).
+    """
 
     # any optax optimizer; it is called with the learning rate
     optimizer: Callable[..., optax.GradientTransformation] = dataclasses.field(
@@ -131,7 +136,9 @@ class Scales:
 
     Predicted distance is in units of `distance_mm`, the mean training distance; coordinates
     are mapped to [-1, 1] on each axis by the training range (an assumption, after a later public
-    script of the paper's circle); the input is standardised.
+    script of the paper's circle); the input is standardised. Both units weigh the two terms, too.
+    On a phantom, distances in units four times as large were hardly learnt, and a quarter as large
+    took from the coordinates what it gave to the distance (docs/results.md, one seed).
     """
 
     distance_mm: float = 1.0
@@ -204,7 +211,10 @@ class SegmentConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     scales: InputScales | None = None  # None: those of `init_from`, else fitted
     init_from: str | None = None  # folder of a finished pre-training run, or an export of one
-    encoder_rate: float = 1.0  # learning rate of what was taken over, relative; 0: frozen
+    # Learning rate of what was taken over, relative to the rest's; 0: frozen. A tenth, since on a
+    # phantom the full rate unlearns: Dice after 300 steps 0.13 instead of 0.23, after 900 0.26
+    # instead of 0.32 (docs/results.md, row "4 encoder 1", one seed).
+    encoder_rate: float = 0.1
     steps: int = 10_000  # assumption
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps
