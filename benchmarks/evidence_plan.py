@@ -87,6 +87,7 @@ ROWS = {
 ABLATIONS = {
     "4 l2": Row("outer form l2", both("l2")),
     "4 huber": Row("outer form huber", both("huber")),
+    "2 l2": Row("distance, outer form l2", both("l2")[:1]),
     "4 scale 4": Row("distances in units 4 times as large", ROWS["4"].terms, distance_scale=4.0),
     "4 scale 1/4": Row("in units a quarter as large", ROWS["4"].terms, distance_scale=0.25),
     "4 rate x4": Row("learning rate x 4", ROWS["4"].terms, optim={"learning_rate": 4.0}),

@@ -182,6 +182,11 @@ def choices_tables(results: Results) -> list[str]:
 # ---- the page -----------------------------------------------------------------------------------
 
 
+def _title(study: str) -> str:
+    title = STUDIES[study].title
+    return title[:1].upper() + title[1:]
+
+
 def page(results: Results, drawn: dict[str, str], command: str) -> str:
     """What stands between the marks.
 
@@ -205,7 +210,7 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
     for study in SHOWN:
         rows = {row: ALL_ROWS[row] for row in STUDIES[study].rows}
         if table := study_table(results, study, rows):
-            lines += [f"### {STUDIES[study].title.capitalize()}", "", *table, ""]
+            lines += [f"### {_title(study)}", "", *table, ""]
     if table := claims_table(claims(results)):
         lines += ["### The claims", "", *table, ""]
     if table := bounds_table(results):
@@ -215,7 +220,7 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
     for study in ("phantom", "painted", "null"):
         rows = {row: ALL_ROWS[row] for row in STUDIES[study].rows}
         if table := study_table(results, study, rows, DETAILS):
-            lines += [f"### {STUDIES[study].title.capitalize()}: heads and neighbours", ""]
+            lines += [f"### {_title(study)}: heads and neighbours", ""]
             lines += [*table, ""]
     for name, caption in drawn.items():
         lines += [f"![{caption}](figures/{name})", "", f"*{caption}*", ""]
