@@ -27,6 +27,7 @@ def read_results(folder: Path) -> Results:
     for path in sorted(folder.glob("*/*.json")):
         try:
             record = json.loads(path.read_text())
+            _check(record)
             found[record["study"], record["row"], record["seed"]][record["kind"]] = record
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -39,9 +40,31 @@ def read_results(folder: Path) -> Results:
     return dict(found)
 
 
+# What the page and its figures read without asking; None: may be null (nothing annotated to test).
+NEEDED: dict[str, dict[str, Any]] = {
+    "pretext": {"curves": dict},
+    "segment": {
+        "test": dict | None, "confusion": list | None, "classes": list, "curves": dict,
+        "annotated": list,
+    },
+    "probes": {"heads": dict | None, "map": dict},
+    "baseline": {"models": dict},
+}  # fmt: skip
+ALWAYS = {"study": str, "row": str, "seed": int, "seconds": int | float, "device": str}
+
+
+def _check(record: dict[str, Any]) -> None:
+    """KeyError, TypeError or ValueError unless all fields are there that are read unasked."""
+    for key, kind in (ALWAYS | NEEDED[record["kind"]]).items():
+        if not isinstance(record[key], kind):
+            raise TypeError(f"{key} = {record[key]!r:.40}")
+    if record["study"] not in STUDIES:
+        raise ValueError(f"{record['study']!r} is no study")
+
+
 def _drawn(record: dict[str, Any]) -> tuple[str, ...]:
     """The brain that a row is segmented on, and its annotated sections."""
-    return STUDIES[record["study"]].segmented, *record.get("annotated", ())
+    return STUDIES[record["study"]].segmented, *map(str, record["annotated"])
 
 
 # ---- columns: each reads one figure of a row, study and seed ------------------------------------
@@ -88,11 +111,11 @@ def _dice_of_seen(found: dict[str, Any]) -> float | None:
     """Mean Dice of the areas of the test that had a training pixel: the others cannot be learnt."""
     record = found.get("segment") or {}
     pixels = record.get("training_pixels")
-    if not pixels:
+    if not pixels or not record["test"]:
         return None
     areas = [entry["name"] for entry in record["classes"] if entry["kind"] == "area"]
     dice = record["test"]["dice"]
-    seen = [dice[name] for name in areas if pixels[name] and dice[name] is not None]
+    seen = [dice[name] for name in areas if pixels.get(name) and dice[name] is not None]
     return float(np.mean(seen)) if seen else None
 
 
@@ -103,6 +126,8 @@ def _wrong_in_cortex(found: dict[str, Any]) -> float | None:
         return None
     matrix = np.array(record["confusion"])
     cortex = [entry["kind"] in ("area", "cortex") for entry in record["classes"]]
+    if not matrix[cortex].any():
+        return None
     return float(100 * (1 - np.diag(matrix)[cortex].sum() / matrix[cortex].sum()))
 
 

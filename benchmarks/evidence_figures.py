@@ -77,8 +77,8 @@ def of_kind(results: Results, study: str, row: str, kind: str) -> list[dict[str,
 def rows_figure(results: Results, study: str) -> Figure | None:
     """Dice, error and k-NN accuracy by row."""
     panels: list[tuple[str, str, Callable[[dict[str, Any]], float | None]]] = [
-        ("Dice, mean of areas", "segment", lambda r: r["test"]["dice_macro_areas"]),
-        ("wrong pixels, %", "segment", lambda r: r["test"]["err_seg_percent"]),
+        ("Dice, mean of areas", "segment", lambda r: (r["test"] or {}).get("dice_macro_areas")),
+        ("wrong pixels, %", "segment", lambda r: (r["test"] or {}).get("err_seg_percent")),
         ("k-NN accuracy of frozen features, %", "probes", lambda r: r["knn"]["accuracy_percent"]),
     ]
     if not any(of_kind(results, study, row, "segment") for row in ROWS):
@@ -175,6 +175,7 @@ def confusion_figure(results: Results) -> Figure | None:
     matrices, classes = [], None
     for row in ("1", "4"):
         records = of_kind(results, "phantom", row, "segment")
+        records = [record for record in records if record["confusion"]]
         if not records:
             return None
         classes = [AreaClass(**entry) for entry in records[0]["classes"]]

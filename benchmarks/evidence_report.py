@@ -75,7 +75,7 @@ def compare(
         "rows": [before, after],
         "before": float(first.mean()),
         "after": float(second.mean()),
-        "change_percent": float(100 * (second.mean() / first.mean() - 1)),
+        "change_percent": float(100 * (second.mean() / first.mean() - 1)) if first.any() else None,
         "better_seeds": int(better.sum()),
         "seeds": len(seeds),
     }
@@ -126,10 +126,12 @@ def claims_table(found: list[dict[str, Any]]) -> list[str]:
     ]
     for each in found:
         null = "" if each["null_difference"] is None else f"{each['null_difference']:+.2g}"
+        change = each["change_percent"]  # None: from nothing
+        change = "" if change is None else f"{change:+.0f} %"
         lines.append(
             f"| {each['claim']} | {STUDIES[each['study']].title} | {each['column']} "
             f"| {each['before']:.3g} | {each['after']:.3g} "
-            f"| {each['after'] - each['before']:+.2g} | {null} | {each['change_percent']:+.0f} % "
+            f"| {each['after'] - each['before']:+.2g} | {null} | {change} "
             f"| {each['better_seeds']} of {each['seeds']} seeds |"
         )
     return lines if found else []
@@ -144,11 +146,13 @@ def bounds_table(results: Results) -> list[str]:
     for study in STUDIES:
         baseline = results.get((study, "baseline", 0), {}).get("baseline")
         for name, found in (baseline or {}).get("models", {}).items():
-            test = found["test"]
-            lines.append(
-                f"| {STUDIES[study].title} | {name} on intensity statistics "
-                f"| {test['dice_macro_areas']:.3f} | {test['err_seg_percent']:.1f} |"
-            )
+            test = found.get("test") or {}
+            cells = [
+                "" if test.get(key) is None else format(test[key], form)
+                for key, form in (("dice_macro_areas", ".3f"), ("err_seg_percent", ".1f"))
+            ]
+            title = STUDIES[study].title
+            lines.append(f"| {title} | {name} on intensity statistics | {' | '.join(cells)} |")
         for row, what in (("1", "U-Net from scratch"), ("ceiling", ALL_ROWS["ceiling"].title)):
             cells = [
                 cell(values(results, study, row, title), form)

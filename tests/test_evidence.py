@@ -143,7 +143,8 @@ def test_dice_of_the_areas_that_were_seen(tmp_path):
     classes = [{"name": name, "kind": "area"} for name in "abc"] + [{"name": "w", "kind": "white"}]
     record = {
         "study": "phantom", "seed": 0, "kind": "segment", "classes": classes, "annotated": ["0001"],
-        "test": {"dice": {"a": 0.4, "b": 0.0, "c": None, "w": 0.9}},
+        "test": {"dice": {"a": 0.4, "b": 0.0, "c": None, "w": 0.9}}, "confusion": None,
+        "curves": {}, "seconds": 1.0, "device": "a core",
     }  # fmt: skip
     pixels = {"a": 7, "b": 0, "c": 5, "w": 9}  # b: none to learn from; c: not in the test
     for row, more in (("1", {}), ("4", {"training_pixels": pixels}), ("3", {"annotated": ["2"]})):
@@ -200,6 +201,55 @@ def test_baselines_are_of_each_brain_once():
     units = [unit for group in evidence.plan(list(STUDIES), None, 2) for unit in group]
     brains = [STUDIES[unit.study].segmented for unit in units if unit.kind == "baseline"]
     assert sorted(brains) == ["null", "other", "painted", "phantom"]
+
+
+def test_a_change_from_nothing_has_no_percentage():
+    def found(dice: float) -> dict:
+        return {"segment": {"test": {"dice_macro_areas": dice}}}
+
+    results = {("phantom", "1", 0): found(0.0), ("phantom", "4", 0): found(0.2)}
+    claims = evidence_report.claims(results)
+    assert [each["change_percent"] for each in claims] == [None]
+    assert "| 0 | 0.2 | +0.2 |  |  | 1 of 1 seeds |" in evidence_report.claims_table(claims)[2]
+
+
+def test_null_scores_leave_cells_empty(tmp_path, monkeypatch):
+    """Nothing is annotated in the test sections."""
+    source = evidence.RESULTS / "small" / "phantom"
+    for name in ("row_1_seed_0_segment", "row_4_seed_0_segment"):
+        record = json.loads((source / f"{name}.json").read_text())
+        path = tmp_path / "small" / "phantom" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**record, "test": None, "confusion": None}))
+    monkeypatch.setattr(
+        sys, "argv", f"report --results {tmp_path} --out {tmp_path / 'out'}".split()
+    )
+    evidence_report.main()
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "2 result files" in text and "### Phantom" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("row_4_seed_0_segment", "curves", None),
+        ("row_4_seed_0_segment", "study", "mine"),
+        ("row_4_seed_0_segment", "annotated", None),
+        ("row_4_seed_0_pretext", "seed", "0"),
+        ("row_4_seed_0_probes", "seconds", None),
+    ],
+)
+def test_a_damaged_field_is_named(name, key, value, tmp_path):
+    record = json.loads((evidence.RESULTS / "small" / "phantom" / f"{name}.json").read_text())
+    path = tmp_path / "phantom" / f"{name}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**record, key: value}))
+    with pytest.raises(InputError, match=rf"{name}\.json: damaged .*{value or key}"):
+        read_results(tmp_path)
+    del record[key]
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=rf"{name}\.json: damaged .*{key}"):
+        read_results(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
