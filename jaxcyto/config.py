@@ -212,8 +212,8 @@ class SegmentConfig:
     scales: InputScales | None = None  # None: those of `init_from`, else fitted
     init_from: str | None = None  # folder of a finished pre-training run, or an export of one
     # Learning rate of what was taken over, relative to the rest's; 0: frozen. A tenth, since on a
-    # phantom the full rate unlearns: Dice after 300 steps 0.13 instead of 0.23, after 900 0.26
-    # instead of 0.32 (docs/results.md, row "4 encoder 1", one seed).
+    # phantom's test sections the full rate gave a Dice of 0.13 instead of 0.23 after 300 steps,
+    # of 0.26 instead of 0.32 after 900 (docs/results.md, row "4 encoder 1", one seed).
     encoder_rate: float = 0.1
     steps: int = 10_000  # assumption
     log_every: int = 50  # steps
