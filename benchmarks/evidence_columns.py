@@ -50,7 +50,9 @@ NEEDED: dict[str, dict[str, Any]] = {
     "probes": {"heads": dict | None, "map": dict},
     "baseline": {"models": dict},
 }  # fmt: skip
-ALWAYS = {"study": str, "row": str, "seed": int, "seconds": int | float, "device": str}
+ALWAYS = {
+    "study": str, "row": str, "seed": int, "seconds": int | float, "device": str, "finished": str,
+}  # fmt: skip
 
 
 def _check(record: dict[str, Any]) -> None:

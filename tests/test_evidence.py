@@ -144,7 +144,7 @@ def test_dice_of_the_areas_that_were_seen(tmp_path):
     record = {
         "study": "phantom", "seed": 0, "kind": "segment", "classes": classes, "annotated": ["0001"],
         "test": {"dice": {"a": 0.4, "b": 0.0, "c": None, "w": 0.9}}, "confusion": None,
-        "curves": {}, "seconds": 1.0, "device": "a core",
+        "curves": {}, "seconds": 1.0, "device": "a core", "finished": "2026-01-01",
     }  # fmt: skip
     pixels = {"a": 7, "b": 0, "c": 5, "w": 9}  # b: none to learn from; c: not in the test
     for row, more in (("1", {}), ("4", {"training_pixels": pixels}), ("3", {"annotated": ["2"]})):
@@ -237,6 +237,7 @@ def test_null_scores_leave_cells_empty(tmp_path, monkeypatch):
         ("row_4_seed_0_segment", "annotated", None),
         ("row_4_seed_0_pretext", "seed", "0"),
         ("row_4_seed_0_probes", "seconds", None),
+        ("row_4_seed_0_segment", "finished", None),
     ],
 )
 def test_a_damaged_field_is_named(name, key, value, tmp_path):
