@@ -30,7 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-OURS, PEER = (Path(__file__).with_name(f"{name}_speed.py") for name in ("jax", "torch"))
+OURS, PEER = (Path(__file__).with_name("pytorch") / f"{name}_speed.py" for name in ("jax", "torch"))
 TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**35),

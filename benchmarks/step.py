@@ -52,10 +52,10 @@ def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
 
     from jaxcyto.config import Config, InputScales, Scales
     from jaxcyto.models import Geometry, SiameseNet, UNet
-    from jaxcyto.training.optim import make_optimizer
     from jaxcyto.training.pretext import PretextTask
     from jaxcyto.training.segment import SegmentTask
-    from jaxcyto.training.state import init_state
+    from jaxcyto.training.state.optim import make_optimizer
+    from jaxcyto.training.state.state import init_state
 
     rng, data, model = np.random.default_rng(0), config.data, config.model
     layout: Any = {
@@ -103,7 +103,7 @@ def endless(batch: dict[str, Any]) -> Iterator[Any]:
     """The same batch, already on the devices."""
     import grain
 
-    from jaxcyto.training import parallel
+    from jaxcyto.training.devices import parallel
 
     placed = next(iter(parallel.place(grain.MapDataset.source([batch]).to_iter_dataset())))
     while True:
@@ -174,11 +174,11 @@ def measure(config: Any, devices: int, arguments: argparse.Namespace) -> dict[st
     """One combination, in this process; see the module."""
     import jax
 
-    from jaxcyto.training import host
+    from jaxcyto.utils.runtime import keep_freed_memory
 
     if jax.config.jax_platforms == "cpu" or jax.default_backend() == "cpu":
-        host.keep_freed_memory()  # as train.py does
-    from jaxcyto.training import parallel
+        keep_freed_memory()  # as train.py does
+    from jaxcyto.training.devices import parallel
     from jaxcyto.training.step import train_step
 
     task, state, batch = random_task(config)
@@ -208,7 +208,7 @@ def measure(config: Any, devices: int, arguments: argparse.Namespace) -> dict[st
         "peak_memory_gib": (peak_memory_bytes() or 0) / 2**30 or None,
     }
     if arguments.loader:
-        from jaxcyto.input import iterate
+        from jaxcyto.data.loading import iterate
         from jaxcyto.training.pretext import open_pretraining
         from jaxcyto.training.segment import open_segmentation
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import optax
 
 from jaxcyto.batch_losses import all_pairs_distance_loss
-from jaxcyto.brain.phantom import PRESETS, make_phantom
 from jaxcyto.brain.prepare import describe_pairs, describe_patches, pair_brain, sample_brain
-from jaxcyto.brain.progress import StderrProgress
 from jaxcyto.config import Config, DataConfig, LossConfig, OptimConfig, Term, small
 from jaxcyto.losses import coordinate_loss, distance_loss
+from jaxcyto.phantom import PRESETS, make_phantom
+from jaxcyto.utils.progress import StderrProgress
 
 PATCHES = 4000
 PAIRS = 12_000

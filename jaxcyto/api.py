@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.brain.sections import array_section
+from jaxcyto.brain.sections.section import array_section
 from jaxcyto.errors import InputError
-from jaxcyto.features import BATCH, Embedding, embed
 from jaxcyto.predict import Predictor, Source, map_shape
+from jaxcyto.predict.features import BATCH, Embedding, embed
 from jaxcyto.predict.predictor import default_tile
-from jaxcyto.runs import PretextRun, SegmentRun, load_run
+from jaxcyto.runs.load import PretextRun, SegmentRun, load_run
 
 
 def load(path: str | os.PathLike) -> "Network":

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from jaxcyto import metrics
-from jaxcyto.brain.label_images import IGNORE
 from jaxcyto.brain.manifest import AreaClass
+from jaxcyto.brain.sections.label_image import IGNORE
 
 
 def scores(confusion: np.ndarray, classes: tuple[AreaClass, ...]) -> dict[str, Any]:

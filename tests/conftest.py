@@ -38,8 +38,9 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_brain(tmp_path_factory) -> Path:
     """A small phantom with patches of 32 px at 64 um/px, pairs and all distances."""
-    from jaxcyto.brain.phantom import PRESETS, make_phantom
     from jaxcyto.brain.prepare import pair_brain, sample_brain
+    from jaxcyto.phantom.make import make_phantom
+    from jaxcyto.phantom.settings import PRESETS
 
     root = make_phantom(tmp_path_factory.mktemp("brains") / "tiny", PRESETS["tiny"], workers=1)
     sample_brain(root, num_patches=240, patch_px=32, um_per_px=64.0)

@@ -7,7 +7,7 @@ import tifffile
 from scipy.spatial import ConvexHull
 
 from jaxcyto.brain.manifest import write_table
-from jaxcyto.brain.surfaces import Surface, write_surface
+from jaxcyto.brain.surfaces.surface import Surface, write_surface
 
 RADIUS_MM, PIXEL_UM, SIDE_PX, LABEL_PX = 3.0, 32.0, 250, 500
 TOML = """\

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcyto.models import SiameseNet
-from jaxcyto.runs import save_weights
+from jaxcyto.runs.load import save_weights
 
 SCALES = {
     "distance_mm": 20.0,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcyto.models import Geometry, UNet
-from jaxcyto.runs import save_weights
+from jaxcyto.runs.load import save_weights
 
 CLASSES = [
     {"name": "inner", "color": "#aa0000", "kind": "area"},

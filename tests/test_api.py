@@ -12,12 +12,12 @@ import segment_run
 
 import jaxcyto
 from jaxcyto.brain.manifest import read_brain
-from jaxcyto.brain.sections import open_section
-from jaxcyto.export import export_run
-from jaxcyto.features import embed
+from jaxcyto.brain.sections.section import open_section
 from jaxcyto.models import SiameseNet, UNet
 from jaxcyto.predict import Outputs, open_class_map, predict_brain
-from jaxcyto.runs import load_pretext_run
+from jaxcyto.predict.features import embed
+from jaxcyto.runs.export import export_run
+from jaxcyto.runs.load import load_pretext_run
 
 NET = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 6, 8), features=5)
 UNET = UNet(3, 3, 1, (8, 8, 8, 8))

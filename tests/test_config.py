@@ -13,9 +13,10 @@ import optax
 import pytest
 
 from jaxcyto import config as C
+from jaxcyto.config_io import differences, scales_from_json, to_json
 from jaxcyto.errors import InputError
 from jaxcyto.losses import distance_loss
-from jaxcyto.training.optim import make_optimizer, schedule
+from jaxcyto.training.state.optim import make_optimizer, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -32,10 +33,10 @@ def load(path: Path) -> C.Config:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_is_json(path):
     config = load(path)
-    table = json.loads(json.dumps(C.to_json(config)))
+    table = json.loads(json.dumps(to_json(config)))
     first = "cross_entropy" if isinstance(config, C.SegmentConfig) else "distance_loss"
     assert table["loss"]["terms"][0]["function"] == f"jaxcyto.losses:{first}"
-    assert C.differences(table, C.to_json(config)) == []
+    assert differences(table, to_json(config)) == []
     assert "--config configs/" in path.read_text().split('"""')[1], "the docstring has the command"
 
 
@@ -48,10 +49,10 @@ def test_the_paper_is_the_default():
 
 
 def test_differences_name_the_field():
-    old = C.to_json(C.Config())
+    old = to_json(C.Config())
     changed = dataclasses.replace(C.Config(), seed=4)
     changed.optim.learning_rate = 0.5
-    assert C.differences(old, C.to_json(changed)) == [
+    assert differences(old, to_json(changed)) == [
         "optim.learning_rate: 0.01 -> 0.5",
         "seed: 0 -> 4",
     ]
@@ -59,11 +60,11 @@ def test_differences_name_the_field():
 
 def test_scales_survive_json():
     scales = C.Scales(distance_mm=3.5, coordinate_low_mm=(-1.5, 0.0, 2.0))
-    assert C.scales_from_json(json.loads(json.dumps(C.to_json(scales)))) == scales
+    assert scales_from_json(json.loads(json.dumps(to_json(scales)))) == scales
 
 
 def test_partial_losses_keep_their_arguments():
-    table = C.to_json(C.Term(functools.partial(distance_loss, form="huber"), 2.0))
+    table = to_json(C.Term(functools.partial(distance_loss, form="huber"), 2.0))
     expected = {"function": "jaxcyto.losses:distance_loss", "form": "huber"}
     assert table["function"] == expected
 
@@ -134,6 +135,24 @@ def test_misspelt_overrides_end_in_one_line(tmp_path, argument, message):
         ("def get_config():\n    return 1 / 0", "{path}:2: ZeroDivisionError: division by zero"),
         ("def get_config():\n    return dict(**1)", "{path}:2: TypeError: "),  # absl wraps these
         ("def get_config():\n    return 1", "{path}: get_config() returns 1, not a Config"),
+        # names that have moved
+        (
+            "from jaxcyto.brain.phantom import make_phantom",
+            "{path}:1: jaxcyto.brain.phantom has moved: import it from jaxcyto.phantom.make",
+        ),
+        (
+            "from jaxcyto.brain import phantom_plan",
+            "jaxcyto.brain.phantom_plan has moved: import it from jaxcyto.phantom.settings",
+        ),
+        (
+            "from jaxcyto.config import to_json",
+            "jaxcyto.config.to_json has moved: import it from jaxcyto.config_io",
+        ),
+        (
+            "from jaxcyto.runs import WEIGHTS",
+            "jaxcyto.runs.WEIGHTS has moved: import it from jaxcyto.runs.load",
+        ),
+        ("from jaxcyto.runs import NOTHING", "ImportError: cannot import name 'NOTHING'"),
     ],
 )
 def test_faulty_config_file_ends_in_one_line(tmp_path, code, message):

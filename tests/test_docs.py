@@ -15,10 +15,10 @@ from jaxcyto.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-SOURCES = [*ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "train.py"]
+SOURCES = [*ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "train.py"]
 START = r"(?:uv run (?:--extra \w+ )?|srun )?(?:python3? )?"
 COMMAND = re.compile(
-    rf"{START}((?:jaxcyto [a-z]+|train\.py|benchmarks/\w+\.py|pytest)(?=[\s`])[^\n`]*)"
+    rf"{START}((?:jaxcyto [a-z]+|train\.py|benchmarks/[\w/]+\.py|pytest)(?=[\s`])[^\n`]*)"
 )
 
 

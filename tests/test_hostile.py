@@ -1,6 +1,6 @@
 """Files made to do harm: refused in words, with nothing opened, unpacked or run for their sake.
 
-What `benchmarks/fuzz.py` found is kept here, one small input each.
+What `benchmarks/robustness/fuzz/run.py` found is kept here, one small input each.
 """
 
 import base64
@@ -27,22 +27,23 @@ import tifffile
 from minimal_brain import make_ball, replace
 from segment_run import write_run
 
-from jaxcyto import runs
-from jaxcyto.brain import geodesics, pairs, patches
-from jaxcyto.brain.files import read_npz
-from jaxcyto.brain.label_images import open_label
-from jaxcyto.brain.labels import read_labels
+from jaxcyto.brain import geodesics
+from jaxcyto.brain.geodesics.oracle import oracle_key
 from jaxcyto.brain.manifest import read_brain
-from jaxcyto.brain.oracle import oracle_key
 from jaxcyto.brain.registration import registration
+from jaxcyto.brain.sampling import pairs, patches
 from jaxcyto.brain.section_table import SectionRow
-from jaxcyto.brain.sections import open_section
-from jaxcyto.brain.surfaces import Surface, read_surface
+from jaxcyto.brain.sections.label_image import open_label
+from jaxcyto.brain.sections.section import open_section
+from jaxcyto.brain.surfaces.surface import Surface, read_surface
+from jaxcyto.brain.surfaces.vertex_labels import read_labels
 from jaxcyto.errors import InputError
-from jaxcyto.metrics_file import read_metrics
 from jaxcyto.models import UNet
 from jaxcyto.predict.maps import open_class_map
-from jaxcyto.training.transfer import pretraining_scales
+from jaxcyto.runs import load as runs
+from jaxcyto.runs.metrics_file import read_metrics
+from jaxcyto.training.state.transfer import pretraining_scales
+from jaxcyto.utils.files import read_npz
 
 ROOT = Path(__file__).resolve().parents[1]
 TETRAHEDRON = Surface(
@@ -651,7 +652,12 @@ def test_nothing_is_unpickled_or_evaluated():
 
 
 def test_the_command():
-    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--inputs", "30"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "robustness" / "fuzz" / "run.py"),
+        "--inputs",
+        "30",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     result = json.loads(done.stdout.splitlines()[-1])

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcyto.brain import pairs as pairs_file
-from jaxcyto.brain import patches as patches_file
-from jaxcyto.brain.atlas_images import section_atlas
-from jaxcyto.brain.check_results import check_pairs, check_points
-from jaxcyto.brain.files import READ_ERRORS, npz_format
-from jaxcyto.brain.label_images import IGNORE, check_numbers, label_counts, section_label
-from jaxcyto.brain.labels import read_labels
 from jaxcyto.brain.manifest import CLASS_KINDS, Brain, Hemisphere, SectionRow, inspect_brain
-from jaxcyto.brain.pairs import PAIRS_FILE, distances_path, load_pairs, open_distances
-from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
-from jaxcyto.brain.progress import Progress
 from jaxcyto.brain.registration import Registration, in_image, registration
-from jaxcyto.brain.ribbon import TRAP, CutSurface, Segments, mean_normal, no_overlap
-from jaxcyto.brain.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN
-from jaxcyto.brain.sections import open_section
-from jaxcyto.brain.surfaces import Surface, hemisphere_surface, read_surface
+from jaxcyto.brain.sampling import pairs as pairs_file
+from jaxcyto.brain.sampling import patches as patches_file
+from jaxcyto.brain.sampling.consistency import check_pairs, check_points
+from jaxcyto.brain.sampling.pairs import PAIRS_FILE, distances_path, load_pairs, open_distances
+from jaxcyto.brain.sampling.patches import PATCHES_FILE, Patches, load_patches
+from jaxcyto.brain.sampling.ribbon import TRAP, CutSurface, Segments, mean_normal, no_overlap
+from jaxcyto.brain.sampling.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN
+from jaxcyto.brain.sections.atlas_image import section_atlas
+from jaxcyto.brain.sections.label_image import IGNORE, check_numbers, label_counts, section_label
+from jaxcyto.brain.sections.section import open_section
+from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, read_surface
+from jaxcyto.brain.surfaces.vertex_labels import read_labels
 from jaxcyto.errors import InputError
+from jaxcyto.utils.files import READ_ERRORS, npz_format
+from jaxcyto.utils.progress import Progress
 
 PIXEL_SIZE_TOLERANCE = 0.05  # between the table and what the file states
 AFFINE_TOLERANCE = 0.1  # between pixel_um and the registration, which may stretch a little

@@ -10,7 +10,6 @@ import re
 import tomllib
 from pathlib import Path
 
-from jaxcyto.brain.folder import inside, read_text
 from jaxcyto.brain.section_table import (
     SECTION_COLUMNS,
     SPLITS,
@@ -20,6 +19,7 @@ from jaxcyto.brain.section_table import (
     write_table,
 )
 from jaxcyto.errors import InputError
+from jaxcyto.utils.files import inside, read_text
 
 __all__ = [
     "CLASS_KINDS",

@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxcyto.brain.check_results import check_points
-from jaxcyto.brain.files import atomic_write
+from jaxcyto.brain.figures import points_figure
+from jaxcyto.brain.geodesics.oracle import oracle_settings
+from jaxcyto.brain.geodesics.oracle_build import parts_folder, saved_oracle, solve_shard
 from jaxcyto.brain.manifest import SPLITS, need_hemispheres, read_brain
-from jaxcyto.brain.oracle import oracle_settings
-from jaxcyto.brain.oracle_build import parts_folder, saved_oracle, solve_shard
-from jaxcyto.brain.pairing import make_pairs, oracle_path
-from jaxcyto.brain.pairs import PAIRS_FILE, Pairs
-from jaxcyto.brain.patches import PATCHES_FILE, Patches, load_patches
-from jaxcyto.brain.progress import StderrProgress
-from jaxcyto.brain.sampling import sample_patches
-from jaxcyto.brain.splits import assign_splits, split_distances_mm
-from jaxcyto.brain.surface_figure import points_figure
-from jaxcyto.brain.surfaces import hemisphere_surface
+from jaxcyto.brain.sampling.consistency import check_points
+from jaxcyto.brain.sampling.pairing import make_pairs, oracle_path
+from jaxcyto.brain.sampling.pairs import PAIRS_FILE, Pairs
+from jaxcyto.brain.sampling.patches import PATCHES_FILE, Patches, load_patches
+from jaxcyto.brain.sampling.sampling import sample_patches
+from jaxcyto.brain.sampling.splits import assign_splits, split_distances_mm
+from jaxcyto.brain.surfaces.surface import hemisphere_surface
 from jaxcyto.errors import InputError
+from jaxcyto.utils.files import atomic_write
+from jaxcyto.utils.progress import StderrProgress
 
 
 def sample_brain(

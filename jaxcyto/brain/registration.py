@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcyto.brain.files import READ_ERRORS, read_npy
 from jaxcyto.brain.manifest import SectionRow
-from jaxcyto.brain.sections import open_section
+from jaxcyto.brain.sections.section import open_section
 from jaxcyto.errors import InputError
+from jaxcyto.utils.files import READ_ERRORS, read_npy
 
 MAX_MAP_NODES = 1 << 24
 NEWTON_STEPS = 30

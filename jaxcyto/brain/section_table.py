@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcyto.brain.files import atomic_write
-from jaxcyto.brain.folder import inside, read_text
 from jaxcyto.errors import InputError
+from jaxcyto.utils.files import atomic_write, inside, read_text
 
 SPLITS = ("train", "val", "test", "exclude")
 SECTION_COLUMNS = (

@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxcyto.models.conv import Kernel, affine_block, conv
-from jaxcyto.models.norm import BatchNorm
-from jaxcyto.models.pool import max_pool
+from jaxcyto.models.layers import BatchNorm, Kernel, affine_block, conv, max_pool
 
 # Assumptions, the sources are silent: the order convolution, batch norm, ReLU; He initialisation.
 KERNEL_INIT = nn.initializers.he_normal()

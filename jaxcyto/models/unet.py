@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxcyto.models.conv import Kernel, affine_block, conv
 from jaxcyto.models.encoder import KERNEL_INIT, Encoder, block_type
 from jaxcyto.models.geometry import ATLAS_KERNEL, Geometry
-from jaxcyto.models.norm import BatchNorm
+from jaxcyto.models.layers import BatchNorm, Kernel, affine_block, conv
 
 # He initialisation, too: with a stride of 2, an output pixel sees one tap of a 2x2 kernel only.
 _UP_INIT = nn.initializers.he_normal(batch_axis=(0, 1))

@@ -9,21 +9,7 @@ overlay.py, surface.py   what is made of class maps
 task.py, brain.py        all sections of a brain
 """
 
-from jaxcyto.predict.brain import Outputs, Report, predict_brain
-from jaxcyto.predict.maps import NOT_PREDICTED, ClassMap, open_class_map
-from jaxcyto.predict.predictor import Band, Failure, Predictor
-from jaxcyto.predict.reading import Source, map_shape
+import lazy_loader
 
-__all__ = [
-    "NOT_PREDICTED",
-    "Band",
-    "ClassMap",
-    "Failure",
-    "Outputs",
-    "Predictor",
-    "Report",
-    "Source",
-    "map_shape",
-    "open_class_map",
-    "predict_brain",
-]
+# What is public stands in __init__.pyi; it is imported on first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,24 +16,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from jaxcyto.brain.image_column import select_sections
+from jaxcyto.brain.annotation.image_column import select_sections
 from jaxcyto.brain.manifest import AreaClass, Brain, inspect_brain, read_brain
-from jaxcyto.brain.progress import Progress
-from jaxcyto.brain.sections import open_section
+from jaxcyto.brain.sections.section import open_section
 from jaxcyto.errors import InputError
-from jaxcyto.predict.maps import (
-    open_class_map,
-    settings_of,
-    write_class_map,
-    write_probability_map,
-)
+from jaxcyto.predict.maps import open_class_map, settings_of, write_class_map, write_probability_map
 from jaxcyto.predict.overlay import write_overlay
 from jaxcyto.predict.planes import Plane
 from jaxcyto.predict.predictor import Failure, Predictor, default_tile
 from jaxcyto.predict.reading import Source
+from jaxcyto.predict.section_jobs import Task, open_source, plan, remove_unfinished
 from jaxcyto.predict.surface import write_surface_labels
-from jaxcyto.predict.task import Task, open_source, plan, remove_unfinished
-from jaxcyto.runs import load_segment_run
+from jaxcyto.runs.load import load_segment_run
+from jaxcyto.utils.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)

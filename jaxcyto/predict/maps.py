@@ -17,8 +17,8 @@ import numpy as np
 import tifffile
 
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.brain.tiff_level import TiffLevel, tiff_level
-from jaxcyto.brain.tiff_pages import check_pages
+from jaxcyto.brain.sections.headers import check_pages
+from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
 from jaxcyto.errors import InputError
 from jaxcyto.predict.planes import Plane, mean, mode
 

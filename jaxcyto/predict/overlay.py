@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.brain.sections import Section
+from jaxcyto.brain.sections.section import Section
+from jaxcyto.plots.segmentation import outline
 from jaxcyto.predict.maps import ClassMap
-from jaxcyto.segment_plots import outline
+from jaxcyto.utils.files import atomic_write
 
 LONGEST = 2000  # px of the picture of the section
 DPI = 100

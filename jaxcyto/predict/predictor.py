@@ -19,14 +19,14 @@ from jaxcyto.augment import normalise
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry, UNet
 from jaxcyto.predict.maps import NOT_PREDICTED
-from jaxcyto.predict.memory import bytes_per_px, window_bytes
 from jaxcyto.predict.reading import Source, Window, read_window
 from jaxcyto.predict.tiling import Tiling, choose_tile
-from jaxcyto.runs import SegmentRun
-from jaxcyto.training import parallel
+from jaxcyto.runs.load import SegmentRun
+from jaxcyto.training.devices import parallel
 
 READERS = 4  # threads
 IN_FLIGHT = 2  # batches given to the devices before the first one's result is fetched
+SHARE = 0.5  # of the free memory of a device that windows may take
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -267,3 +267,19 @@ def default_tile(run: SegmentRun, longest: int) -> int:
         memory_bytes=window_bytes(),
         bytes_per_px=bytes_per_px(run.model),
     )
+
+
+def bytes_per_px(model: UNet) -> float:
+    """What a window takes on its device for each of its px, an estimate.
+
+    The widest maps are the two of the first block: 4 bytes (float32 inside XLA:CPU whatever the
+    dtype) * width / stride^2 each. XLA:CPU needs them and little more: 8.0 bytes a px at the
+    paper's size, 11 with an atlas, 127 and 164 for the small one (measured). Twice the two leaves
+    room for the atlas, a second window in the queue, and what GPU libraries work in.
+    """
+    return 2 * 2 * 4 * model.widths[0] / model.stem_stride**2
+
+
+def window_bytes() -> float:
+    """Bytes that a window may take on each local device."""
+    return SHARE * parallel.free_bytes()

@@ -6,11 +6,11 @@ import math
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from jaxcyto import windows
-from jaxcyto.brain.atlas_images import AtlasImage
-from jaxcyto.brain.resample import resample
-from jaxcyto.brain.sampling import TISSUE_MARGIN
-from jaxcyto.brain.sections import Section
+from jaxcyto.brain.sampling.sampling import TISSUE_MARGIN
+from jaxcyto.brain.sections.atlas_image import AtlasImage
+from jaxcyto.brain.sections.resample import resample
+from jaxcyto.brain.sections.section import Section
+from jaxcyto.data import windows
 from jaxcyto.predict.tiling import Tiling
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiLabel
 
-from jaxcyto.brain.files import atomic_write
 from jaxcyto.brain.manifest import AreaClass, Hemisphere, SectionRow
 from jaxcyto.brain.registration import Registration, registration
-from jaxcyto.brain.surfaces import Surface, hemisphere_surface
-from jaxcyto.brain.vertex_maps import structure_meta
+from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface
+from jaxcyto.brain.surfaces.vertex_maps import structure_meta
 from jaxcyto.predict.maps import ClassMap, colors
+from jaxcyto.utils.files import atomic_write
 
 BAND_ROWS = 1024  # of a map, read at once
 

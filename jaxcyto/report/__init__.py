@@ -10,7 +10,7 @@ tables.py     scores as tables
 page.py       the page; style.css and script.js are put into it
 """
 
-from jaxcyto.report.gather import Gathered, gather
-from jaxcyto.report.page import write_page
+import lazy_loader
 
-__all__ = ["Gathered", "gather", "write_page"]
+# What is public stands in __init__.pyi; it is imported on first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

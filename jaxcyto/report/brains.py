@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxcyto.brain.check_results import check_pairs
-from jaxcyto.brain.files import file_sha256
 from jaxcyto.brain.manifest import SPLITS, Brain, read_brain
-from jaxcyto.brain.pairs import load_pairs
-from jaxcyto.brain.patches import load_patches
-from jaxcyto.brain.splits import split_distances_mm
+from jaxcyto.brain.sampling.consistency import check_pairs
+from jaxcyto.brain.sampling.pairs import load_pairs
+from jaxcyto.brain.sampling.patches import load_patches
+from jaxcyto.brain.sampling.splits import split_distances_mm
 from jaxcyto.errors import InputError
+from jaxcyto.utils.files import file_sha256
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcyto.plots import smooth
+from jaxcyto.plots.common import smooth
 from jaxcyto.report.html import Html, count, number, tag
 
 WIDTH, HEIGHT = 460, 236

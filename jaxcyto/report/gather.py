@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcyto import pair_predictions
 from jaxcyto.brain.manifest import AreaClass, read_classes
 from jaxcyto.errors import InputError
-from jaxcyto.metrics_file import read_metrics, skipped_files
 from jaxcyto.report import files
 from jaxcyto.report.brains import BrainData, read_brains
-from jaxcyto.runs import find, is_segmentation, read_config
+from jaxcyto.runs import pair_predictions
+from jaxcyto.runs.load import find, is_segmentation, read_config
+from jaxcyto.runs.metrics_file import read_metrics, skipped_files
 
 
 @dataclasses.dataclass(frozen=True)

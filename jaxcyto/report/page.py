@@ -11,11 +11,11 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-from jaxcyto.brain.files import atomic_write
 from jaxcyto.report import curves, facts, panes, tables
 from jaxcyto.report.gather import Gathered
 from jaxcyto.report.html import Html, count, number, tag
 from jaxcyto.training.log import duration
+from jaxcyto.utils.files import atomic_write
 
 TASKS = {"pretraining": "Pre-training", "segmentation": "Segmentation"}
 

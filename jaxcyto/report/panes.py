@@ -3,16 +3,11 @@
 from pathlib import Path
 
 from jaxcyto.errors import InputError
-from jaxcyto.pair_predictions import read_predictions
 from jaxcyto.report.gather import Gathered
 from jaxcyto.report.html import Content, Html, hint, number, tag
-from jaxcyto.report.pictures import (
-    PairPicture,
-    SectionPicture,
-    pair_pictures,
-    section_pictures,
-)
+from jaxcyto.report.pictures import PairPicture, SectionPicture, pair_pictures, section_pictures
 from jaxcyto.report.tables import swatch
+from jaxcyto.runs.pair_predictions import read_predictions
 
 NAME_SHARE = 62  # the width of a section, in heights of the type of its areas' names
 

@@ -11,17 +11,17 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy.ndimage import distance_transform_cdt, label
 
-from jaxcyto.brain.label_images import section_label
 from jaxcyto.brain.manifest import AreaClass, SectionRow, read_brain
-from jaxcyto.brain.sections import open_section
+from jaxcyto.brain.sections.label_image import section_label
+from jaxcyto.brain.sections.section import open_section
 from jaxcyto.config import DataConfig
+from jaxcyto.data.pair_batches import PairSource
+from jaxcyto.data.pair_table import PairTable, open_pairs
 from jaxcyto.errors import InputError
-from jaxcyto.evaluate import section_images
-from jaxcyto.input import PairSource
-from jaxcyto.pair_table import PairTable, open_pairs
+from jaxcyto.plots.segmentation import borders
+from jaxcyto.predict.evaluate import section_images
 from jaxcyto.predict.maps import ClassMap, open_class_map
 from jaxcyto.report.gather import Gathered
-from jaxcyto.segment_plots import borders
 
 PAIRS = 12
 PATCH_PX = 160  # side of a patch

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.pair_predictions import read_predictions
 from jaxcyto.report.charts import points_chart
 from jaxcyto.report.gather import Gathered, Scores
 from jaxcyto.report.html import Content, Html, count, hint, number, scrolled, table, tag
+from jaxcyto.runs.pair_predictions import read_predictions
 
 NUMBERED = 30  # classes up to which the cells of a confusion matrix hold numbers
 STRONG = 66.5  # % from which on black and white swap as the color that stands out (style.css)

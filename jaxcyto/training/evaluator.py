@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from jaxcyto import metrics
-from jaxcyto.input import iterate
-from jaxcyto.training import parallel
-from jaxcyto.training.state import State
+from jaxcyto.data.loading import iterate
+from jaxcyto.training.devices import parallel
+from jaxcyto.training.state.state import State
 from jaxcyto.training.step import Task, eval_step, from_moments, statistics_step
 
 

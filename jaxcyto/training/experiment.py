@@ -7,9 +7,9 @@ import grain
 import numpy as np
 
 from jaxcyto import metrics
-from jaxcyto.faults import Skipped
+from jaxcyto.data.skipping import Skipped
 from jaxcyto.training.evaluator import Evaluator
-from jaxcyto.training.state import State
+from jaxcyto.training.state.state import State
 from jaxcyto.training.step import Batch, Task
 
 

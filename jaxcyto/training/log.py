@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxcyto.brain.files import atomic_write
-from jaxcyto.metrics_file import read_metrics
+from jaxcyto.runs.metrics_file import read_metrics
+from jaxcyto.utils.files import atomic_write
 
 logger = logging.getLogger("jaxcyto")
 

@@ -17,22 +17,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcyto import runs
-from jaxcyto.brain.files import write_json
-from jaxcyto.config import Config, InputScales, Scales, SegmentConfig, to_json
+from jaxcyto.config import Config, InputScales, Scales, SegmentConfig
+from jaxcyto.config_io import to_json
+from jaxcyto.data.loading import iterate
 from jaxcyto.errors import InputError
-from jaxcyto.input import iterate
-from jaxcyto.metrics_file import SKIPPED, read_metrics, skipped_files
-from jaxcyto.training import distributed, parallel, record
-from jaxcyto.training.checkpoint import Checkpoints
+from jaxcyto.runs import record
+from jaxcyto.runs.load import save_weights
+from jaxcyto.runs.metrics_file import SKIPPED, read_metrics, skipped_files
+from jaxcyto.training.devices import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.experiment import Experiment
 from jaxcyto.training.lock import locked
 from jaxcyto.training.log import MetricsWriter, Progress, logger
 from jaxcyto.training.pretext import open_pretraining
-from jaxcyto.training.state import State, parameter_count
+from jaxcyto.training.signals import Interrupted, Stop
+from jaxcyto.training.state.checkpoint import Checkpoints
+from jaxcyto.training.state.state import State, parameter_count
 from jaxcyto.training.step import train_step
-from jaxcyto.training.stop import Interrupted, Stop
+from jaxcyto.utils.files import write_json
 from jaxcyto.validate import batch_size, validate
 
 AHEAD = 4  # steps that may wait on the device: a signal has to wait for them
@@ -142,7 +144,7 @@ def _open(
 
     def opened(scales: dict[str, Any] | None) -> Experiment:
         if isinstance(config, SegmentConfig):
-            from jaxcyto.training.segment import open_segmentation  # matplotlib, a second
+            from jaxcyto.training.segment import open_segmentation
 
             return open_segmentation(config, scales)
         return open_pretraining(config, scales)
@@ -311,7 +313,7 @@ def _finish(run: Run, state: State) -> dict[str, Any]:
     state = _with_statistics(run, state)
     host = jax.device_get(state)
     if distributed.is_first():
-        runs.save_weights(run.workdir, {"params": host.params, "batch_stats": host.batch_stats})
+        save_weights(run.workdir, {"params": host.params, "batch_stats": host.batch_stats})
         (run.workdir / "figures").mkdir(exist_ok=True)
     results: dict[str, Any] = {"steps": int(host.step)}
     results |= run.experiment.finish(run.evaluator, state, run.workdir)

@@ -12,25 +12,20 @@ import numpy as np
 import optax
 
 from jaxcyto import augment, metrics
-from jaxcyto.config import (
-    AugmentConfig,
-    Config,
-    LossConfig,
-    Scales,
-    scales_from_json,
-    total_steps,
-)
-from jaxcyto.faults import Skipped
-from jaxcyto.input import PairSource, eval_batches, fit_scales, train_batches
+from jaxcyto.config import AugmentConfig, Config, LossConfig, Scales, total_steps
+from jaxcyto.config_io import scales_from_json
+from jaxcyto.data.pair_batches import PairSource, eval_batches, fit_scales, train_batches
+from jaxcyto.data.pair_table import PairTable, open_pairs
+from jaxcyto.data.skipping import Skipped
 from jaxcyto.models import SiameseNet
-from jaxcyto.pair_predictions import save_predictions
-from jaxcyto.pair_table import PairTable, open_pairs
-from jaxcyto.training import distributed, parallel, record
+from jaxcyto.runs import record
+from jaxcyto.runs.pair_predictions import save_predictions
+from jaxcyto.training.devices import distributed, parallel
+from jaxcyto.training.devices.on_device import ResidentSource, take_patches
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
-from jaxcyto.training.optim import make_optimizer
-from jaxcyto.training.resident import ResidentSource, take_patches
-from jaxcyto.training.state import State, init_state
+from jaxcyto.training.state.optim import make_optimizer
+from jaxcyto.training.state.state import State, init_state
 from jaxcyto.training.step import Batch
 
 
@@ -202,7 +197,7 @@ class Pretraining:
 
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
         """Test errors beside those of constants; prints the table, draws the figures."""
-        from jaxcyto import plots  # matplotlib: a second, which the first step need not wait for
+        from jaxcyto.plots.pretext import pretext_figures
 
         pairs = self.table.of_split("test")
         found = evaluator.run(state, self._eval_batches(pairs)) if len(pairs) else None
@@ -220,7 +215,7 @@ class Pretraining:
             save_predictions(workdir, self._with_truth(predictions))
         else:
             logger.warning("no test pairs: results.json has no test errors")
-        plots.pretext_figures(workdir, self.table, self.source, predictions)
+        pretext_figures(workdir, self.table, self.source, predictions)
         return results
 
     def _with_truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

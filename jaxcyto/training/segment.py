@@ -11,28 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcyto import augment, metrics, runs, segment_plots
-from jaxcyto.annotations import SegmentTable, open_windows
-from jaxcyto.config import (
-    AugmentConfig,
-    InputScales,
-    LossConfig,
-    SegmentConfig,
-    SegmentData,
-    to_json,
+from jaxcyto import augment, metrics
+from jaxcyto.config import AugmentConfig, InputScales, LossConfig, SegmentConfig, SegmentData
+from jaxcyto.config_io import to_json
+from jaxcyto.data.segment_batches import (
+    SegmentSource,
+    eval_batches,
+    fit_input_scales,
+    train_batches,
 )
+from jaxcyto.data.segment_table import SegmentTable, open_windows
+from jaxcyto.data.skipping import Skipped
 from jaxcyto.errors import InputError
-from jaxcyto.faults import Skipped
 from jaxcyto.models import Geometry, UNet
+from jaxcyto.plots.segmentation import segment_figures
+from jaxcyto.runs import record
+from jaxcyto.runs.load import read_trained_on
 from jaxcyto.scores import scores, scores_table, sum_sections
-from jaxcyto.segment_input import SegmentSource, eval_batches, fit_input_scales, train_batches
-from jaxcyto.training import distributed, parallel, record
+from jaxcyto.training.devices import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.log import logger
-from jaxcyto.training.optim import make_optimizer
-from jaxcyto.training.state import State, init_state
+from jaxcyto.training.state.optim import make_optimizer
+from jaxcyto.training.state.state import State, init_state
+from jaxcyto.training.state.transfer import pretraining_scales, transfer
 from jaxcyto.training.step import Batch
-from jaxcyto.training.transfer import pretraining_scales, transfer
 
 # Side of images in evaluation, of that in training. 5097 px instead of 2025 px cost a quarter of
 # the work per output pixel.
@@ -129,7 +131,7 @@ class Segmentation:
     def trained_on(self) -> list[dict[str, str]]:
         own = record.trained_on(self.table.brains, "segmentation")
         try:
-            taken = runs.read_trained_on(self.config.init_from) if self.config.init_from else []
+            taken = read_trained_on(self.config.init_from) if self.config.init_from else []
         except InputError:  # gone since the first start, which has recorded it
             taken = []
         return [*taken, *own]
@@ -197,7 +199,7 @@ class Segmentation:
             return {}
         if found is None:
             logger.warning("no annotated test section: results.json has no test scores")
-            segment_plots.segment_figures(workdir, self.table.classes, None)
+            segment_figures(workdir, self.table.classes, None)
             return {}
         names = np.array([self.eval_table.section_name(index) for index in found["index"]])
         matrices = found["confusion"].astype(np.int64)
@@ -205,7 +207,7 @@ class Segmentation:
         results = sum_sections(by_section, self.table.classes)
         print(scores_table(results), flush=True)
         total = np.array(results["confusion"])
-        segment_plots.segment_figures(workdir, self.table.classes, total)
+        segment_figures(workdir, self.table.classes, total)
         return results
 
     def _scores(self, confusion: np.ndarray) -> dict[str, Any]:

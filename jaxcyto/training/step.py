@@ -16,8 +16,8 @@ import optax
 from jaxcyto import augment, losses
 from jaxcyto.config import LossConfig, Term
 from jaxcyto.metrics import State as Metrics
-from jaxcyto.models.norm import BN_MOMENTUM
-from jaxcyto.training.state import State
+from jaxcyto.models.layers import BN_MOMENTUM
+from jaxcyto.training.state.state import State
 
 Batch = dict[str, Any]
 IMAGES = ("patches", "image", "atlas")  # fields that losses do not see

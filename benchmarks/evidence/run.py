@@ -1,0 +1,202 @@
+"""Does the pretext task improve segmentation? The paper's table, on brains that anyone can make.
+
+    python benchmarks/evidence/run.py --studies phantom --rows 1,2,3,4     # hours on two cores
+    python benchmarks/evidence/run.py --data DATA                          # everything
+    python benchmarks/evidence/report.py                               # docs/results.md from that
+
+Each unit (pre-training, fine-tuning, probes of a row, study and seed) writes one small JSON file to
+benchmarks/results/evidence/SIZE/STUDY; what is there is not done again, and a unit that was cut off
+continues from its last checkpoint. `--shard I/N` takes every Nth group of units, for N machines on
+one file system or with their result files brought together. Rows, studies and sizes are in
+evidence_plan.py. DATA holds BigBrain's surfaces, labels and layer thicknesses (docs/results.md says
+where to get them); without it the study on them is left out.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from absl import flags
+
+if __name__ == "__main__":  # until `leave` is there: imports take seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+elif __name__ == "__mp_main__":  # a worker: leaves with its parent, not with a traceback
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.evidence import probes, units
+from benchmarks.evidence.plan import ALL_ROWS, ROWS, SIZES, STUDIES, bigbrain_files, make_brain
+from benchmarks.evidence.units import Unit
+from benchmarks.provenance import commit
+from jaxcyto.cli.options import parse_shard
+from jaxcyto.errors import InputError
+from jaxcyto.runs.load import WEIGHTS
+from jaxcyto.training import log
+from jaxcyto.training.signals import Interrupted
+from jaxcyto.utils.runtime import keep_freed_memory
+
+RESULTS = Path(__file__).parents[1] / "results" / "evidence"
+KINDS = "pretext", "segment", "probes", "baseline"
+
+
+def plan(studies: list[str], rows: list[str] | None, seeds: int) -> list[list[Unit]]:
+    """Groups of units: those of a group go one after the other, groups are independent.
+
+    First seeds first, so that there is something to look at early; a pre-training and all that is
+    made of it are one group.
+    """
+    groups: dict[tuple, list[Unit]] = {}
+    for seed in range(seeds):
+        for name in studies:
+            study = STUDIES[name]
+            if seed == 0 and rows is None and study.longer == 1 and "1" in study.rows:
+                groups[name, "baseline"] = [Unit("baseline", name, "baseline", 0)]
+            for row in study.rows:
+                if rows is not None and row not in rows:
+                    continue
+                shared = ALL_ROWS[row].shares
+                group = groups.setdefault((study.pretrained_on, shared or row, seed), [])
+                # else pre-training and probes are those of another study or row
+                own = study.longer == 1 and shared is None
+                if own and ALL_ROWS[row].terms and study.pretrained_on == study.segmented:
+                    group.append(Unit("pretext", name, row, seed))
+                if own:
+                    group.append(Unit("probes", name, row, seed))
+                group.append(Unit("segment", name, row, seed))
+    return list(groups.values())
+
+
+def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
+    """Runs a unit; what it found."""
+    size, study = SIZES[size_name], STUDIES[unit.study]
+    brains = {name: out / "brains" / name for name in (study.pretrained_on, study.segmented)}
+    row = ALL_ROWS.get(unit.row)  # None: baselines
+    for name, root in brains.items():
+        make_brain(name, root, size, data, row or ROWS["1"])
+    first, last = brains[study.pretrained_on], brains[study.segmented]
+    source = (row and row.shares) or unit.row
+    run = units.run_folder(out, study.pretrained_on, source, unit.seed, "pretext")
+    pretrained = run if row and row.terms else None
+    if pretrained and unit.kind != "pretext" and not (pretrained / WEIGHTS).exists():
+        units.pretrain(size, first, source, unit.seed, run)
+    if unit.kind == "pretext":
+        return units.pretrain(size, first, unit.row, unit.seed, run)
+    if unit.kind == "probes":
+        return probes.probe(size, last, pretrained, unit.seed)
+    if unit.kind == "baseline":
+        return probes.baselines(size, last)
+    own = units.run_folder(out, study.segmented, unit.row, unit.seed, f"segment_{unit.study}")
+    return units.segment(size, last, unit.row, unit.seed, own, pretrained, study.longer)
+
+
+def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Type of an option that takes some of these names, with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        for wrong in {*text.split(",")} - {*known}:
+            raise argparse.ArgumentTypeError(f"{wrong!r} is none of {', '.join(known)}")
+        return list(dict.fromkeys(text.split(",")))
+
+    return parse
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Type of --shard: I/N."""
+    try:
+        return parse_shard(None, None, text) or (1, 1)
+    except click.BadParameter as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def above_0(text: str) -> int:
+    """Type of --seeds."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
+
+
+def leave(signum: int, _: Any) -> None:
+    """Handles signals outside of training, as train.py does."""
+    print("stopped; the same command continues", file=sys.stderr, flush=True)
+    sys.exit(128 + signum)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--studies", type=names_of(STUDIES), help=f"default: {','.join(STUDIES)}")
+    parser.add_argument(
+        "--rows",
+        type=names_of(ALL_ROWS),
+        help=f"of {', '.join(ALL_ROWS)}; default: those of the studies, and the baselines",
+    )
+    parser.add_argument("--kinds", type=names_of(KINDS), default=KINDS, help=",".join(KINDS))
+    parser.add_argument("--seeds", type=above_0, default=3, help="how many; default: 3")
+    parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N")
+    parser.add_argument("--out", type=Path, help="brains and runs; default: runs/evidence/SIZE")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--data", type=Path, help="of the study on BigBrain's surface")
+    parser.add_argument("--list", action="store_true", help="only say what is to be done")
+    arguments = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    log.log_to_stderr()
+    keep_freed_memory()
+
+    names = arguments.studies or list(STUDIES)
+    if arguments.studies is None and arguments.data is None:
+        names.remove("painted")
+    out = arguments.out or Path("runs") / "evidence" / arguments.size
+    results = arguments.results / arguments.size
+    index, number = arguments.shard
+    groups = plan(names, arguments.rows, arguments.seeds)[index - 1 :: number]
+    chosen = [unit for group in groups for unit in group if unit.kind in arguments.kinds]
+    todo = [unit for unit in chosen if not (results / f"{unit.name}.json").exists()]
+    if not todo:
+        there = f"all {len(chosen)} units are in {results}" if chosen else "no unit of these"
+        print(f"nothing to do: {there}; --results ELSEWHERE does what is there again")
+    painted = out / "brains" / "painted"
+    if not arguments.list and not painted.exists() and any(u.study == "painted" for u in todo):
+        try:  # now, not after hours
+            bigbrain_files(arguments.data)
+        except InputError as error:
+            parser.error(str(error))
+    commit()  # of the code that runs: the checkout may go on
+    for place, unit in enumerate(todo):
+        print(f"--- {place + 1} of {len(todo)}: {unit.name}", flush=True)
+        if arguments.list:
+            continue
+        started = time.monotonic()
+        try:
+            found = do(unit, arguments.size, out, arguments.data)
+            path = results / f"{unit.name}.json"
+            units.write_result(path, unit, time.monotonic() - started, found)
+        except (InputError, FloatingPointError) as error:
+            raise SystemExit(f"{unit.name}: {error}") from None
+        except OSError as error:  # a full disk, a folder's rights
+            if error.strerror is None:
+                raise
+            raise SystemExit(f"{unit.name}: {error.filename}: {error.strerror}") from None
+        except Interrupted as stopped:
+            print(f"{unit.name}: {stopped}", file=sys.stderr, flush=True)
+            os._exit(128 + stopped.signum)  # as train.py
+
+
+if __name__ == "__main__":
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, leave)
+    try:
+        main()
+    except BrokenPipeError:  # `--list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else said again at exit
+        raise SystemExit(1) from None

@@ -1,0 +1,326 @@
+"""Labels of the cortical surface carried into section planes: label images and atlas images.
+
+The cortex is filled by prisms between corresponding triangles of pial and white. A pixel of a
+section is cortex if its centre lies in a prism; at the same place of the triangle, whatever the
+depth, the labels of the three vertices are weighted. So a label keeps to its side of a sulcus,
+and borders between areas run straight from pial to white. What lies within the white surfaces is
+white matter, ventricles and subcortical nuclei included.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import tifffile
+
+from jaxcyto.brain.annotation.image_column import image_column, select_sections
+from jaxcyto.brain.annotation.prisms import (
+    Cut,
+    cut_prisms,
+    evaluate,
+    inside_white,
+    planes,
+    rasterise,
+    weighted_majority,
+)
+from jaxcyto.brain.manifest import Brain, Hemisphere, need_hemispheres, read_brain
+from jaxcyto.brain.registration import AffineRegistration, Registration, registration
+from jaxcyto.brain.sampling.ribbon import no_overlap
+from jaxcyto.brain.sections.label_image import IGNORE, LABEL_UM, expected_shape
+from jaxcyto.brain.sections.section import open_section
+from jaxcyto.brain.sections.writer import write_section
+from jaxcyto.brain.surfaces.smoothing import smooth
+from jaxcyto.brain.surfaces.surface import Surface, read_surface, vertex_matched
+from jaxcyto.brain.surfaces.vertex_labels import read_label_names, read_labels
+from jaxcyto.errors import InputError
+from jaxcyto.utils.progress import Progress
+
+BLOCK = 512  # rows of the label grid at a time
+THICKEST_MM = 20.0  # longer than any edge of a prism: what is further off a plane is not cut by it
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledCortex:
+    """All hemispheres in one mesh.
+
+    Attributes:
+        pial, white: float64 [V, 3] mm, vertex-matched.
+        faces: int64 [F, 3].
+        number: class of each vertex, int32 [V]; IGNORE where it is not known.
+        outside: class of what lies outside of the pial surfaces, or IGNORE.
+        within: class of what lies within the white surfaces, or IGNORE.
+    """
+
+    pial: np.ndarray
+    white: np.ndarray
+    faces: np.ndarray
+    number: np.ndarray
+    outside: int
+    within: int
+
+
+def carry_labels(
+    root: str | os.PathLike,
+    *,
+    sections: Sequence[str] = (),
+    classes: Mapping[int, str] | None = None,
+    into: str = "label",
+    fwhm_mm: float = 0.0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Writes `labels/<section>.tif` or `atlas/<section>.tif` from the hemispheres' `labels`.
+
+    Args:
+        root: the brain's folder.
+        sections: their names; all sections that meet a surface if empty.
+        classes: class name of a label, "" for none (not annotated); other labels become the class
+            of their name in the label file, else the class of kind cortex.
+        into: "label": class numbers; "atlas": a channel for each area, 255 = probability 1.
+        fwhm_mm: width of a Gaussian along the surface that makes memberships into probabilities
+            (atlas only); 0 leaves 0 and 255.
+        overwrite: replace images.
+        progress: told the sections done.
+
+    Returns:
+        Which label became which class, and what was written, in words.
+
+    Raises:
+        InputError: the brain has no hemisphere with pial, white and labels, no label becomes a
+            class, no section meets a surface, or an image is there and `overwrite` is not set.
+    """
+    brain = read_brain(root)
+    cortex, lines = labelled_cortex(brain, classes or {})
+    membership = None
+    if into == "atlas":
+        areas = [k for k, item in enumerate(brain.classes) if item.kind == "area"]
+        if not areas:
+            raise InputError(f"{brain.root / 'brain.toml'}: classes: none is of kind area")
+        membership = (cortex.number[:, None] == areas).astype(np.float32)
+        if fwhm_mm:
+            middle = Surface((cortex.pial + cortex.white) / 2, cortex.faces)
+            membership = smooth(middle, membership, fwhm_mm)
+    rows, places, written = select_sections(brain, sections), [], 0
+    with image_column(brain, into, rows, overwrite) as place:
+        for done, row in enumerate(rows):
+            with open_section(row.image, row.pixel_um) as section:
+                full = section.shape
+            places.append(registration(row, full))
+            shape = expected_shape(full, row.pixel_um)
+            cut = cut_section(cortex, places[-1], row.pixel_um)
+            if _meets(cut, shape):
+                written += 1
+                if membership is None:
+                    blocks = label_blocks(cortex, cut, shape)
+                    write_section(place(row), blocks, LABEL_UM, shape=shape, compression="deflate")
+                else:
+                    _write_atlas(place(row), atlas_channels(membership, cut, shape))
+            if progress:
+                progress(done + 1, len(rows))
+        if not written:
+            surfaces = [Surface(cortex.pial, cortex.faces)]
+            part = dataclasses.replace(
+                brain, hemispheres=(Hemisphere("all"),), sections=tuple(rows)
+            )
+            table = brain.root / brain.section_table
+            raise InputError(
+                f"{table}: affine: no section meets a surface\n{no_overlap(part, surfaces, places)}"
+            )
+    lines.append(f"{written} {into} image(s) written, {len(rows) - written} without cortex")
+    return "\n".join(lines)
+
+
+def labelled_cortex(brain: Brain, classes: Mapping[int, str]) -> tuple[LabelledCortex, list[str]]:
+    """The hemispheres with the class of each vertex, and in words which label became which.
+
+    A hemisphere without labels is cortex of unknown class. What lies outside of the pial surfaces
+    is the class of kind background only if there are two hemispheres: outside of one lies another.
+
+    Raises:
+        InputError: see `carry_labels`.
+    """
+    need_hemispheres(brain, "carrying labels")
+    kinds = {item.kind: number for number, item in reversed(list(enumerate(brain.classes)))}
+    title = [item.name for item in brain.classes]
+    parts = [_pial_white(each) for each in brain.hemispheres]
+    sizes = [len(pial.vertices) for pial, _ in parts]
+    number, lines = vertex_classes(brain, sizes, classes)
+    starts = np.cumsum([0, *sizes])
+    cortex = LabelledCortex(
+        pial=np.concatenate([pial.vertices for pial, _ in parts]),
+        white=np.concatenate([white.vertices for _, white in parts]),
+        faces=np.concatenate(
+            [
+                pial.faces.astype(np.int64) + start
+                for (pial, _), start in zip(parts, starts, strict=False)
+            ]
+        ),
+        number=np.concatenate(number),
+        outside=kinds.get("background", IGNORE) if len(parts) > 1 else IGNORE,
+        within=kinds.get("white_matter", IGNORE),
+    )
+    for where, value in (("within white", cortex.within), ("outside of pial", cortex.outside)):
+        lines.append(f"{where}: {'not annotated' if value == IGNORE else title[value]}")
+    return cortex, lines
+
+
+def vertex_classes(
+    brain: Brain, num_vertices: Sequence[int], classes: Mapping[int, str]
+) -> tuple[list[np.ndarray], list[str]]:
+    """The class of each vertex, and in words which label became which.
+
+    Args:
+        brain: its hemispheres name files of labels.
+        num_vertices: of each hemisphere.
+        classes: as for `carry_labels`.
+
+    Returns:
+        int32 [V] of each hemisphere; IGNORE without labels, or where they say so.
+
+    Raises:
+        InputError: no hemisphere has labels, no label becomes a class, or a file is damaged.
+    """
+    found, names = [], {}
+    for each, count in zip(brain.hemispheres, num_vertices, strict=True):
+        if each.labels is None:
+            found.append(None)
+            continue
+        found.append(read_labels(each.labels, count))
+        for key, name in read_label_names(each.labels).items():
+            if names.setdefault(key, name) != name:
+                raise InputError(
+                    f"{each.labels}: label {key} is {name!r} here and {names[key]!r} in "
+                    "another hemisphere; number them alike"
+                )
+    known = [labels for labels in found if labels is not None]
+    if not known:
+        raise InputError(
+            f"{brain.root / 'brain.toml'}: hemispheres: labels: none given; name a file of area "
+            "labels"
+        )
+    keys, counts = np.unique(np.concatenate(known), return_counts=True)
+    chosen = _classes_of(brain, keys.tolist(), names, classes)
+    table = np.array([chosen[key] for key in keys.tolist()], np.int32)
+    number = [
+        np.full(count, IGNORE, np.int32) if labels is None else table[np.searchsorted(keys, labels)]
+        for labels, count in zip(found, num_vertices, strict=True)
+    ]
+    lines = [
+        f"label {key}{f' ({names[key]})' if key in names else ''}, {count} vertices: "
+        + ("not annotated" if chosen[key] == IGNORE else brain.classes[chosen[key]].name)
+        for key, count in zip(keys.tolist(), counts.tolist(), strict=True)
+    ]
+    return number, lines
+
+
+def cut_section(cortex: LabelledCortex, place: Registration, pixel_um: float) -> Cut:
+    """Where a section cuts the cortex, on its label grid.
+
+    A bent section is made flat: every vertex is taken to (column, row) and its distance to the
+    section, which is exact at the vertices and linear between them.
+    """
+    pial, white = (_to_grid(each, place, pixel_um) for each in (cortex.pial, cortex.white))
+    return cut_prisms(pial, white, cortex.faces)
+
+
+def label_blocks(cortex: LabelledCortex, cut: Cut, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The label image [height, width] in blocks of rows, uint8."""
+    linear = planes(cut)
+    for top in range(0, shape[0], BLOCK):
+        height = min(BLOCK, shape[0] - top)
+        triangle = rasterise(cut, top, height, shape[1])
+        out = np.full(triangle.shape, cortex.outside, np.uint8)
+        out[inside_white(cut, top, height, shape[1])] = cortex.within
+        row, column = np.nonzero(triangle >= 0)
+        _, ids, weights, _ = evaluate(cut, linear, triangle[row, column], column, row + top)
+        out[row, column] = weighted_majority(cortex.number[ids], weights)
+        yield out
+
+
+def atlas_channels(membership: np.ndarray, cut: Cut, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [channels, height, width]: memberships [V, channels] in the cortex, 0 outside of it."""
+    linear = planes(cut)
+    out = np.zeros((membership.shape[1], *shape), np.uint8)
+    for top in range(0, shape[0], BLOCK):
+        triangle = rasterise(cut, top, min(BLOCK, shape[0] - top), shape[1])
+        row, column = np.nonzero(triangle >= 0)
+        _, ids, weights, _ = evaluate(cut, linear, triangle[row, column], column, row + top)
+        for k, channel in enumerate(np.ascontiguousarray(membership.T)):
+            value = np.rint(255 * (weights * channel[ids]).sum(0)).astype(np.uint8)
+            some = np.flatnonzero(value)  # most areas are far away; their pages stay untouched
+            out[k, row[some] + top, column[some]] = value[some]
+    return out
+
+
+def _pial_white(hemisphere: Hemisphere) -> tuple[Surface, Surface]:
+    if hemisphere.pial is None or hemisphere.white is None:
+        raise InputError(
+            f"hemisphere {hemisphere.name}: carrying labels needs pial and white, between which "
+            "the cortex lies"
+        )
+    pial, white = read_surface(hemisphere.pial), read_surface(hemisphere.white)
+    if not vertex_matched(pial, white):
+        raise InputError(
+            f"{hemisphere.pial} and {hemisphere.white}: not vertex-matched; take pial and white of "
+            "one reconstruction"
+        )
+    return pial, white
+
+
+def _classes_of(
+    brain: Brain, keys: list[int], names: Mapping[int, str], given: Mapping[int, str]
+) -> dict[int, int]:
+    """The class, or IGNORE, of every label."""
+    toml = brain.root / "brain.toml"
+    number = {item.name: k for k, item in enumerate(brain.classes)}
+    kinds = {item.kind: k for k, item in reversed(list(enumerate(brain.classes)))}
+    listed = ", ".join(f"{key} ({names[key]})" if key in names else str(key) for key in keys)
+    for key, name in given.items():
+        if key not in keys:
+            raise InputError(f"--map {key}={name}: no vertex has this label; there are {listed}")
+        if name and name not in number:
+            raise InputError(f"--map {key}={name}: {toml} lists {', '.join(number)}")
+    found = {key: number.get(given.get(key, names.get(key, "")), None) for key in keys}
+    if not any(value is not None for value in found.values()):
+        raise InputError(
+            f"{toml}: classes: none has the name of a label ({listed}); say which class a label "
+            f"is, as in --map {keys[-1]}={next(iter(number), 'NAME')}"
+        )
+    other = kinds.get("cortex", IGNORE)
+    return {
+        key: IGNORE if given.get(key) == "" else other if value is None else value
+        for key, value in found.items()
+    }
+
+
+def _to_grid(points_mm: np.ndarray, place: Registration, pixel_um: float) -> np.ndarray:
+    """Points [V, 3] as (column, row) on the label grid, and distance to the section in mm."""
+    column, row, offset = AffineRegistration(place.affine).to_px(points_mm)
+    if place.bend_mm:  # for the others only the side of the section matters
+        near = np.abs(offset) <= 2 * place.bend_mm + THICKEST_MM
+        column[near], row[near], offset[near] = place.to_px(points_mm[near])
+    scale = pixel_um / LABEL_UM
+    return np.stack([(column + 0.5) * scale - 0.5, (row + 0.5) * scale - 0.5, offset], axis=1)
+
+
+def _meets(cut: Cut, shape: tuple[int, int]) -> bool:
+    """Whether any of the cut lies in the image."""
+    limit = np.array(shape)[::-1] - 1
+    return bool(((cut.corner.max(1) >= 0) & (cut.corner.min(1) <= limit)).all(1).any())
+
+
+def _write_atlas(path, channels: np.ndarray) -> None:
+    tifffile.imwrite(
+        path,
+        channels,
+        bigtiff=True,
+        tile=(256, 256),
+        photometric="minisblack",
+        planarconfig="separate",
+        compression="adobe_deflate",
+        metadata=None,
+        software=False,
+        resolution=(1e4 / LABEL_UM, 1e4 / LABEL_UM),
+        resolutionunit="CENTIMETER",
+    )

@@ -1,0 +1,132 @@
+"""Pairs of patches with their distance along the cortex: the targets of the pretext task."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jaxcyto.errors import InputError
+from jaxcyto.utils.files import READ_ERRORS, atomic_write, file_sha256, inside, read_npz
+from jaxcyto.utils.matrix_file import MatrixFile, open_matrix
+
+FORMAT = "jaxcyto pairs 1"
+PAIRS_FILE = "pairs.npz"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of patches, P of them.
+
+    Attributes:
+        first, second: patches, int32 [P].
+        distance_mm: along the surface, float32 [P].
+        patches_file: name of the file of patches, in the same folder.
+        patches_sha256: its hash.
+        settings: method, seed and so on; plain values.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    distance_mm: np.ndarray
+    patches_file: str
+    patches_sha256: str
+    settings: dict
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one npz, atomically and without pickle."""
+        with atomic_write(path) as file:
+            np.savez(
+                file,
+                format=FORMAT,
+                first=self.first,
+                second=self.second,
+                distance_mm=self.distance_mm,
+                patches_file=self.patches_file,
+                patches_sha256=self.patches_sha256,
+                settings=json.dumps(self.settings, sort_keys=True),
+            )
+
+
+def load_pairs(path: str | os.PathLike) -> Pairs:
+    """Reads pairs.npz and checks that its patches are those beside it.
+
+    Raises:
+        InputError: if it is missing, damaged or foreign, or its patches have changed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `jaxcyto pair` first")
+    try:
+        file = read_npz(path, FORMAT)
+        pairs = Pairs(
+            first=file["first"],
+            second=file["second"],
+            distance_mm=file["distance_mm"],
+            patches_file=str(file["patches_file"]),
+            patches_sha256=str(file["patches_sha256"]),
+            settings=json.loads(str(file["settings"])),
+        )
+        shape = pairs.first.shape
+        for name, dtype in (("first", np.int32), ("second", np.int32), ("distance_mm", np.float32)):
+            array = getattr(pairs, name)
+            if array.dtype != dtype or array.shape != shape or array.ndim != 1:
+                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+        if not (np.isfinite(pairs.distance_mm) & (pairs.distance_mm >= 0)).all():
+            raise ValueError("distances that are not finite or below zero")
+        if min(pairs.first.min(initial=0), pairs.second.min(initial=0)) < 0:
+            raise ValueError("numbers of patches below zero")
+        if not isinstance(pairs.settings, dict):
+            raise ValueError("its settings are no table")
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{path}: not a readable file of pairs ({error}); run `jaxcyto pair` again"
+        ) from None
+    if Path(pairs.patches_file).name != pairs.patches_file:
+        raise InputError(f"{path}: patches_file = {pairs.patches_file!r} leaves the folder")
+    faults: list[str] = []
+    root = Path(os.path.realpath(path.parent))
+    patches = inside(root, path, "patches_file", pairs.patches_file, faults)
+    if patches is None:
+        raise InputError(f"{faults[0]}; run `jaxcyto pair` again")
+    if file_sha256(patches) != pairs.patches_sha256:
+        raise InputError(
+            f"{path}: made from another {pairs.patches_file} than the one beside it; "
+            "run `jaxcyto pair` again"
+        )
+    return pairs
+
+
+def distances_path(root: Path, patches_file: str) -> Path:
+    """Where the distances between all patches of a file lie: patches_distances.npy beside it."""
+    return root / f"{Path(patches_file).stem}_distances.npy"
+
+
+def open_distances(root: Path, pairs: Pairs, num_patches: int) -> MatrixFile:
+    """The distances [N, N] mm between all patches, which stay on disk.
+
+    Raises:
+        InputError: not there, damaged, or not those of these pairs.
+    """
+    path = distances_path(root, pairs.patches_file)
+    remedy = "write it with `jaxcyto pair BRAIN --all-distances`"
+    if not path.exists():
+        raise InputError(f"{path}: no such file, the distances between all patches; {remedy}")
+    try:
+        matrix = open_matrix(path)
+    except READ_ERRORS as error:
+        raise InputError(f"{path}: no distances between all patches ({error}); {remedy}") from None
+    if matrix.size != num_patches:
+        raise InputError(
+            f"{path}: float32 [{matrix.size}, {matrix.size}], but there are {num_patches} patches; "
+            f"{remedy}"
+        )
+    if not np.allclose(
+        matrix.values(pairs.first, pairs.second), pairs.distance_mm, rtol=1e-4, atol=1e-3
+    ):
+        raise InputError(f"{path}: other distances than in the file of pairs; {remedy}")
+    return matrix

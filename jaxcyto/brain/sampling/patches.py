@@ -1,0 +1,174 @@
+"""The file of patches that `jaxcyto sample` writes and everything later reads."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jaxcyto.brain.manifest import SPLITS, Brain
+from jaxcyto.brain.sections.section import Section
+from jaxcyto.errors import InputError
+from jaxcyto.utils.files import READ_ERRORS, atomic_write, file_sha256, read_npz
+
+FORMAT = "jaxcyto patches 1"
+PATCHES_FILE = "patches.npz"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Patches:
+    """Patches of one brain, N of them, ordered by section and along its hemispheres.
+
+    Attributes:
+        section: rows of the section table, int32 [N].
+        center_px: (column, row) at full resolution, float64 [N, 2].
+        position_mm: positions of the centres, float32 [N, 3].
+        hemisphere: index into the brain's hemispheres, int8 [N].
+        face: triangle of the carrying surface, int32 [N].
+        bary: barycentric coordinates in it, float32 [N, 3].
+        split: index into `manifest.SPLITS`, uint8 [N].
+        settings: patch_px, um_per_px, depth, seed and so on; plain values.
+    """
+
+    section: np.ndarray
+    center_px: np.ndarray
+    position_mm: np.ndarray
+    hemisphere: np.ndarray
+    face: np.ndarray
+    bary: np.ndarray
+    split: np.ndarray
+    settings: dict
+
+    def __len__(self) -> int:
+        return len(self.section)
+
+    def select(self, keep: np.ndarray) -> "Patches":
+        """Those that `keep` (numbers, or bool [N]) names."""
+        arrays = {name: getattr(self, name)[keep] for name in DTYPES}
+        return Patches(**arrays, settings=self.settings)
+
+    def differs_in_size(self, patch_px: int, um_per_px: float) -> tuple[str, float, float] | None:
+        """If the patches were sampled for another size: the setting, its value, the wanted one."""
+        for name, wanted in (("patch_px", patch_px), ("um_per_px", um_per_px)):
+            if not np.isclose(self.settings[name], wanted):
+                return name, self.settings[name], wanted
+        return None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one npz, atomically and without pickle."""
+        arrays = {name: getattr(self, name) for name in DTYPES}
+        with atomic_write(path) as file:
+            np.savez(
+                file, format=FORMAT, settings=json.dumps(self.settings, sort_keys=True), **arrays
+            )
+
+
+DTYPES = {
+    "section": (np.int32, ()),
+    "center_px": (np.float64, (2,)),
+    "position_mm": (np.float32, (3,)),
+    "hemisphere": (np.int8, ()),
+    "face": (np.int32, ()),
+    "bary": (np.float32, (3,)),
+    "split": (np.uint8, ()),
+}
+
+
+def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches:
+    """Reads patches.npz.
+
+    Args:
+        path: the file.
+        brain: where given, the patches are checked to be of this brain as it is now.
+
+    Raises:
+        InputError: if the file is missing, damaged or foreign, or the brain's sections,
+            hemispheres or splits have changed since.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `jaxcyto sample` first")
+    try:
+        file = read_npz(path, FORMAT)
+        arrays = {name: file[name] for name in DTYPES}
+        settings = json.loads(str(file["settings"]))
+        number = len(arrays["section"])
+        for name, (dtype, shape) in DTYPES.items():
+            if arrays[name].dtype != dtype or arrays[name].shape != (number, *shape):
+                raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
+            if not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} holds values that are not finite")
+        for name in ("section", "hemisphere", "face"):
+            if number and arrays[name].min() < 0:
+                raise ValueError(f"{name} holds a number below zero")
+        if number and arrays["split"].max() >= len(SPLITS):
+            raise ValueError(f"split holds {arrays['split'].max()}")
+        if not isinstance(settings, dict):
+            raise ValueError("its settings are no table")
+        for key in ("patch_px", "um_per_px"):
+            if not 0 < float(settings.get(key, 1)) < math.inf:
+                raise ValueError(f"{key} = {settings[key]}")
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{path}: not a readable file of patches ({error}); run `jaxcyto sample` again"
+        ) from None
+    patches = Patches(**arrays, settings=settings)
+    if brain is not None:
+        _check_current(path, patches, brain)
+    return patches
+
+
+def corner_px(
+    center_px: np.ndarray, section: Section, um_per_px: float, side: int
+) -> tuple[int, int]:
+    """(left, top) of a patch on the grid of `um_per_px` (see `Section.read_at`).
+
+    Args:
+        center_px: (column, row) at full resolution; met to half a pixel of the patch's grid.
+        section: gives the ratio of the two resolutions.
+        um_per_px: of the patch.
+        side: of the patch, px.
+    """
+    assert section.pixel_um is not None
+    ratio = um_per_px / section.pixel_um
+    left, top = np.rint((center_px + 0.5) / ratio - side / 2).astype(int).tolist()
+    return left, top
+
+
+def _check_current(path: Path, patches: Patches, brain: Brain) -> None:
+    again = "; run `jaxcyto sample` again"
+    if patches.settings.get("sections_sha256") != sections_sha256(brain):
+        raise InputError(
+            f"{path}: drawn from other sections or hemispheres than {brain.root}{again}"
+        )
+    if not {"patch_px", "um_per_px"} <= patches.settings.keys():
+        raise InputError(f"{path}: does not say the size of its patches{again}")
+    if len(patches) and patches.section.max() >= len(brain.sections):
+        raise InputError(f"{path}: names a section that is not there{again}")
+    if len(patches) and patches.hemisphere.max() >= len(brain.hemispheres):
+        raise InputError(f"{path}: names a hemisphere that is not there{again}")
+    if not patches.settings.get("split_axis"):
+        column = np.array([SPLITS.index(row.split) if row.split else -1 for row in brain.sections])
+        changed = np.flatnonzero(column[patches.section] != patches.split)
+        if len(changed):
+            name = brain.sections[patches.section[changed[0]]].name
+            raise InputError(f"{path}: the split of section {name} has changed since{again}")
+
+
+def sections_sha256(brain: Brain) -> str:
+    """A key of what patches refer to by number: sections (with registration), hemispheres."""
+    key = [
+        [
+            row.name,
+            row.image.name,
+            row.pixel_um,
+            None if row.affine is None else row.affine.tolist(),
+            None if row.coordinates is None else file_sha256(row.coordinates),
+        ]
+        for row in brain.sections
+    ]
+    names = [[hemisphere.name, hemisphere.surface] for hemisphere in brain.hemispheres]
+    return hashlib.sha256(json.dumps([key, names]).encode()).hexdigest()

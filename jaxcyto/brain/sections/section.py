@@ -1,0 +1,321 @@
+"""Windows of section images of any size, at full resolution or resampled.
+
+Pixel (column, row) has its centre at whole numbers at full resolution (level 0). What lies
+outside of the image, and tiles that the file leaves out, are background. The order of pixels is
+that of the file: an orientation tag changes nothing. How samples become grey values: `tiff_grey`.
+"""
+
+import math
+import os
+import re
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from jaxcyto.brain.sections.grey import luma
+from jaxcyto.brain.sections.headers import check_chunks, check_pages
+from jaxcyto.brain.sections.resample import resample, source_range
+from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
+from jaxcyto.errors import InputError
+from jaxcyto.utils.files import open_file
+from jaxcyto.utils.unchanged import Stamp, opened_unchanged, stamp
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_PIXELS = 1 << 26  # of images that are decoded as a whole (PNG, JPEG)
+MAX_SOURCE_PX = 1 << 23  # read at once by `read_at`
+SCREEN_UM = (25400 / 72, 25400 / 96)  # 72 and 96 dpi: what programs write that know no resolution
+
+
+def open_section(
+    path: str | os.PathLike, file_pixel_um: float | None = None, background: int = 255
+) -> "Section":
+    """Opens a section image: TIFF of most kinds, or a small PNG or JPEG.
+
+    Args:
+        path: the image.
+        file_pixel_um: pixel size at full resolution; None takes what the file states.
+        background: grey value outside of the image.
+
+    Raises:
+        InputError: not such an image, truncated, or of a kind that has no grey value.
+    """
+    section = Section(path, file_pixel_um, background)
+    section._opened()
+    return section
+
+
+def array_section(grey: np.ndarray, pixel_um: float, background: int = 255) -> "Section":
+    """A section whose pixels are in memory already; not to be closed before its last use.
+
+    Args:
+        grey: uint8 [H, W].
+        pixel_um: size of a pixel.
+        background: grey value outside of the image.
+    """
+    section = Section("array", pixel_um, background)
+    section._file = _WholeImage(grey)
+    return section
+
+
+class Section:
+    """One section image; made by `open_section` or `array_section`.
+
+    Threads may share it. Pickled by its path: a copy in another process reads the headers on first
+    use. The file itself is open only while a window is read, so that any number of sections can be
+    held at once; of each, the table of its tiles stays in memory until `close`.
+    """
+
+    def __init__(self, path, file_pixel_um=None, background=255):
+        self.path = Path(path)
+        self.background = background
+        if file_pixel_um is not None and not (math.isfinite(file_pixel_um) and file_pixel_um > 0):
+            raise InputError(f"{path}: pixel size {file_pixel_um} um; a positive number is needed")
+        self._file_pixel_um = file_pixel_um
+        self._lock = threading.Lock()
+        self._file: _TiffFile | _WholeImage | None = None
+
+    def __reduce__(self):
+        return Section, (self.path, self._file_pixel_um, self.background)
+
+    def __enter__(self) -> "Section":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forgets what is kept of the file: its table of tiles, or the pixels of a small image."""
+        self._file = None
+
+    def _opened(self) -> "_TiffFile | _WholeImage":
+        file = self._file
+        if file is None:
+            with self._lock:  # threads that start together read the headers once
+                file = self._file or _open(self.path)
+                self._file = file
+        return file
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """(height, width) px of every resolution, the full one first."""
+        return list(self._opened().shapes)
+
+    @property
+    def factors(self) -> list[int]:
+        """Pixels of level 0 along one side of a pixel of each level."""
+        return list(self._opened().factors)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) px at full resolution."""
+        return self._opened().shapes[0]
+
+    @property
+    def pixel_um(self) -> float | None:
+        """Pixel size at full resolution; None where neither the caller nor the file states it."""
+        return self._file_pixel_um or self._opened().pixel_um
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """uint8 [height, width] at full resolution from pixel (column left, row top).
+
+        Raises:
+            InputError: a tile or strip of the file is cut off or damaged.
+        """
+        return self._read_level(0, top, left, height, width)
+
+    def read_at(self, um_per_px: float, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """uint8 [height, width] on the grid of pixels of `um_per_px`.
+
+        With f = um_per_px / pixel_um, pixel m of that grid covers pixels [m f, (m + 1) f) of
+        level 0, so its centre is at f (m + 0.5) - 0.5 there. Taken from the coarsest level that
+        is at least as fine, by mean over the covered area; finer than level 0 by linear
+        interpolation. Any window equals the same crop of a larger one.
+
+        Raises:
+            InputError: the pixel size is not known, or a tile or strip is cut off or damaged.
+        """
+        pixel_um = self.pixel_um
+        if pixel_um is None:
+            raise InputError(
+                f"{self.path}: states no pixel size; give file_pixel_um (pixel_um in the section "
+                "table), its pixel size at full resolution"
+            )
+        if not (math.isfinite(um_per_px) and um_per_px > 0):
+            raise InputError(f"{self.path}: um_per_px = {um_per_px}; a positive number is needed")
+        ratio = um_per_px / pixel_um
+        factors = self.factors
+        level = max(i for i, f in enumerate(factors) if i == 0 or f <= ratio * (1 + 1e-9))
+        ratio /= factors[level]
+        if math.isclose(ratio, round(ratio), rel_tol=1e-9):
+            ratio = float(round(ratio))
+        if ratio == 1:  # the usual case in training: nothing to resample
+            return self._read_level(level, top, left, height, width)
+        out = np.empty((_size(height), _size(width)), np.uint8)
+        if out.size == 0:
+            return out
+        x0, x1 = source_range(left, width, ratio)
+        # In bands of rows, so that memory does not grow with the ratio.
+        band = max(1, int(MAX_SOURCE_PX / (max(x1 - x0, width) * max(ratio, 1))))
+        for row in range(0, height, band):
+            rows = min(band, height - row)
+            y0, y1 = source_range(top + row, rows, ratio)
+            source = self._read_level(level, y0, x0, y1 - y0, x1 - x0)
+            out[row : row + rows] = resample(source, top + row, left, rows, width, ratio)
+        return out
+
+    def _read_level(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
+        file = self._opened()
+        rows, columns = file.shapes[level]
+        out = np.empty((_size(height), _size(width)), np.uint8)
+        y0, y1 = max(top, 0), min(top + height, rows)
+        x0, x1 = max(left, 0), min(left + width, columns)
+        if (y0, x0, y1, x1) != (top, left, top + height, left + width) or file.sparse:
+            out[:] = self.background
+        if y0 < y1 and x0 < x1:
+            file.read_into(level, y0, x0, out[y0 - top : y1 - top, x0 - left : x1 - left])
+        return out
+
+
+class _TiffFile:
+    """The levels of a TIFF. `stamp` tells whether the file is still the one they were read from."""
+
+    def __init__(self, path: Path, stamp: Stamp, levels: list[TiffLevel], factors, pixel_um):
+        self._path, self._stamp, self._levels = path, stamp, levels
+        self.shapes = [level.shape for level in levels]
+        self.factors, self.pixel_um = factors, pixel_um
+        self.sparse = any(((level.offsets == 0) | (level.counts == 0)).any() for level in levels)
+
+    def read_into(self, level: int, top: int, left: int, out: np.ndarray) -> None:
+        with opened_unchanged(self._path, self._stamp) as fd:
+            self._levels[level].read_into(fd, top, left, out)
+
+
+class _WholeImage:
+    """A small image, decoded as a whole."""
+
+    sparse = False
+    pixel_um = None
+    factors = (1,)
+
+    def __init__(self, grey: np.ndarray):
+        self.shapes = [grey.shape]
+        self._grey = grey
+
+    def read_into(self, level: int, top: int, left: int, out: np.ndarray) -> None:
+        out[:] = self._grey[top : top + out.shape[0], left : left + out.shape[1]]
+
+
+def _size(number: int) -> int:
+    if number < 0:
+        raise ValueError(f"a window cannot be {number} px high or wide")
+    return number
+
+
+def _open(path: Path) -> _TiffFile | _WholeImage:
+    try:
+        with open_file(path) as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return _open_tiff(path) if magic in TIFF_MAGIC else _open_whole(path)
+
+
+def _open_tiff(path: Path) -> _TiffFile:
+    before = stamp(path)
+    check_pages(path)
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
+            series = tiff.series[0]
+            axes = series.axes
+            if set(axes) - set("YXS") or len(series.pages) != 1:
+                raise InputError(
+                    f"{path}: holds {len(series.pages)} planes (axes {axes}, {series.shape}); "
+                    "a section is one plane: export that one"
+                )
+            pages = [level.pages[0].aspage() for level in series.levels]  # pyright: ignore
+            if any(page.parent is not tiff for page in pages):
+                raise InputError(f"{path}: its image lies in other files; export it as one file")
+            ome = tiff.ome_metadata or ""
+            used = re.search(r'SignificantBits="(\d+)"', ome)
+            bits_used = int(used[1]) if used else None
+            levels, factors = [tiff_level(path, pages[0], bits_used)], [1]
+            for page in pages[1:]:
+                factor = _factor(levels[-1].shape, (page.imagelength, page.imagewidth))
+                if factor is not None:
+                    levels.append(tiff_level(path, page, bits_used))
+                    factors.append(factors[-1] * factor)
+            return _TiffFile(path, before, levels, factors, _pixel_um(tiff, pages[0], ome))
+    except InputError:
+        raise
+    except Exception as error:  # a damaged header shows in many ways
+        raise InputError(
+            f"{path}: not a readable TIFF: {error or type(error).__name__}; copy or export it again"
+        ) from None
+
+
+def _factor(finer: tuple[int, int], shape: tuple[int, int]) -> int | None:
+    """The whole number that a level is smaller by; None for a picture that is no such level."""
+    factor = round(math.sqrt(math.prod(finer) / math.prod(shape)))
+    if factor > 1 and all(abs(f / factor - s) < 1 for f, s in zip(finer, shape, strict=True)):
+        return factor
+    return None
+
+
+def _pixel_um(tiff: tifffile.TiffFile, page: tifffile.TiffPage, ome: str) -> float | None:
+    """The pixel size that the file states; None if none, or if pixels are not square."""
+    found = re.search(r'PhysicalSizeX="([^"]+)"', ome)
+    if found:
+        unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', ome)
+        scale = {"nm": 1e-3, "µm": 1, "μm": 1, "um": 1, "mm": 1e3}.get(unit[1] if unit else "µm")
+        return _positive(found[1], scale)
+    found = re.search(r"\bMPP\s*=\s*([\d.eE+-]+)", page.description or "") if tiff.is_svs else None
+    if found:
+        return _positive(found[1], 1)
+    scale = {2: 25400, 3: 10000}.get(page.tags.valueof(296, 2))  # per inch, per cm
+    resolution = page.tags.valueof(282), page.tags.valueof(283)
+    if scale is None or None in resolution:
+        return None
+    x, y = (number / unit if unit else 0 for number, unit in resolution)
+    if x <= 0 or y <= 0 or abs(x / y - 1) > 0.01:
+        return None
+    pixel_um = _positive(scale / x, 1)
+    if pixel_um is None or any(abs(pixel_um / screen - 1) < 1e-3 for screen in SCREEN_UM):
+        return None
+    return pixel_um
+
+
+def _positive(text: str | float, scale: float | None) -> float | None:
+    try:
+        number = float(text) * (scale or math.nan)
+    except ValueError:
+        return None
+    return number if 0.01 <= number <= 10_000 else None  # as in the section table
+
+
+def _open_whole(path: Path) -> _WholeImage:
+    try:
+        check_chunks(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=("PNG", "JPEG"))
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"{path}: {image.width} x {image.height} px; {image.format} files of over "
+                    f"{MAX_PIXELS >> 20} Mpx are read as a whole: write it as tiled TIFF"
+                )
+            if image.mode.startswith("I;16"):
+                return _WholeImage((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("1", "L", "LA"):
+                return _WholeImage(np.asarray(image.convert("L")))
+            if image.mode in ("P", "PA", "RGB", "RGBA"):
+                return _WholeImage(luma(np.asarray(image.convert("RGB"))))
+            raise InputError(f"{path}: pixels are {image.mode}; convert it to grey or RGB")
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: not a readable TIFF, PNG or JPEG image: {error}") from None

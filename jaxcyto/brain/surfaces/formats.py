@@ -1,0 +1,248 @@
+"""Surface files as bytes -> vertices and triangles; the format is told from the content.
+
+GIFTI and FreeSurfer binary through nibabel, MNI text .obj by `mni_obj.py`, PLY, OFF, STL, Wavefront
+.obj and legacy VTK through meshio. Counts in a header are compared with the size of the file before
+anything is allocated by them.
+"""
+
+import contextlib
+import gzip
+import io
+import os
+import re
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import meshio
+import numpy as np
+from nibabel.freesurfer.io import read_geometry
+
+from jaxcyto.brain.surfaces.gifti import load_gifti
+from jaxcyto.errors import InputError
+from jaxcyto.utils.files import open_file
+
+MAX_BYTES = 1 << 30  # a mesh of 10 million vertices as text stays below this
+# What the first bytes look like in those formats of meshio that hold surfaces. Its formats of
+# volume meshes are left out: their readers open further files, or allocate by what a header counts.
+MESHIO_SIGNATURES = (
+    (rb"# vtk DataFile", "vtk"),
+    (rb"ply\s", "ply"),
+    (rb"OFF[ \r]*\n(?>(?:#[^\n]*\n|\s)*)\d", "off"),  # meshio seeks the counts without end
+    (rb"\s*solid\b", "stl"),
+    (rb"(?>(?:#[^\n]*\n|(?:mtllib|usemtl|o|g|s|vn|vt)\s[^\n]*\n|\s)*)v\s", "obj"),
+)
+
+Parsed = tuple[np.ndarray, np.ndarray, list[str]]
+MAX_LETTERS = 64  # of a number
+
+
+def load_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a file, gunzipped if it is gzipped.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or holds more than `limit` bytes.
+    """
+    try:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise _too_large(path, limit)
+            data = file.read()
+        if data[:2] == b"\x1f\x8b":
+            limit = min(limit, unpacked_limit(len(data)))
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                data = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not data:
+        raise InputError(f"{path}: the file is empty")
+    if len(data) > limit:
+        raise _too_large(path, limit)
+    return data
+
+
+def unpacked_limit(packed: int) -> int:
+    """To how many bytes so many packed ones may unpack; more is made to fill memory."""
+    return max(1 << 25, 100 * packed)
+
+
+def _too_large(path: Path, limit: int) -> InputError:
+    return InputError(f"{path}: over {limit >> 20} MiB; not a file of this kind")
+
+
+def parse_surface(path: Path, data: bytes) -> Parsed:
+    """Vertices [V, 3], faces [F, 3] (as stored, not yet checked) and remarks for the user."""
+    if data[:3] in (b"\xff\xff\xfe", b"\xff\xff\xff", b"\xff\xff\xfd"):
+        return *_freesurfer(path, data), []
+    root = xml_root(data)
+    if root == b"GIFTI":
+        return _gifti(path, data)
+    if re.match(rb"P\s+[-+.\d]", data) or (data[:1] == b"p" and b"\0" in data[:64]):
+        return *parse_mni_obj(path, data), []
+    return *_through_meshio(path, data, _meshio_format(path, data, root)), []
+
+
+def xml_root(data: bytes) -> bytes | None:
+    """The name of the root element, None if this is not XML."""
+    head = data[:65536].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head.startswith(b"<"):
+        return None
+    # Declarations, comments and a document type may come before the root.
+    found = re.search(rb"<([A-Za-z_][\w.-]*)", re.sub(rb"<!--.*?-->", b"", head, flags=re.S))
+    return found[1] if found else None
+
+
+def _gifti(path: Path, data: bytes) -> Parsed:
+    image = load_gifti(path, data)
+    arrays = {}
+    for intent, name in ((1008, "vertices (POINTSET)"), (1009, "triangles (TRIANGLE)")):
+        found = [array for array in image.darrays if array.intent == intent]
+        if len(found) != 1:
+            raise InputError(f"{path}: a GIFTI surface has one array of {name}, not {len(found)}")
+        arrays[intent] = found[0]
+    notes = []
+    system = arrays[1008].coordsys
+    if system is not None and not np.array_equal(system.xform, np.eye(4)):
+        notes.append("its coordinate transform is not applied; coordinates are used as stored")
+    return arrays[1008].data, arrays[1009].data, notes
+
+
+def _freesurfer(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    if data[:3] == b"\xff\xff\xfe":  # triangles: two lines of text, then two counts
+        counts = data.split(b"\n", 2)[-1][:8]
+        vertices, faces = np.frombuffer(counts, ">i4") if len(counts) == 8 else (-1, -1)
+        size = 12 * (int(vertices) + int(faces))
+    else:  # quadrangles: 3-byte counts, int16 or float32 coordinates, 3-byte indices
+        vertices, faces = (int.from_bytes(data[i : i + 3]) for i in (3, 6))
+        size = (6 if data[2] == 0xFF else 12) * vertices + 12 * faces
+    if vertices < 0 or faces < 0 or size > len(data):
+        raise InputError(
+            f"{path}: a FreeSurfer surface of {vertices} vertices and {faces} faces by its "
+            f"header, which do not fit in {len(data)} bytes; the file is truncated or damaged"
+        )
+    with _as_file(path, data) as file:
+        try:
+            vertices, faces = read_geometry(file)[:2]
+            return np.asarray(vertices), np.asarray(faces)
+        except Exception as error:
+            raise InputError(f"{path}: not a readable FreeSurfer surface: {error}") from None
+
+
+def _meshio_format(path: Path, data: bytes, root: bytes | None) -> str:
+    if root is not None:
+        raise InputError(
+            f"{path}: XML with root <{root.decode()}>, which is no surface format here; convert it "
+            "to GIFTI"
+        )
+    for pattern, name in MESHIO_SIGNATURES:
+        if re.match(pattern, data[:65536]):
+            return name
+    if len(data) >= 84 and 84 + 50 * int.from_bytes(data[80:84], "little") == len(data):
+        return "stl"
+    raise InputError(
+        f"{path}: not a surface in a known format; known are GIFTI, FreeSurfer binary, MNI text "
+        ".obj, PLY, OFF, STL, Wavefront .obj and legacy VTK"
+    )
+
+
+def _through_meshio(path: Path, data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    counts = re.findall(rb"(?:POINTS|POLYGONS|CELLS|OFF|element \w+)\s+(\d+)", data[:65536])
+    if name == "ply" and not re.search(rb"\n\s*end_header\s*\n", data[:65536]):
+        raise InputError(f"{path}: a PLY whose header does not end; export it again")
+    if any(len(count) > 18 or int(count) > len(data) for count in counts):
+        raise InputError(f"{path}: its header counts more than its {len(data)} bytes can hold")
+    said = io.StringIO()  # meshio prints its reasons, then exits
+    with _as_file(path, data) as file:
+        try:
+            with (
+                contextlib.redirect_stdout(said),
+                contextlib.redirect_stderr(said),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")  # of its own doing: overflows, old NumPy calls
+                mesh = meshio.read(file, file_format=name)
+        except SystemExit:
+            reason = said.getvalue().partition("Error:")[0].strip() or "it gives no reason"
+            raise InputError(
+                f"{path}: meshio cannot read it as {name}: {reason}; convert it to GIFTI"
+            ) from None
+        except Exception as error:
+            raise InputError(
+                f"{path}: meshio cannot read it as {name}: {error or type(error).__name__}"
+            ) from None
+    if not len(mesh.points):
+        raise InputError(f"{path}: meshio finds no vertices in it (read as {name})")
+    kinds = {block.type for block in mesh.cells if len(block.data)}
+    if kinds - {"triangle", "line", "vertex"}:
+        raise InputError(
+            f"{path}: has cells of kind {', '.join(sorted(kinds))} (read as {name}); only "
+            "triangles make a surface here: triangulate it first"
+        )
+    return mesh.points, mesh.cells_dict.get("triangle", np.zeros((0, 3), np.int32))
+
+
+@contextlib.contextmanager
+def _as_file(path: Path, data: bytes) -> Iterator[str]:
+    """A name under which the gunzipped content lies on disk."""
+    with open(path, "rb") as start:
+        gzipped = start.read(2) == b"\x1f\x8b"
+    if not gzipped:
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name.removesuffix(".gz")
+        file.write_bytes(data)
+        yield str(file)
+
+
+def numbers_of(words: list[bytes]) -> np.ndarray:
+    """float64 [N] of N words. Raises ValueError where one is no number."""
+    # As an array every word takes as much memory as the longest.
+    if max(map(len, words), default=0) > MAX_LETTERS:
+        raise ValueError(f"a word of over {MAX_LETTERS} letters")
+    return np.array(words, "S").astype(np.float64)
+
+
+def parse_mni_obj(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices float64 [V, 3] and faces int [F, 3] of a text file; all items must be triangles."""
+    if data[:1] == b"p":
+        raise InputError(f"{path}: a binary MNI .obj; convert it to text or to GIFTI first")
+    words = data.split()
+    place = 1
+
+    def take(count: int, what: str) -> np.ndarray:
+        nonlocal place
+        if count < 0 or place + count > len(words):
+            raise InputError(
+                f"{path}: an MNI .obj that ends before its {what} ({count} numbers expected, "
+                f"{len(words) - place} left); the file is truncated or damaged"
+            )
+        chunk = words[place : place + count]
+        place += count
+        try:
+            return numbers_of(chunk)
+        except ValueError:
+            raise InputError(f"{path}: an MNI .obj with a word among its {what}") from None
+
+    def whole(count: int, what: str) -> np.ndarray:
+        numbers = take(count, what)
+        if not (np.abs(numbers) < 2**31).all() or (numbers % 1).any():
+            raise InputError(f"{path}: an MNI .obj whose {what} are not whole numbers")
+        return numbers.astype(np.int64)
+
+    take(5, "surface properties")
+    points = int(whole(1, "number of points")[0])
+    vertices = take(3 * points, "points").reshape(-1, 3)
+    take(3 * points, "normals")
+    items = int(whole(1, "number of items")[0])
+    flag = int(whole(1, "colour flag")[0])
+    if flag not in (0, 1, 2):
+        raise InputError(f"{path}: an MNI .obj with colour flag {flag}; 0, 1 or 2 expected")
+    take(4 * (1, items, points)[flag], "colours")
+    ends = whole(items, "end indices")
+    if not np.array_equal(ends, 3 * np.arange(1, items + 1)):
+        raise InputError(f"{path}: an MNI .obj with items that are no triangles; triangulate it")
+    return vertices, whole(3 * items, "indices").reshape(-1, 3)

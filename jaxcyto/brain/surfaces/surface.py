@@ -1,0 +1,174 @@
+"""Surface meshes in millimetres, whatever format they come in.
+
+Formats are recognised by content (see `surface_files.py`). Coordinates are taken as the file
+stores them: a GIFTI coordinate transform and FreeSurfer's `c_ras` are not applied, as in nibabel
+and FreeSurfer itself, so that all surfaces of a brain and the affines of its sections must share
+the space the numbers stand in. A transform that would move the vertices is said in a warning.
+"""
+
+import dataclasses
+import gzip
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from nibabel.gifti.gifti import GiftiDataArray, GiftiImage
+
+from jaxcyto.brain.manifest import Hemisphere
+from jaxcyto.brain.surfaces.formats import load_bytes, parse_surface
+from jaxcyto.errors import InputError
+from jaxcyto.utils.files import atomic_write
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Surface:
+    """A triangle mesh.
+
+    Attributes:
+        vertices: float64 [V, 3], mm.
+        faces: int32 [F, 3], indices of vertices.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+
+
+MAX_MM = 1e6  # of a coordinate: beyond, squares could overflow, and nothing is a brain
+
+
+def read_surface(path: str | os.PathLike) -> Surface:
+    """Reads a surface of any supported format; warns of what `surface_warnings` finds.
+
+    Raises:
+        InputError: not a readable surface, no vertices or triangles, a vertex that is not
+            finite, or a triangle that names a vertex which is not there.
+    """
+    path = Path(path)
+    vertices, faces, notes = parse_surface(path, load_bytes(path))
+    surface = Surface(*check_surface(path, vertices, faces))
+    for note in notes + surface_warnings(surface):
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    return surface
+
+
+def write_surface(path: str | os.PathLike, surface: Surface) -> None:
+    """Writes GIFTI (float32 mm, int32), atomically; gzipped if the name ends in .gz."""
+    path = Path(path)
+    vertices, faces = check_surface(path, surface.vertices, surface.faces)
+    arrays = [
+        GiftiDataArray(data, intent=intent, datatype=datatype, encoding="GIFTI_ENCODING_B64GZ")
+        for data, intent, datatype in (
+            (vertices.astype(np.float32), "NIFTI_INTENT_POINTSET", "NIFTI_TYPE_FLOAT32"),
+            (faces.astype(np.int32), "NIFTI_INTENT_TRIANGLE", "NIFTI_TYPE_INT32"),
+        )
+    ]
+    image = GiftiImage(darrays=arrays)
+    data = image.to_bytes()
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def check_surface(
+    path: Path, vertices: np.ndarray, faces: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices float64 [V, 3] and faces int32 [F, 3] of the file `path`.
+
+    Raises:
+        InputError: as `read_surface`.
+    """
+    vertices, faces = np.asarray(vertices), np.asarray(faces)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or not len(vertices):
+        raise InputError(f"{path}: no vertices with three coordinates; not a surface")
+    if faces.ndim != 2 or faces.shape[1] != 3 or not len(faces):
+        raise InputError(f"{path}: no triangles; a surface of triangles is needed")
+    if vertices.dtype.kind not in "biuf":
+        raise InputError(f"{path}: coordinates are {vertices.dtype} numbers; export it again")
+    with np.errstate(all="ignore"):  # of numbers that are none
+        vertices = np.ascontiguousarray(vertices, np.float64)
+    finite = np.isfinite(vertices).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{path}: {(~finite).sum()} of {len(vertices)} vertices are not finite "
+            f"(the first is vertex {np.argmin(finite)}); export the surface again"
+        )
+    if np.abs(vertices).max() > MAX_MM:
+        raise InputError(f"{path}: coordinates over {MAX_MM:g}; mm are expected, export it again")
+    if not np.issubdtype(faces.dtype, np.integer):
+        raise InputError(f"{path}: triangles hold {faces.dtype} numbers instead of integers")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        wrong = int(faces.min()) if faces.min() < 0 else int(faces.max())
+        raise InputError(
+            f"{path}: a triangle names vertex {wrong}, but there are {len(vertices)} "
+            f"(0 ... {len(vertices) - 1}); the file is damaged or mixes two surfaces"
+        )
+    return vertices, np.ascontiguousarray(faces, np.int32)
+
+
+def vertex_matched(first: Surface, second: Surface) -> bool:
+    """Whether the vertices and triangles of two surfaces correspond one by one."""
+    same_number = len(first.vertices) == len(second.vertices)
+    return same_number and np.array_equal(first.faces, second.faces)
+
+
+def hemisphere_surface(hemisphere: Hemisphere) -> Surface:
+    """The surface that carries sampling and distances: see `Hemisphere.surface`.
+
+    Raises:
+        InputError: a file cannot be read, or pial and white are not vertex-matched.
+    """
+    if hemisphere.surface != "mid" or hemisphere.mid is not None:
+        path = getattr(hemisphere, hemisphere.surface)
+        if path is None:
+            raise InputError(f"hemisphere {hemisphere.name}: no {hemisphere.surface!r} file given")
+        return read_surface(path)
+    if hemisphere.pial is None or hemisphere.white is None:
+        raise InputError(f"hemisphere {hemisphere.name}: the mid surface needs pial and white")
+    pial, white = read_surface(hemisphere.pial), read_surface(hemisphere.white)
+    if not vertex_matched(pial, white):
+        raise InputError(
+            f"{hemisphere.pial} ({_size(pial)}) and {hemisphere.white} ({_size(white)}) are not "
+            f"vertex-matched, so hemisphere {hemisphere.name!r} has no mid surface; give `mid`, "
+            'or name one of them: surface = "pial" or "white"'
+        )
+    return Surface((pial.vertices + white.vertices) / 2, pial.faces)
+
+
+def surface_warnings(surface: Surface) -> list[str]:
+    """What is unusual about a mesh that can still be used, one sentence each."""
+    faces = surface.faces.astype(np.int64)
+    number = len(surface.vertices)
+    notes = []
+    used = np.zeros(number, bool)
+    used[faces] = True
+    if not used.all():
+        notes.append(f"{number - used.sum()} of {number} vertices belong to no triangle")
+    # An edge as one number, so that equal edges sort together.
+    start, end = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    edges = np.sort(np.minimum(start, end) * number + np.maximum(start, end))
+    first = np.flatnonzero(np.r_[True, edges[1:] != edges[:-1]])
+    count = np.diff(np.r_[first, len(edges)])
+    low, high = np.divmod(edges[first], number)
+    graph = sp.coo_array((np.ones(len(low), np.int8), (low, high)), (number, number))
+    component = sp.csgraph.connected_components(graph, directed=False)[1]
+    sizes = np.sort(np.bincount(component[used]))[::-1]
+    sizes = sizes[sizes > 0]
+    if len(sizes) > 1:
+        notes.append(
+            f"{len(sizes)} components (the largest has {sizes[0]} of {used.sum()} vertices); "
+            "distances between components are infinite"
+        )
+    degenerate = int((np.diff(np.sort(faces, axis=1), axis=1) == 0).any(axis=1).sum())
+    if degenerate:
+        notes.append(f"{degenerate} triangles name a vertex twice")
+    non_manifold = int(((count > 2) & (low != high)).sum())
+    if non_manifold:
+        notes.append(f"{non_manifold} non-manifold edges (shared by more than two triangles)")
+    return notes
+
+
+def _size(surface: Surface) -> str:
+    return f"{len(surface.vertices)} vertices, {len(surface.faces)} triangles"

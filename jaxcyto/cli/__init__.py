@@ -1,0 +1,5 @@
+"""The commands of `jaxcyto`."""
+
+from jaxcyto.cli.root import main
+
+__all__ = ["main"]

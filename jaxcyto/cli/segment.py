@@ -1,0 +1,225 @@
+"""Commands around segmentation: annotations in, class maps and scores out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jaxcyto.cli.options import BRAIN, JSON, LABEL_CLASSES, SECTIONS, Command, parse_shard
+
+if TYPE_CHECKING:
+    from jaxcyto.predict.brain import Report
+
+
+@click.command(cls=Command)
+@BRAIN
+@click.option(
+    "--geojson",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A file, or a folder of files named after their sections.",
+)
+@click.option("--section", metavar="NAME", help="The section of a single file.")
+@click.option(
+    "--unit",
+    type=click.Choice(["px", "um"]),
+    default="px",
+    show_default=True,
+    help="Of the coordinates: pixels at full resolution (QuPath), or micrometres.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace label images.")
+def annotate(brain: Path, **settings) -> None:
+    """Turn annotations drawn as polygons into label images.
+
+    Reads GeoJSON as QuPath exports it, writes labels/SECTION.tif and fills the column `label` of
+    the section table. Classes are those of brain.toml, found by name. Later polygons paint over
+    earlier ones. Prints the square millimetres of each class.
+
+    \b
+    Examples:
+      jaxcyto annotate brains/bigbrain --geojson export/
+      jaxcyto annotate brains/bigbrain --geojson drawn.geojson --section 1081
+    """
+    from jaxcyto.brain.annotation.polygons import annotate_brain
+
+    click.echo(annotate_brain(brain, **settings))
+
+
+@click.command(cls=Command)
+@BRAIN
+@SECTIONS
+@LABEL_CLASSES
+@click.option(
+    "--into",
+    type=click.Choice(["label", "atlas"]),
+    default="label",
+    show_default=True,
+    help="Label images (class numbers), or atlas images (probability of each area).",
+)
+@click.option(
+    "--fwhm-mm",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Of an atlas: smooth along the surface by this width.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace images.")
+def carry(brain: Path, **settings) -> None:
+    """Carry the area labels of the surfaces into the section planes.
+
+    Writes labels/SECTION.tif or atlas/SECTION.tif for every section that meets the cortex, from the
+    `labels` of each hemisphere, and fills the section table. Prints which label became which class.
+
+    \b
+    Examples:
+      jaxcyto carry brains/bigbrain --map 181=hOc1
+      jaxcyto carry brains/bigbrain --into atlas --fwhm-mm 4
+    """
+    from jaxcyto.brain.annotation.surface_labels import carry_labels
+    from jaxcyto.utils.progress import StderrProgress
+
+    if settings["fwhm_mm"] and settings["into"] == "label":
+        raise click.UsageError("--fwhm-mm is for --into atlas")
+    click.echo(carry_labels(brain, progress=StderrProgress("carrying", "sections"), **settings))
+
+
+@click.command(cls=Command)
+@click.argument("run", type=click.Path(path_type=Path))
+@BRAIN
+@SECTIONS
+@click.option(
+    "--shard",
+    metavar="I/N",
+    default="1/1",
+    callback=parse_shard,
+    help="The I-th of N parts of the sections, for job arrays.",
+)
+@click.option(
+    "--tile",
+    "tile_px",
+    type=click.IntRange(1),
+    help="Side of the windows in pixels; default: what memory allows. Large ones are fast.",
+)
+@click.option("--probabilities", is_flag=True, help="Also write the probability of each class.")
+@click.option("--overlay", is_flag=True, help="Also draw the borders of the classes on the tissue.")
+@click.option("--surface", is_flag=True, help="Also write the class of each vertex as GIFTI.")
+@JSON
+def predict(
+    run: Path, brain: Path, shard: tuple[int, int], tile_px: int | None, as_json: bool, **settings
+) -> None:
+    """Segment whole sections with a trained network.
+
+    Writes RUN/predictions/BRAIN/SECTION.ome.tif, class numbers as a pyramidal OME-TIFF with names
+    and colours. Where there is no tissue nearby the class of kind "background" is assumed. Finished
+    sections are skipped, so the same command continues after a stop. Exit status 1 if a section
+    could not be read; the others are finished.
+
+    \b
+    Examples:
+      jaxcyto predict runs/segment brains/bigbrain --overlay
+      jaxcyto predict runs/segment brains/bigbrain --shard $SLURM_ARRAY_TASK_ID/16
+      jaxcyto predict runs/segment brains/bigbrain --surface
+    """
+    from jaxcyto.predict import Outputs, predict_brain
+    from jaxcyto.utils.progress import StderrProgress
+
+    sections = settings.pop("sections")
+    if settings["surface"] and shard != (1, 1):
+        raise click.UsageError("--surface needs all sections: give it once all shards are finished")
+    report = predict_brain(
+        run,
+        brain,
+        sections=sections,
+        shard=shard,
+        tile_px=tile_px,
+        outputs=Outputs(**settings),
+        progress=StderrProgress("predicting", "px of the maps"),
+    )
+    click.echo(json.dumps(_as_json(report)) if as_json else _described(report))
+    for line in report.failures:
+        click.echo(f"error: {line}", err=True)
+    if report.failures:
+        click.echo(f"{len(report.failures)} section(s) failed", err=True)
+        sys.exit(1)
+
+
+def _described(report: Report) -> str:
+    lines = []
+    if report.predicted:
+        maps, images = (px / report.seconds / 1e6 for px in (report.pixels, report.image_pixels))
+        lines.append(
+            f"{len(report.predicted)} section(s) in {report.seconds:.1f} s with tiles of "
+            f"{report.tile_px} px: {maps:.3g} Mpx/s of maps, {images:.3g} Mpx/s of images"
+        )
+    if report.finished:
+        lines.append(f"{len(report.finished)} section(s) finished before")
+    for path, share in report.labels:
+        lines.append(f"{path}: {100 * share:.0f} % of the vertices have a class")
+    return "\n".join([*lines, f"class maps are in {report.folder}"])
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    labels = {str(path): share for path, share in report.labels}
+    return dataclasses.asdict(report) | {"folder": str(report.folder), "labels": labels}
+
+
+@click.command(cls=Command)
+@click.argument("run", type=click.Path(path_type=Path))
+@BRAIN
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Which sections of the section table.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="A second run, such as the one without pre-training: both confusion matrices in a figure.",
+)
+@JSON
+def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: bool) -> None:
+    """Score a trained network on the annotated sections of a split.
+
+    Predicts what `jaxcyto predict` has not yet. Writes results.json, the confusion matrix and a
+    figure of each section to RUN/evaluation/BRAIN/SPLIT, and prints the scores (as JSON: those of
+    results.json; of two runs by their folders).
+
+    \b
+    Examples:
+      jaxcyto evaluate runs/segment brains/bigbrain
+      jaxcyto evaluate runs/segment brains/bigbrain --against runs/random
+    """
+    from jaxcyto.predict.evaluate import compare, evaluate_brain, evaluation_folder
+    from jaxcyto.runs.load import find
+    from jaxcyto.scores import scores_table
+    from jaxcyto.utils.progress import StderrProgress
+
+    def score(folder: Path) -> dict:
+        progress = StderrProgress("predicting", "px of the maps")
+        return evaluate_brain(folder, brain, split, progress)
+
+    if against is not None and against.resolve() == run.resolve():
+        raise click.UsageError("--against: the same run; name another")
+    if against is None:
+        found = score(run)
+        click.echo(json.dumps(found) if as_json else scores_table(found))
+        if not as_json:
+            folder = evaluation_folder(find(run).folder, brain, split)
+            click.echo(f"results.json and figures are in {folder}")
+        return
+    results = {str(folder): score(folder) for folder in (against, run)}
+    figure = compare(results, run, brain, split)
+    if as_json:
+        click.echo(json.dumps(results))
+        return
+    for folder, found in results.items():
+        click.echo(f"{folder}\n{scores_table(found)}\n")
+    click.echo(f"confusion matrices of both: {figure}")

@@ -1,0 +1,263 @@
+"""Pairs of patches from brains on disk: a random-access source and its grain pipelines.
+
+Images stay uint8 up to the device. The order of pairs is a function of (seed, step) alone: not of
+threads, processes or workers, so that a run resumes by its step number.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from jaxcyto.brain import manifest
+from jaxcyto.brain.sampling.patches import corner_px
+from jaxcyto.brain.sections.section import Section, open_section
+from jaxcyto.config import DataConfig, Scales
+from jaxcyto.data.loading import Batch, mean_and_std
+from jaxcyto.data.pair_table import PairTable
+from jaxcyto.data.skipping import ReadError, Skipped
+from jaxcyto.errors import InputError
+
+SCALE_PATCHES = 256  # patches read to fit the input's mean and standard deviation
+
+
+class PairSource:
+    """Random access: the number of a pair -> its patches and targets.
+
+    Sections are opened on first use and stay open; reading is thread-safe.
+    """
+
+    def __init__(self, table: PairTable, config: DataConfig):
+        self._table = table
+        self._patch_px = config.patch_px
+        self._um_per_px = config.um_per_px
+        self._sections: dict[tuple[int, int], Section] = {}
+
+    def __len__(self) -> int:
+        return len(self._table.first)
+
+    def __getitem__(self, index) -> Batch:
+        pair = int(self._table.first[index]), int(self._table.second[index])
+        patches = np.stack([self.read_patch(patch) for patch in pair])[..., None]
+        return {"patches": patches} | self.targets(index)
+
+    def targets(self, index) -> Batch:
+        """Everything of a pair but its images."""
+        table = self._table
+        return {
+            "distance": table.distance_mm[index],
+            "coordinates": table.coordinates_mm[[table.first[index], table.second[index]]],
+            "index": np.int32(index),
+            "valid": np.bool_(True),
+        }
+
+    def open_sections(self, threads: int, skipped: Skipped | None) -> None:
+        """Reads the headers of all sections with a patch: better now than after days of training.
+
+        Args:
+            threads: that read.
+            skipped: where given, training sections may fail; they are tried again later.
+
+        Raises:
+            ReadError: a section image cannot be read.
+        """
+        table, train = self._table, manifest.SPLITS.index("train")
+
+        def check(patch: int) -> None:
+            k, j = table.locate(patch)
+            try:
+                with self._named(k, j):
+                    self._section(k, int(table.patches[k].section[j]))
+            except ReadError:
+                if skipped is None or table.patches[k].split[j] != train:
+                    raise
+
+        first = [np.unique(p.section, return_index=True)[1] for p in table.patches]
+        patches = np.concatenate([s + f for s, f in zip(table.patch_start, first, strict=False)])
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(check, patches.tolist()))
+
+    def read_patch(self, patch: int | np.integer) -> np.ndarray:
+        """The image of a patch number, uint8 [patch_px, patch_px].
+
+        Raises:
+            ReadError: names section, patch and file.
+        """
+        k, j = self._table.locate(patch)
+        patches = self._table.patches[k]
+        row = int(patches.section[j])
+        side = self._patch_px
+        with self._named(k, j):
+            section = self._section(k, row)
+            left, top = corner_px(patches.center_px[j], section, self._um_per_px, side)
+            return section.read_at(self._um_per_px, top, left, side, side)
+
+    @contextlib.contextmanager
+    def _named(self, brain: int, patch: int) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, OSError) as error:
+            row = self._table.brains[brain].sections[self._table.patches[brain].section[patch]]
+            message = f"section {row.name}, patch {patch}: {error}"
+            raise ReadError(row.image, message) from error
+
+    def _section(self, brain: int, row: int) -> Section:
+        key = brain, row
+        if key not in self._sections:
+            entry = self._table.brains[brain].sections[row]
+            self._sections[key] = open_section(
+                entry.image, entry.pixel_um, self._table.brains[brain].background
+            )
+        return self._sections[key]
+
+
+class Source(Protocol):
+    """Gives the example of a number."""
+
+    def __getitem__(self, index) -> Batch: ...
+
+
+def train_batches(
+    source: Source,
+    table: PairTable,
+    config: DataConfig,
+    seed: int,
+    *,
+    process: int = 0,
+    processes: int = 1,
+    skipped: Skipped | None = None,
+    for_steps: bool = False,
+) -> grain.MapDataset:
+    """Endless shuffled batches, reshuffled each epoch; element k is the batch of step k + 1.
+
+    Each process gets `batch_pairs / processes` pairs; the global batch is the same for any
+    number of processes.
+
+    Args:
+        source: of the pairs.
+        table: of the pairs.
+        config: sizes.
+        seed: of the order.
+        process, processes: which share.
+        skipped: where given, a training pair drawn at random takes the place of one that cannot
+            be read.
+        for_steps: whether training steps take the batches; what they lack is noted in `skipped`.
+    """
+    size = config.batch_pairs
+    if size % processes:
+        raise InputError(f"data.batch_pairs = {size} must be divisible by {processes} processes")
+    pairs = table.of_split("train")
+    if len(pairs) < size:
+        raise InputError(
+            f"{len(pairs)} training pairs are fewer than data.batch_pairs = {size}; "
+            "make more pairs or smaller batches"
+        )
+    if config.all_distances and skipped is not None and processes > 1:
+        raise InputError(
+            "data.on_error = 'skip' with data.all_distances: takes one process, for none knows "
+            "what the others have skipped; set data.on_error = 'raise'"
+        )
+
+    def load(place: int, pair: int) -> Batch:
+        def draw(attempt: int) -> Batch:
+            if not attempt:
+                return source[pair]
+            rng = np.random.default_rng((seed, place, attempt))
+            return source[pairs[rng.integers(len(pairs))]]
+
+        if skipped is None:
+            return draw(0)
+        return skipped.read(draw, place // size + 1 if for_steps else 0, place)
+
+    numbers = grain.MapDataset.source(pairs.tolist()).seed(seed).shuffle().repeat()
+    items = numbers.map_with_index(load)[process::processes]
+    batches = items.batch(size // processes, drop_remainder=True)
+    if config.all_distances:
+        ordered = numbers.batch(size, drop_remainder=True)
+
+        def add_distances(k: int, batch: Batch) -> Batch:
+            index = batch["index"]
+            if processes > 1:  # columns in the order in which devices gather: process by process
+                drawn = np.asarray(ordered[k])
+                index = np.concatenate([drawn[p::processes] for p in range(processes)])
+            patches = np.stack([table.first[index], table.second[index]], axis=1).reshape(-1)
+            rows = len(patches) // processes
+            block = table.distances_mm(patches)[process * rows : (process + 1) * rows]
+            return batch | {"all_distances": block}
+
+        batches = batches.map_with_index(add_distances)
+    return batches
+
+
+def eval_batches(
+    source: PairSource,
+    table: PairTable,
+    config: DataConfig,
+    pairs: np.ndarray,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.MapDataset:
+    """The given pairs in order, once; the last batch is padded with `valid` False.
+
+    Each process gets `batch_pairs / processes` pairs in a row of each global batch.
+    """
+    size = config.batch_pairs
+    steps = -(-len(pairs) // size)
+    own = slice(process * size // processes, (process + 1) * size // processes)
+
+    def load(k: int) -> Batch:
+        index = pairs[k * size : (k + 1) * size]
+        # the padding is distinct pairs, for batch statistics in train mode see it
+        padded = np.concatenate([index, pairs[np.arange(size - len(index)) % len(pairs)]])
+        items = [source[i] for i in padded[own]]
+        batch = {key: np.stack([item[key] for item in items]) for key in items[0]}
+        batch["valid"] = (np.arange(size) < len(index))[own]
+        if config.all_distances:
+            patches = np.stack([table.first[padded], table.second[padded]], axis=1).reshape(-1)
+            batch["all_distances"] = table.distances_mm(patches)[2 * own.start : 2 * own.stop]
+        return batch
+
+    return grain.MapDataset.range(steps).map(load)
+
+
+def fit_scales(source: PairSource, table: PairTable, skipped: Skipped | None = None) -> Scales:
+    """Scales of outputs and inputs from the training pairs alone (`config.Scales`).
+
+    Args:
+        source: of the pairs.
+        table: of the pairs.
+        skipped: where given, other training patches take the place of those that cannot be read.
+    """
+    pairs = table.of_split("train")
+    if not len(pairs):
+        raise InputError("no training pairs; see the split column of the section tables")
+    patches = np.unique([table.first[pairs], table.second[pairs]])
+    coordinates = table.coordinates_mm[patches].astype(np.float64)
+    chosen = patches[np.linspace(0, len(patches) - 1, min(SCALE_PATCHES, len(patches))).astype(int)]
+    sums = np.zeros(3)  # of pixels, values, squares
+    for patch in chosen:
+
+        def draw(attempt: int, patch: int = patch) -> np.ndarray:
+            if attempt:
+                patch = np.random.default_rng((patch, attempt)).choice(patches)
+            return source.read_patch(patch)
+
+        grey = (skipped.read(draw, 0, patch) if skipped else draw(0)).astype(np.float64)
+        sums += grey.size, grey.sum(), (grey**2).sum()
+    mean, std = mean_and_std(sums)
+    distance = table.distance_mm[pairs].astype(np.float64)
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    high = np.where(high - low < 1e-3, low + 1.0, high)  # one section only: the axis is constant
+    return Scales(
+        distance_mm=float(distance.mean()),
+        coordinate_low_mm=tuple(low.tolist()),
+        coordinate_high_mm=tuple(high.tolist()),
+        distance_median_mm=float(np.median(distance)),
+        coordinate_median_mm=tuple(np.median(coordinates, axis=0).tolist()),
+        input_mean=mean,
+        input_std=std,
+    )

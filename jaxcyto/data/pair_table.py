@@ -1,0 +1,115 @@
+"""The pairs of all brains of a config: which patches, how far apart, in which split."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxcyto.brain import manifest
+from jaxcyto.brain.sampling.consistency import check_pairs
+from jaxcyto.brain.sampling.pairs import load_pairs, open_distances
+from jaxcyto.brain.sampling.patches import Patches, load_patches
+from jaxcyto.config import DataConfig
+from jaxcyto.errors import InputError
+from jaxcyto.utils.files import file_sha256
+from jaxcyto.utils.matrix_file import MatrixFile
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairTable:
+    """The pairs of all brains of a config, numbered one after the other.
+
+    `first` and `second` [P] count patches over all brains; patch j of brain k has the number
+    `patch_start[k] + j`.
+    """
+
+    brains: tuple[manifest.Brain, ...]
+    patches: tuple[Patches, ...]
+    patch_start: np.ndarray  # [brains + 1]
+    first: np.ndarray  # [P]
+    second: np.ndarray  # [P]
+    distance_mm: np.ndarray  # float32 [P]
+    split: np.ndarray  # uint8 [P], index into manifest.SPLITS
+    coordinates_mm: np.ndarray  # float32 [patches, 3], as targets
+    all_distances_mm: tuple[MatrixFile, ...] | None  # one [N, N] a brain
+    keys: tuple[str, ...]  # SHA-256 of each brain's file of pairs
+
+    def of_split(self, split: str) -> np.ndarray:
+        """Numbers of the pairs in a split, in order."""
+        return np.flatnonzero(self.split == manifest.SPLITS.index(split))
+
+    @property
+    def training_sections(self) -> list[str]:
+        """BRAIN/SECTION of every section with a training patch."""
+        train = manifest.SPLITS.index("train")
+        return sorted(
+            f"{brain.root.name}/{brain.sections[row].name}"
+            for brain, patches in zip(self.brains, self.patches, strict=True)
+            for row in np.unique(patches.section[patches.split == train])
+        )
+
+    def locate(self, patch: int | np.integer) -> tuple[int, int]:
+        """(brain, patch within the brain) of a patch number."""
+        brain = int(np.searchsorted(self.patch_start, patch, side="right")) - 1
+        return brain, int(patch - self.patch_start[brain])
+
+    def distances_mm(self, patches: np.ndarray) -> np.ndarray:
+        """Distances [N, N] mm between patches [N]; inf between hemispheres and brains."""
+        if self.all_distances_mm is None:
+            raise ValueError("the table was opened without all_distances")
+        block = np.full((len(patches), len(patches)), np.inf, np.float32)
+        brain = np.searchsorted(self.patch_start, patches, side="right") - 1
+        for k, matrix in enumerate(self.all_distances_mm):
+            rows = np.flatnonzero(brain == k)
+            local = patches[rows] - self.patch_start[k]
+            block[np.ix_(rows, rows)] = matrix.block(local)
+        return block
+
+
+def open_pairs(config: DataConfig) -> PairTable:
+    """Reads brains, patches and pairs named by a config.
+
+    Raises:
+        InputError: a file is missing or damaged, or patches were sampled for another size.
+    """
+    if not config.brains:
+        raise InputError("data.brains is empty; give one or more folders with a brain.toml")
+    brains, patches, first, second, distance, split = [], [], [], [], [], []
+    matrices, keys = [], []
+    start = [0]
+    for folder in config.brains:
+        brain = manifest.read_brain(folder)
+        pairs_path = brain.root / config.pairs
+        pairs = load_pairs(pairs_path)
+        sampled = load_patches(brain.root / pairs.patches_file, brain)
+        check_pairs(pairs_path, pairs, sampled)
+        if other := sampled.differs_in_size(config.patch_px, config.um_per_px):
+            key, found, wanted = other
+            raise InputError(
+                f"{brain.root / pairs.patches_file}: sampled with {key} = {found:g}, but "
+                f"data.{key} = {wanted:g}; sample again or change the config"
+            )
+        if config.all_distances:
+            matrices.append(open_distances(brain.root, pairs, len(sampled)))
+        brains.append(brain)
+        keys.append(file_sha256(pairs_path))
+        patches.append(sampled)
+        first.append(pairs.first.astype(np.int64) + start[-1])
+        second.append(pairs.second.astype(np.int64) + start[-1])
+        distance.append(pairs.distance_mm)
+        split.append(sampled.split[pairs.first])
+        start.append(start[-1] + len(sampled))
+    coordinates = np.concatenate([p.position_mm for p in patches]).astype(np.float32)
+    if config.absolute_x:
+        coordinates[:, 0] = np.abs(coordinates[:, 0])
+    return PairTable(
+        brains=tuple(brains),
+        patches=tuple(patches),
+        patch_start=np.array(start),
+        first=np.concatenate(first),
+        second=np.concatenate(second),
+        distance_mm=np.concatenate(distance).astype(np.float32),
+        split=np.concatenate(split),
+        coordinates_mm=coordinates,
+        all_distances_mm=tuple(matrices) if config.all_distances else None,
+        keys=tuple(keys),
+    )

@@ -1,0 +1,279 @@
+"""The annotated sections of all brains of a config, and the windows that show them."""
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from jaxcyto.brain.manifest import AreaClass, Brain, SectionRow, read_brain
+from jaxcyto.brain.sections.atlas_image import AtlasImage, section_atlas
+from jaxcyto.brain.sections.label_image import annotated_blocks, section_label
+from jaxcyto.brain.sections.section import Section, open_section
+from jaxcyto.config import ModelConfig, SegmentData
+from jaxcyto.data.windows import label_factor
+from jaxcyto.errors import InputError
+from jaxcyto.models.geometry import Geometry
+from jaxcyto.utils.files import file_sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The first pixel of a window on the output grid (see `jaxcyto.data.windows`)."""
+
+    section: int  # of the table
+    row: int
+    column: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnnotatedSection:
+    """A section with its images open; `atlas` only if the config asks for it."""
+
+    brain: Brain
+    row: SectionRow
+    image: Section
+    label: Section
+    atlas: AtlasImage | None
+
+    @property
+    def name_in_brain(self) -> str:
+        """BRAIN/SECTION, with the name of the brain's folder."""
+        return f"{self.brain.root.name}/{self.row.name}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SegmentTable:
+    """The annotated sections of all brains of a config that have a split.
+
+    The output grid of a section is divided into blocks as large as the output of one training
+    image, from its first pixel on; those with an annotated pixel are the windows of evaluation,
+    numbered over all sections.
+    """
+
+    brains: tuple[Brain, ...]
+    classes: tuple[AreaClass, ...]
+    sections: tuple[AnnotatedSection, ...]
+    blocks: np.ndarray  # BLOCK [K], in order of section, row, column and class
+    windows: np.ndarray  # [W], index into blocks of the first entry of each block
+    geometry: Geometry
+    um_per_px: float
+    factor: int  # label pixels along one side of an output pixel
+    side: int  # of a window's output, px
+    keys: tuple[str, ...]  # SHA-256 of each brain's splits and label images
+
+    def in_split(self, sections: np.ndarray, split: str) -> np.ndarray:
+        """Which of these sections [N] are in a split, bool [N]."""
+        return np.array([entry.row.split == split for entry in self.sections])[sections]
+
+    def of_split(self, split: str) -> np.ndarray:
+        """Numbers of the evaluation windows in a split, in order.
+
+        Each annotated pixel of the split lies in exactly one of them.
+        """
+        return np.flatnonzero(self.in_split(self.blocks["section"][self.windows], split))
+
+    def window(self, number: int | np.integer) -> Window:
+        """The evaluation window of this number."""
+        block = self.blocks[self.windows[number]]
+        return Window(int(block["section"]), int(block["row"]), int(block["column"]))
+
+    def class_pixels(self, split: str) -> np.ndarray:
+        """Annotated pixels of the output grid of each class in a split, int64 [classes]."""
+        blocks = self.blocks[self.in_split(self.blocks["section"], split)]
+        pixels = np.zeros(len(self.classes), np.int64)
+        np.add.at(pixels, blocks["label"], blocks["count"])
+        return pixels
+
+    @property
+    def training_sections(self) -> list[str]:
+        """BRAIN/SECTION of every section that training images are drawn from."""
+        return sorted(s.name_in_brain for s in self.sections if s.row.split == "train")
+
+    @property
+    def held_out_sections(self) -> list[str]:
+        """BRAIN/SECTION of those of validation and test."""
+        return sorted(s.name_in_brain for s in self.sections if s.row.split != "train")
+
+    @property
+    def atlas_channels(self) -> int:
+        """0 without an atlas."""
+        atlas = self.sections[0].atlas
+        return 0 if atlas is None else atlas.channels
+
+    def section_name(self, number: int | np.integer) -> str:
+        """The section of an evaluation window; with its brain's folder if there are several."""
+        section = self.sections[self.window(number).section]
+        name = section.row.name
+        return name if len(self.brains) == 1 else f"{section.brain.root.name}/{name}"
+
+    def describe(self) -> str:
+        """What there is to learn from, in one line."""
+        split = [section.row.split for section in self.sections]
+        counts = ", ".join(f"{split.count(each)} {each}" for each in ("train", "val", "test"))
+        pixels = zip(self.classes, self.class_pixels("train").tolist(), strict=True)
+        return (
+            f"annotated sections: {counts}; brains: {', '.join(b.name for b in self.brains)}; "
+            f"training pixels: {', '.join(f'{count} {each.name}' for each, count in pixels)}"
+        )
+
+    def describe_window(self, window: Window) -> str:
+        """Which place of which section a window shows, for messages."""
+        section = self.sections[window.section]
+        size = self.factor * self.side
+        top, left = self.factor * window.row, self.factor * window.column
+        return (
+            f"section {section.row.name} of {section.brain.root}, rows {top} ... {top + size - 1} "
+            f"and columns {left} ... {left + size - 1} of its label image"
+        )
+
+
+def open_windows(config: SegmentData, model: ModelConfig) -> SegmentTable:
+    """Reads the brains named by a config and finds where their sections are annotated.
+
+    Label images are read once as a whole; a PNG then stays in memory, of a TIFF only its table of
+    tiles.
+
+    Raises:
+        InputError: an image is missing, damaged or of another size, or brains, sections and sizes
+            do not fit each other or the network.
+    """
+    geometry = Geometry.of(model)
+    factor = label_factor(config.um_per_px, geometry)
+    try:
+        side = geometry.output_size(config.image_px)
+    except ValueError as error:
+        raise InputError(f"data.image_px: {error}") from None
+    if not config.brains:
+        raise InputError("data.brains is empty; give one or more folders with a brain.toml")
+    brains = tuple(read_brain(folder) for folder in config.brains)
+    folders = [brain.root.name for brain in brains]
+    if twice := [name for name in folders if folders.count(name) > 1]:
+        raise InputError(
+            f"data.brains: two folders named {twice[0]!r}; results tell brains apart by it: rename "
+            "one, or leave it out if it is the same"
+        )
+    classes = _shared_classes(brains)
+    chosen = _choose(brains, config.train_sections)
+
+    def scan(entry: tuple[Brain, SectionRow]) -> tuple[AnnotatedSection, np.ndarray]:
+        section = _open(*entry, factor if config.atlas else None)
+        blocks = annotated_blocks(section.row, section.label, factor, side, len(classes))
+        if section.row.split == "train" and not len(blocks):
+            raise InputError(
+                f"section {section.row.name}: label {section.row.label} has no annotated pixel, "
+                "but its split is train; annotate it, or clear its label in the section table"
+            )
+        return section, blocks
+
+    with ThreadPoolExecutor(max(1, config.threads)) as pool:
+        found = list(pool.map(scan, chosen))
+    for number, (_, part) in enumerate(found):
+        part["section"] = number
+    blocks = np.concatenate([part for _, part in found])
+    places = blocks[["section", "row", "column"]]
+    table = SegmentTable(
+        brains=brains,
+        classes=classes,
+        sections=tuple(section for section, _ in found),
+        blocks=blocks,
+        windows=np.flatnonzero(np.r_[True, places[1:] != places[:-1]]),
+        geometry=geometry,
+        um_per_px=config.um_per_px,
+        factor=factor,
+        side=side,
+        keys=tuple(_key([row for each, row in chosen if each is brain]) for brain in brains),
+    )
+    never = [classes[c].name for c in np.flatnonzero(table.class_pixels("train") == 0)]
+    if never:
+        warnings.warn(
+            f"no training pixel of {', '.join(never)}: never drawn, and not learnt", stacklevel=2
+        )
+    return table
+
+
+def _shared_classes(brains: Sequence[Brain]) -> tuple[AreaClass, ...]:
+    first = brains[0]
+    if len(first.classes) < 2:
+        raise InputError(
+            f"{first.root / 'brain.toml'}: {len(first.classes)} classes; segmentation needs two or "
+            "more [[classes]]"
+        )
+    for other in brains[1:]:
+        if other.classes == first.classes:
+            continue
+        pairs = zip(first.classes, other.classes, strict=False)
+        differing = (f"class {k}: {a} and {b}" for k, (a, b) in enumerate(pairs) if a != b)
+        number = f"{len(first.classes)} and {len(other.classes)} classes"
+        raise InputError(
+            f"{first.root / 'brain.toml'} and {other.root / 'brain.toml'} differ in their classes "
+            f"({next(differing, number)}); give both brains the same [[classes]] in the same order"
+        )
+    return first.classes
+
+
+def _choose(
+    brains: Sequence[Brain], train_sections: Sequence[str]
+) -> list[tuple[Brain, SectionRow]]:
+    """The sections with a label in one of the three splits; of "train" only those named."""
+    chosen = []
+    for brain in brains:
+        labelled = [row for row in brain.sections if row.label is not None]
+        empty = [row.name for row in labelled if not row.split]
+        if empty:
+            raise InputError(
+                f"{brain.root / brain.section_table}: split: empty for {len(empty)} annotated "
+                f"sections ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)}); fill in train, "
+                f"val, test or exclude, or let `jaxcyto sample {brain.root}` fill the column"
+            )
+        chosen += [(brain, row) for row in labelled if row.split != "exclude"]
+    training = {row.name for _, row in chosen if row.split == "train"}
+    tables = ", ".join(str(brain.root / brain.section_table) for brain in brains)
+    missing = [name for name in train_sections if name not in training]
+    if missing:
+        rows = {row.name: row for brain in brains for row in brain.sections}
+        row = rows.get(missing[0])
+        why = (
+            "no section of that name"
+            if row is None
+            else "it has no label image"
+            if row.label is None
+            else f"its split is {row.split}"
+        )
+        raise InputError(
+            f"data.train_sections: {missing[0]!r}: {why} ({tables}); known are the annotated "
+            f"sections of the split train: {', '.join(sorted(training)) or 'none'}"
+        )
+    if not training:
+        raise InputError(
+            f"{tables}: no section has both a label and the split train; annotate one of that "
+            "split, or correct the column"
+        )
+    wanted = set(train_sections) or training
+    return [(brain, row) for brain, row in chosen if row.split != "train" or row.name in wanted]
+
+
+def _open(brain: Brain, row: SectionRow, atlas_factor: int | None) -> AnnotatedSection:
+    image = open_section(row.image, row.pixel_um, brain.background)
+    atlas = None
+    if atlas_factor is not None:
+        if row.atlas is None:
+            raise InputError(
+                f"{brain.root / brain.section_table}: section {row.name}: atlas: empty; name its "
+                "atlas image, or set data.atlas = False"
+            )
+        atlas = section_atlas(row, image.shape, brain.classes, atlas_factor)
+    return AnnotatedSection(brain, row, image, section_label(row, image.shape), atlas)
+
+
+def _key(rows: Sequence[SectionRow]) -> str:
+    """What windows and draws depend on: names, splits, pixel sizes and label images, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        assert row.label is not None
+        digest.update(
+            f"{row.name}\t{row.split}\t{row.pixel_um}\t{file_sha256(row.label)}\n".encode()
+        )
+    return digest.hexdigest()

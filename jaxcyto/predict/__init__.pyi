@@ -1,0 +1,24 @@
+from .brain import Outputs, Report, predict_brain
+from .evaluate import evaluate_brain
+from .features import Embedding, embed, embed_brain
+from .maps import NOT_PREDICTED, ClassMap, open_class_map
+from .predictor import Band, Failure, Predictor
+from .reading import Source, map_shape
+
+__all__ = [
+    "NOT_PREDICTED",
+    "Band",
+    "ClassMap",
+    "Embedding",
+    "Failure",
+    "Outputs",
+    "Predictor",
+    "Report",
+    "Source",
+    "embed",
+    "embed_brain",
+    "evaluate_brain",
+    "map_shape",
+    "open_class_map",
+    "predict_brain",
+]

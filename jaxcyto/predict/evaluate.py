@@ -1,0 +1,166 @@
+"""A trained network on the annotated sections of a brain: predicted, scored and drawn.
+
+`train.py` scores its test windows in the same way, on the output grid of the network: there an
+annotated pixel holds the majority of its label image's pixels (see `windows.py`).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxcyto.brain.manifest import SectionRow, read_brain
+from jaxcyto.brain.sections.label_image import LABEL_UM, check_numbers, majority, section_label
+from jaxcyto.brain.sections.section import Section, open_section
+from jaxcyto.errors import InputError
+from jaxcyto.plots.common import save_figures
+from jaxcyto.plots.segmentation import confusion_matrices, section_figure
+from jaxcyto.predict import ClassMap, open_class_map, predict_brain
+from jaxcyto.runs.load import SegmentRun, load_segment_run
+from jaxcyto.scores import confusion, scores, sum_sections
+from jaxcyto.utils.files import write_json
+from jaxcyto.utils.progress import Progress
+
+BAND_ROWS = 1024  # of a map, scored at once
+FIGURE_PX = 1000  # longest side of a section in its figure
+
+
+def evaluate_brain(
+    run_folder: Path, brain_folder: Path, split: str, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Scores a run on the annotated sections of a split; what is not predicted yet, is now.
+
+    Writes RUN/evaluation/BRAIN/SPLIT/results.json and figures: beside it the confusion matrix, in
+    sections/ each section with annotation, prediction and differences.
+
+    Args:
+        run_folder: of a finished segmentation run.
+        brain_folder: of a brain with the classes of the run.
+        split: "train", "val" or "test".
+        progress: of the prediction.
+
+    Returns:
+        The results, see `scores.sum_sections`.
+
+    Raises:
+        InputError: run and brain do not fit, or a section cannot be read.
+    """
+    run, brain = load_segment_run(run_folder), read_brain(brain_folder)
+    own, wanted = ([f"{c.name} ({c.kind})" for c in x.classes] for x in (brain, run))
+    if own != wanted:
+        raise InputError(
+            f"{brain.root}/brain.toml: classes {', '.join(own) or 'none'}; but {run.path} was "
+            f"trained for {', '.join(wanted)}; the same are needed, in the same order"
+        )
+    rows = [row for row in brain.sections if row.split == split and row.label is not None]
+    if not rows:
+        table = brain.root / brain.section_table
+        raise InputError(f"{table}: no section has both a label and the split {split}")
+    names = {f"{brain.root.name}/{row.name}" for row in rows}
+    seen = names.intersection(run.training_sections)
+    if seen and split != "train":
+        raise InputError(
+            f"{run.path}: was trained on {', '.join(sorted(seen)[:5])}, in {brain.root} now of the "
+            f"split {split}: no fair test; train again, or correct the section table"
+        )
+    report = predict_brain(
+        run_folder, brain_folder, sections=[row.name for row in rows], progress=progress
+    )
+    if report.failures:
+        raise InputError("\n".join(report.failures))
+    folder = evaluation_folder(run.path, brain.root, split)
+    folder.mkdir(parents=True, exist_ok=True)
+    by_section = {}
+    for row in rows:
+        predicted = open_class_map(report.folder / f"{row.name}.ome.tif")
+        with open_section(row.image, row.pixel_um, brain.background) as image:
+            with section_label(row, image.shape) as label:
+                found = section_confusion(row, label, predicted, run)
+                figure = _section_figure(image, label, predicted, run)
+        wrong = scores(found, run.classes)["err_seg_percent"]
+        wrong = "nothing annotated" if wrong is None else f"{wrong:.1f} % of the annotated px wrong"
+        figure.suptitle(f"section {row.name}: {wrong}")
+        by_section[row.name] = found
+        save_figures(folder / "sections", {f"{row.name}.png": figure})
+    results = sum_sections(by_section, run.classes)
+    if not results["test"]["pixels"]:
+        raise InputError(
+            f"{brain.root / brain.section_table}: no pixel of the split {split} is annotated; "
+            "annotate one, or give another --split"
+        )
+    total = np.array(results["confusion"])
+    figure = confusion_matrices([(run.path.name, total)], run.classes)
+    save_figures(folder, {"confusion.png": figure})
+    write_json(folder / "results.json", results)
+    return results
+
+
+def compare(
+    results: dict[str, dict[str, Any]], run_folder: Path, brain_folder: Path, split: str
+) -> Path:
+    """Draws the confusion matrices of several runs side by side; returns the picture's path.
+
+    Args:
+        results: of `evaluate_brain`, by a title each.
+        run_folder: of the run in whose evaluation the picture is put.
+        brain_folder: that was evaluated.
+        split: that was evaluated.
+    """
+    run = load_segment_run(run_folder)
+    matrices = [(title, np.array(found["confusion"])) for title, found in results.items()]
+    folder = evaluation_folder(run.path, brain_folder, split)
+    figure = confusion_matrices(matrices, run.classes)
+    save_figures(folder, {"confusion_compared.png": figure})
+    return folder / "confusion_compared.png"
+
+
+def evaluation_folder(run_folder: Path, brain_folder: Path, split: str) -> Path:
+    """Where the scores and figures of a run on a split of a brain are."""
+    return run_folder / "evaluation" / Path(os.path.realpath(brain_folder)).name / split
+
+
+def section_confusion(
+    row: SectionRow, label: Section, predicted: ClassMap, run: SegmentRun
+) -> np.ndarray:
+    """Annotated pixels by annotated class and prediction, int64 [C, C + 1]; last: no prediction.
+
+    Raises:
+        InputError: an image is damaged, or the label image holds numbers that are no classes.
+    """
+    classes, factor = len(run.classes), round(predicted.pixel_um / LABEL_UM)
+    total = np.zeros((classes, classes + 1), np.int64)
+    width = predicted.shape[1]
+    for top in range(0, predicted.shape[0], BAND_ROWS):
+        band = label.read(factor * top, 0, factor * BAND_ROWS, factor * width)
+        check_numbers(row, np.bincount(band.ravel(), minlength=256), classes)
+        truth = majority(band, factor)
+        total += confusion(predicted.read(top, 0, *truth.shape), truth, classes)
+    return total
+
+
+def section_images(
+    image: Section, label: Section | None, predicted: ClassMap, longest: int
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Tissue, annotation and prediction of a whole section on one grid, uint8 [h, w] each.
+
+    The grid is that of the first level of the class map whose sides are at most `longest` px.
+    """
+    level = next(
+        (k for k, found in enumerate(predicted.levels) if max(found.shape) <= longest),
+        len(predicted.levels) - 1,
+    )
+    shape, pixel_um = predicted.levels[level].shape, predicted.pixel_um * 2**level
+    factor = round(pixel_um / LABEL_UM)
+    truth = None
+    if label is not None:
+        truth = majority(label.read(0, 0, factor * shape[0], factor * shape[1]), factor)
+    tissue = image.read_at(pixel_um, 0, 0, *shape)
+    return tissue, truth, predicted.read(0, 0, *shape, level=level)
+
+
+def _section_figure(image: Section, label: Section, predicted: ClassMap, run: SegmentRun) -> Figure:
+    tissue, truth, numbers = section_images(image, label, predicted, FIGURE_PX)
+    assert truth is not None
+    return section_figure(tissue, truth, numbers, run.classes)

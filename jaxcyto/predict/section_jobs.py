@@ -1,0 +1,120 @@
+"""What there is to do for each section, and what is done already."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxcyto.brain.manifest import Brain, SectionRow
+from jaxcyto.brain.sections.atlas_image import section_atlas
+from jaxcyto.brain.sections.section import open_section
+from jaxcyto.data.windows import label_factor
+from jaxcyto.errors import InputError
+from jaxcyto.models import Geometry
+from jaxcyto.predict.maps import settings_of
+from jaxcyto.predict.reading import Source, map_shape
+from jaxcyto.runs.load import SegmentRun
+from jaxcyto.utils.files import file_sha256
+
+UNTOUCHED_S = 600.0  # so long after its last change a file under a temporary name is a dead one
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A section, the shape of its map, and the digest of all that the map depends on."""
+
+    row: SectionRow
+    shape: tuple[int, int]
+    settings: str
+    folder: Path
+
+    @property
+    def class_map(self) -> Path:
+        return self.folder / f"{self.row.name}.ome.tif"
+
+    @property
+    def probability_map(self) -> Path:
+        return self.folder / f"{self.row.name}.probabilities.ome.tif"
+
+    @property
+    def overlay(self) -> Path:
+        return self.folder / f"{self.row.name}.png"
+
+    def is_finished(self, probabilities: bool) -> bool:
+        """Whether the maps are on disk, computed with these settings."""
+        needed = [self.class_map] + [self.probability_map] * probabilities
+        return all(settings_of(path) == self.settings for path in needed)
+
+    def has_overlay(self) -> bool:
+        """Whether there is an overlay of the class map on disk."""
+        overlay, numbers = self.overlay, self.class_map
+        return overlay.exists() and overlay.stat().st_mtime_ns >= numbers.stat().st_mtime_ns
+
+
+def plan(
+    run: SegmentRun, brain: Brain, rows: Sequence[SectionRow], folder: Path
+) -> tuple[list[Task], list[str]]:
+    """Reads the headers of the sections.
+
+    Returns:
+        Tasks, and a message for each section that cannot be read.
+    """
+    common = {
+        "weights": file_sha256(run.weights),
+        "network": repr(run.model),
+        "scales": [run.um_per_px, run.input_mean, run.input_std],
+        "classes": [dataclasses.astuple(entry) for entry in run.classes],
+        "background": brain.background,
+    }
+    tasks, failures = [], []
+    for row in rows:
+        try:
+            odd = row.name.startswith(".") or row.name.endswith(".probabilities")
+            if odd or Path(row.name).name != row.name:
+                raise InputError("cannot be the name of a map; rename it in the section table")
+            source = open_source(run, brain, row)
+            source.section.close()
+            files = [row.image] + [row.atlas] * (source.atlas is not None)
+            stamps = [
+                (str(path.relative_to(brain.root)), path.stat().st_size, path.stat().st_mtime_ns)
+                for path in files
+                if path
+            ]
+            settings = json.dumps(common | {"pixel_um": row.pixel_um, "files": stamps})
+            digest = hashlib.sha256(settings.encode()).hexdigest()
+            tasks.append(Task(row, source.shape, digest, folder))
+        except InputError as error:
+            failures.append(f"section {row.name}: {error}")
+    return tasks, failures
+
+
+def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> Source:
+    """Opens a section and, if the run needs it, its atlas image.
+
+    Raises:
+        InputError: they cannot be read, or do not fit the run.
+    """
+    section = open_section(row.image, row.pixel_um, brain.background)
+    if not run.atlas_channels:
+        return Source(row.name, section, map_shape(section, run.out_um))
+    if row.atlas is None:
+        raise InputError("has no atlas image, which this run needs; add it to the section table")
+    factor = label_factor(run.um_per_px, Geometry.of(run.model))
+    atlas = section_atlas(row, section.shape, run.classes, factor)
+    return Source(row.name, section, map_shape(section, run.out_um), atlas)
+
+
+def remove_unfinished(tasks: Sequence[Task], folder: Path) -> None:
+    """Removes what a killed process left of these sections; another one may be at work on them."""
+    names = {
+        path.name for task in tasks for path in (task.class_map, task.probability_map, task.overlay)
+    }
+    for path in folder.glob(".*.tmp"):  # .NAME.PROCESS.tmp
+        if path.name[1:].rsplit(".", 2)[0] not in names:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > UNTOUCHED_S:
+                path.unlink()

@@ -1,0 +1,114 @@
+"""Weights that travel: a run as one safetensors file and a model card.
+
+    OUT/model.safetensors   see `export_file.py`
+    OUT/README.md           see `model_card.py`
+
+`load_pretext_run`, `load_segment_run` and `init_from` take either run or export.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxcyto.brain.manifest import inspect_brain
+from jaxcyto.errors import InputError
+from jaxcyto.runs.export_file import EXPORT, read_metadata, write_export
+from jaxcyto.runs.load import (
+    TRAINED_ON,
+    Place,
+    find,
+    is_segmentation,
+    load_run,
+    load_weights,
+    read_config,
+    read_trained_on,
+)
+from jaxcyto.runs.model_card import model_card
+from jaxcyto.runs.record import trained_on
+from jaxcyto.utils.files import atomic_write
+
+CARD = "README.md"
+RESULTS = ("steps", "absolute_x", "pairs", "test")  # of results.json, what is not by section
+
+
+def export_run(run: str | os.PathLike, out: str | os.PathLike) -> list[Path]:
+    """Writes a finished run of either kind as an export.
+
+    The leaves are those of the run, bit for bit; of folders the config keeps the names only.
+
+    Args:
+        run: the run; an export, to write its card anew.
+        out: folder, made if missing.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: the run is not finished or damaged, or the folder holds a run or an export.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file; name a folder for the export, it is made if missing")
+    for name in (EXPORT, CARD, "config.json"):
+        if (out / name).exists():
+            raise InputError(f"{out / name}: already there; give a folder of its own")
+    network, place = load_run(run), find(run)
+    table = read_metadata(place.weights) if place.exported else _table(place, read_config(run))
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / CARD) as file:
+        file.write(model_card(Path(run).resolve().stem, network, table).encode())
+    write_export(out / EXPORT, load_weights(run), table)
+    return [out / EXPORT, out / CARD]
+
+
+def _table(place: Place, config: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a run, by the names of `export_file.FIELDS`."""
+    brains = config["data"].get("brains", [])
+    named = config | {"data": config["data"] | {"brains": [Path(each).name for each in brains]}}
+    if config.get("init_from"):
+        named["init_from"] = Path(config["init_from"]).name
+    results = _read(place.folder / "results.json", dict)
+    starts = _read(place.folder / "environment.json", list)
+    packages = starts[-1].get("packages", {}) if starts and isinstance(starts[-1], dict) else {}
+    return {
+        "config": named,
+        "results": {key: results[key] for key in RESULTS if key in results},
+        "trained_on": _trained_on(place.folder),
+        "packages": packages if isinstance(packages, dict) else {},
+    }
+
+
+def _trained_on(run: Path) -> list[dict[str, str]]:
+    """`read_trained_on`; of runs of older versions what their brains say now."""
+    told = read_trained_on(run)
+    if told:
+        return told
+    config = read_config(run)
+    if config.get("init_from"):
+        with contextlib.suppress(InputError):  # gone, or damaged
+            told = _trained_on(Path(config["init_from"]))
+    task = "segmentation" if is_segmentation(config) else "pre-training"
+    for folder in config["data"].get("brains", []):
+        brain, name = inspect_brain(folder)[0], Path(folder).name
+        missing = dict.fromkeys(TRAINED_ON, "") | {"brain": name, "name": name, "task": task}
+        told += [missing] if brain is None else trained_on([brain], task)
+    return told
+
+
+def _read(path: Path, kind: type) -> Any:
+    """The JSON of a run's file, empty where there is none."""
+    if not path.is_file():
+        return kind()
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: damaged ({error}); remove it, and the export does without"
+        ) from None
+    if not isinstance(found, kind):
+        raise InputError(
+            f"{path}: damaged (no {kind.__name__}); remove it, and the export does without"
+        )
+    return found

@@ -1,0 +1,155 @@
+"""Of a run folder: config.json, what a run that continues must find unchanged; environment.json."""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcyto.brain.manifest import Brain
+from jaxcyto.config_io import differences
+from jaxcyto.errors import InputError
+from jaxcyto.utils.files import write_json
+
+logger = logging.getLogger("jaxcyto")
+
+
+def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:
+    """config.json of a run that continues; None at its first start.
+
+    Args:
+        workdir: of the run.
+        scales: dataclass whose fields its `scales` must have.
+        mark: a field that only runs of this task have.
+
+    Raises:
+        InputError: it is damaged, or of a run of the other task.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        saved = json.loads(path.read_text())
+        fields = {field.name for field in dataclasses.fields(scales)}
+        if mark in saved and saved["scales"].keys() != fields:
+            raise ValueError(f"scales should have the fields {', '.join(sorted(fields))}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error}); start in a new --workdir") from None
+    if mark not in saved:
+        raise InputError(
+            f"{workdir}: holds a run of the other task (pre-training or segmentation); start in a "
+            "new --workdir"
+        )
+    return saved
+
+
+def check_saved(
+    workdir: Path, saved: dict[str, Any], new: dict[str, Any], fixed: list[str]
+) -> None:
+    """Compares the config of a run that continues with the one it was started with.
+
+    Args:
+        workdir: of the run.
+        saved: its config.json.
+        new: what will replace it.
+        fixed: fields that must not have changed; other changes are logged.
+
+    Raises:
+        InputError: one of these has changed.
+    """
+    for field in fixed:
+        if saved.get(field) != new[field]:
+            what = {
+                "scales": "with other scales than those of this config",
+                "classes": "with other classes than the brains have now",
+                "init_from": f"with init_from = {saved.get(field)!r}, which is read at its start",
+            }.get(field, "on other data than the brains hold now (a new sample, split or "
+                  "annotation may put training data into the test)")  # fmt: skip
+            raise InputError(f"{workdir}: this run was started {what}; start in a new --workdir")
+    was, now = (table["optim"].get("accumulate", 1) for table in (saved, new))
+    if was != now:
+        raise InputError(
+            f"{workdir}: this run was started with optim.accumulate = {was}, not {now}: its "
+            "schedule counts updates; start in a new --workdir"
+        )
+    for line in differences(saved, new):
+        logger.warning("config differs from the run's so far: %s", line)
+
+
+def check_finished(workdir: Path, saved: dict[str, Any], new: dict[str, Any]) -> None:
+    """Keeps config.json of a run that has all its steps from telling what did not train it.
+
+    Fields that its version of jaxcyto did not have yet are no difference.
+
+    Args:
+        workdir: of the run.
+        saved: its config.json.
+        new: what would replace it.
+
+    Raises:
+        InputError: they differ in what training depends on.
+    """
+    old = {key: saved[key] for key in TRAINED_BY if key in saved}
+    now = {key: new[key] for key in old}
+    for key, value in old.items():
+        if isinstance(value, dict):
+            now[key] = {name: field for name, field in now[key].items() if name in value}
+    if changed := differences(old, now):
+        raise InputError(
+            f"{workdir}: this run is finished, and was trained by another config "
+            f"({'; '.join(changed)}); start in a new --workdir"
+        )
+
+
+TRAINED_BY = "seed", "model", "augment", "loss", "optim", "encoder_rate"
+PACKAGES = "jaxcyto", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"
+
+
+def trained_on(brains: Sequence[Brain], task: str) -> list[dict[str, str]]:
+    """What is told of the brains of a run, by the names of `runs.TRAINED_ON`."""
+    return [
+        {
+            "brain": brain.root.name,
+            "name": brain.name,
+            "licence": brain.licence,
+            "citation": brain.citation,
+            "task": task,
+        }
+        for brain in brains
+    ]
+
+
+def add_start(workdir: Path, step: int, trained_on: Sequence[dict[str, str]] = ()) -> None:
+    """Adds to environment.json what this start of a run runs on; each start is one entry.
+
+    Args:
+        workdir: of the run.
+        step: that it starts after.
+        trained_on: its brains, for whoever uses the weights.
+    """
+    path = workdir / "environment.json"
+    try:
+        earlier = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):  # the first start; or damaged, and no loss
+        earlier = []
+    start = {
+        "step": step,
+        "time": round(time.time()),
+        "packages": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "processes": jax.process_count(),
+        "backend": jax.default_backend(),
+        "devices": dict(Counter(device.device_kind for device in jax.devices())),
+        "trained_on": list(trained_on),
+    }
+    write_json(path, [*(earlier if isinstance(earlier, list) else []), start])

@@ -1,0 +1,1 @@
+"""Devices and processes: where arrays lie, and how processes act as one."""

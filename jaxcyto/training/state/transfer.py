@@ -1,0 +1,119 @@
+"""Weights of a pre-training run taken over, leaf by leaf, into a segmentation network."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from jaxcyto.config import InputScales
+from jaxcyto.errors import InputError
+from jaxcyto.runs.load import find, load_weights, read_config
+from jaxcyto.training.state.state import State
+
+TAKEN = "encoder"  # the submodule that both networks share
+
+
+def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
+    """Takes convolutions, batch norm and its statistics of the texture path from a finished run.
+
+    Args:
+        state: of the segmentation network, before its first step.
+        run: the pre-training run, or an export of it.
+
+    Returns:
+        The state, and a table of the leaves taken, new (not in the run) and skipped (not in the
+        network).
+
+    Raises:
+        InputError: the run is not finished or damaged, or a leaf has another shape there.
+    """
+    weights = load_weights(run)
+    leaves: dict[str, Any] = flax.traverse_util.flatten_dict(
+        {"params": state.params, "batch_stats": state.batch_stats}, sep="/"
+    )
+    rows = []
+    for name, leaf in sorted(leaves.items()):
+        if name.split("/")[1] != TAKEN:
+            rows.append(("new", name, leaf))
+            continue
+        if name not in weights:
+            raise InputError(f"--config.init_from={run}: has no leaf {name}; {_remedy()}")
+        found = weights[name]
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+            raise InputError(
+                f"--config.init_from={run}: {name} is {found.dtype} {list(found.shape)}, but this "
+                f"network has {leaf.dtype} {list(leaf.shape)}; {_remedy()}"
+            )
+        leaves[name] = found
+        rows.append(("taken", name, found))
+    for name, found in sorted(weights.items()):
+        if name in leaves:
+            continue
+        if name.split("/")[1] == TAKEN:
+            raise InputError(f"--config.init_from={run}: {name} has no place here; {_remedy()}")
+        rows.append(("skipped", name, found))
+    tree: dict[str, Any] = flax.traverse_util.unflatten_dict(leaves, sep="/")
+    state = dataclasses.replace(state, params=tree["params"], batch_stats=tree["batch_stats"])
+    return state, _table(rows)
+
+
+def pretraining_scales(
+    run: str | os.PathLike, um_per_px: float, held_out: Sequence[str]
+) -> InputScales:
+    """The standardisation of the input that a pre-training run was trained with.
+
+    Args:
+        run: the pre-training run, or an export of it.
+        um_per_px: of the images that are segmented.
+        held_out: BRAIN/SECTION of the sections of validation and test.
+
+    Raises:
+        InputError: not a pre-training run, one at another resolution, or one that was trained on
+            sections held out now.
+    """
+    config = read_config(run)
+    if "pairs_sha256" not in config:
+        raise InputError(
+            f"--config.init_from={run}: not a pre-training run; give one of a pre-training config "
+            "(such as configs/pretrain.py)"
+        )
+    try:
+        scales, found = config["scales"], float(config["data"]["um_per_px"])
+        taken = InputScales(float(scales["input_mean"]), float(scales["input_std"]))
+        if not (np.isfinite(taken.input_mean) and 0 < taken.input_std < np.inf):
+            raise ValueError("scales")
+        seen = sorted(set(config.get("training_sections", ())) & set(held_out))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        place = find(run)
+        raise InputError(f"{place.config}: damaged ({error!r}); {place.remedy}") from None
+    if not np.isclose(found, um_per_px):
+        raise InputError(
+            f"--config.init_from={run}: trained at {found:g} um/px, but data.um_per_px = "
+            f"{um_per_px:g}; texture does not carry over between resolutions: use the same"
+        )
+    if seen:
+        raise InputError(
+            f"--config.init_from={run}: was trained on {len(seen)} sections that are val or test "
+            f"here: {', '.join(seen[:5])}; they must not be: pre-train with the split column of now"
+        )
+    return taken
+
+
+def _remedy() -> str:
+    return "give the model (stem_kernel, stem_stride, widths) of that run"
+
+
+def _table(rows: list[tuple[str, str, Any]]) -> str:
+    width = max(len(name) for _, name, _ in rows)
+    order = ("taken", "new", "skipped")
+    lines = [
+        f"{kind:<8} {name:<{width}} {' x '.join(map(str, leaf.shape))}"
+        for kind, name, leaf in sorted(rows, key=lambda row: (order.index(row[0]), row[1]))
+    ]
+    totals = (
+        f"{sum(leaf.size for k, _, leaf in rows if k == kind)} numbers {kind}" for kind in order
+    )
+    return "\n".join([*lines, ", ".join(totals)])

@@ -1,0 +1,301 @@
+"""`jaxcyto annotate`: GeoJSON polygons become label images."""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.path import Path as Outline
+from minimal_brain import LABEL_PX, PIXEL_UM, make_ball, replace
+
+from jaxcyto.brain.annotation import polygons as module
+from jaxcyto.brain.annotation.geojson import Polygon, read_polygons
+from jaxcyto.brain.annotation.polygons import annotate_brain, rasterise
+from jaxcyto.brain.check import check_brain
+from jaxcyto.brain.manifest import read_brain
+from jaxcyto.cli import main
+from jaxcyto.errors import InputError
+
+SHAPE = (40, 50)
+SQUARE = [[10, 20], [30, 20], [30, 60], [10, 60], [10, 20]]  # x 10 ... 30, y 20 ... 60
+
+
+@pytest.fixture(scope="module")
+def ball(tmp_path_factory) -> Path:
+    return make_ball(tmp_path_factory.mktemp("brains") / "ball")
+
+
+@pytest.fixture
+def brain(ball, tmp_path) -> Path:
+    return shutil.copytree(ball, tmp_path / "ball")
+
+
+def feature(name, *rings, **changes):
+    geometry = {"type": "Polygon", "coordinates": list(rings)}
+    found = {"type": "Feature", "id": "PathAnnotationObject", "geometry": geometry}
+    found["properties"] = {"classification": {"name": name, "colorRGB": -3670016}}
+    return found | changes
+
+
+def export(path: Path, *features) -> Path:
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def by_matplotlib(rings, shape) -> np.ndarray:
+    """Even-odd inside test of every pixel centre: the parity over the rings."""
+    row, column = np.mgrid[: shape[0], : shape[1]]
+    centres = np.stack([column.ravel(), row.ravel()], 1)
+    inside = np.zeros(len(centres), int)
+    for ring in rings:
+        # a winding number test would fill where a ring overlaps itself: fans of triangles
+        for first, second in pairwise(ring[1:]):
+            inside += Outline([ring[0], first, second, ring[0]]).contains_points(centres)
+    return (inside % 2).reshape(shape).astype(bool)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32 - 1), corners=st.integers(3, 12), rings=st.integers(1, 3))
+def test_pixel_centres_inside_by_the_even_odd_rule(seed, corners, rings):
+    """Random polygons that cross themselves, each other and the border, against matplotlib."""
+    rng = np.random.default_rng(seed)
+    points = [rng.uniform(-15, 60, (corners, 2)) for _ in range(rings)]
+    found = rasterise([Polygon(3, points, "")], SHAPE)
+    assert set(np.unique(found)) <= {3, 255}
+    np.testing.assert_array_equal(found == 3, by_matplotlib(points, SHAPE))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_neighbours_share_no_pixel_and_leave_none(seed):
+    """A square cut by a line through pixel centres, edges on centres too."""
+    rng = np.random.default_rng(seed)
+    x = np.sort(rng.integers(5, 30, 2)).astype(float)
+    left = np.array([[0, 0], [x[0], 0], [x[1], 30], [0, 30]], float)
+    right = np.array([[x[0], 0], [30, 0], [30, 30], [x[1], 30]], float)
+    over = Counter()
+    found = rasterise([Polygon(0, [left], ""), Polygon(1, [right], "")], SHAPE, over)
+    assert not over
+    assert (found[:30, :30] < 2).all() and (found < 2).sum() == 900
+
+
+def test_bands_and_one_go_are_alike(monkeypatch):
+    points = np.random.default_rng(0).uniform(0, 40, (30, 2))
+    whole = rasterise([Polygon(0, [points], "")], SHAPE)
+    monkeypatch.setattr(module, "BAND_PX", 7)
+    np.testing.assert_array_equal(rasterise([Polygon(0, [points], "")], SHAPE), whole)
+    assert 0.1 < (whole == 0).mean() < 0.9
+
+
+def test_pixels_and_micrometres_count_from_the_corner(brain, tmp_path):
+    """At 32 um a section pixel is 2 x 2 label pixels: edges at whole px cut none in halves."""
+    path = export(tmp_path / "a.geojson", feature("outer", SQUARE))
+    for unit, factor in (("px", PIXEL_UM / 16), ("um", 1 / 16)):
+        scaled = [[x * 2 / factor, y * 2 / factor] for x, y in SQUARE]
+        export(path, feature("outer", scaled))
+        annotate_brain(brain, path, unit=unit, overwrite=True)
+        label = tifffile.imread(brain / "labels" / "a.tif")
+        expected = np.full((LABEL_PX, LABEL_PX), 255, np.uint8)
+        expected[40:120, 20:60] = 1
+        np.testing.assert_array_equal(label, expected)
+    row = read_brain(brain).sections[0]
+    assert row.label == brain.resolve() / "labels" / "a.tif"
+    assert check_brain(brain).faults == []
+
+
+def test_holes_parts_and_order(brain, tmp_path):
+    hole = [[15, 30], [20, 30], [20, 40], [15, 40], [15, 30]]
+    parts = {
+        "type": "MultiPolygon",
+        "coordinates": [[SQUARE, hole], [[[90, 90], [99, 90], [99, 99]]]],
+    }
+    features = [
+        feature("background", [[0, 0], [100, 0], [100, 100], [0, 100]]),
+        feature("inner", geometry=parts),
+        feature("outer", [[0, 0], [20, 0], [20, 25], [0, 25]]),
+    ]
+    printed = run("annotate", brain, "--geojson", export(tmp_path / "c.geojson", *features))
+    assert printed.exit_code == 0, printed.output
+    label = tifffile.imread(brain / "labels" / "c.tif")
+    assert label[70, 35] == 2 and label[90, 35] == 0  # the hole shows what was painted before
+    assert label[45, 30] == 1 and label[188, 194] == 0 and label[201, 201] == 255
+    area = [(label == k).sum() * 0.016**2 for k in range(3)]
+    for name, mm2 in zip(("inner", "outer", "background"), area, strict=True):
+        assert f"{name}: {mm2:.4g} mm2" in printed.stdout
+    over = 4 * (20 * 40 - 5 * 10) * 0.016**2 + (label == 0)[178:].sum() * 0.016**2
+    assert f"inner painted over background: {over:.4g} mm2" in printed.stdout
+    assert f"outer painted over inner: {4 * 10 * 5 * 0.016**2:.4g} mm2" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    "classification",
+    [{"name": "inner"}, "inner", {"name": "Cortex: inner"}, {"names": ["Cortex", "inner"]}],
+)
+@pytest.mark.parametrize("layout", ["collection", "list", "one"])
+def test_layouts_and_ways_to_name_a_class(ball, tmp_path, classification, layout):
+    one = feature("", SQUARE, properties={"classification": classification})
+    content = {"collection": {"type": "FeatureCollection", "features": [one]}, "list": [one]}
+    path = tmp_path / "x.geojson"
+    path.write_text("\ufeff" + json.dumps(content.get(layout, one)), encoding="utf-8")
+    (polygon,) = read_polygons(path, read_brain(ball).classes)
+    assert polygon.number == 0
+    np.testing.assert_array_equal(polygon.rings[0], SQUARE)
+
+
+def test_what_has_no_class_or_area_is_left_out_and_said(ball, tmp_path):
+    line = {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}
+    features = [
+        feature("inner", SQUARE),
+        feature("", SQUARE, properties={}),
+        feature("", SQUARE, properties=None),
+        feature("Region*", SQUARE),
+        feature("inner", geometry=line),
+    ]
+    path = export(tmp_path / "x.geojson", *features)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(read_polygons(path, read_brain(ball).classes)) == 1
+    said = " ".join(str(each.message) for each in caught)
+    for words in ("2 feature(s) without a class", "ignored class Region*", "1 feature(s) that are"):
+        assert words in said
+
+
+def test_a_folder_of_exports(brain, tmp_path):
+    """Files are named after sections or their images; an empty one is left out."""
+    folder = tmp_path / "export"
+    folder.mkdir()
+    export(folder / "a.geojson", feature("inner", SQUARE))
+    export(folder / "b.tif.geojson", feature("outer", SQUARE))
+    export(folder / "c.json")
+    before = (brain / "b_label.tif").read_bytes()
+    for options in ((), ("--overwrite",)):
+        with pytest.warns(UserWarning, match=r"c\.json: no polygon with a class"):
+            result = run("annotate", brain, "--geojson", folder, *options)
+        if not options:
+            assert result.exit_code == 2 and "b_label.tif; add --overwrite" in result.stderr
+            assert not (brain / "labels").exists()
+    assert result.exit_code == 0 and "2 label image(s)" in result.stdout
+    rows = read_brain(brain).sections
+    assert [row.label and row.label.parent.name for row in rows] == ["labels", "labels", None]
+    assert (brain / "b_label.tif").read_bytes() == before and not list(brain.glob(".*"))
+    assert [row.split for row in rows] == ["train", "train", "test"]
+
+
+def nest(depth):
+    return '{"type": "Feature", "geometry": ' + "[" * depth + "]" * depth + "}"
+
+
+NAN = [[float("nan"), 0], [9, 0], [9, 9]]
+BAD = {
+    "unknown class": (feature("hOc1", SQUARE), "class 'hOc1' is not in brain.toml"),
+    "two points": (feature("inner", SQUARE[:2] + SQUARE[:1]), "fewer than 3 different points"),
+    "not a number": (feature("inner", NAN), "not finite"),
+    "too large": (feature("inner", [[0, 0], [1e300, 0], [9, 9]]), "not finite or over"),
+    "ragged": (feature("inner", [[0, 0], [1], [9, 9]]), "not a list of positions"),
+    "text": (feature("inner", [["a", "b"], ["c", "d"], ["e", "f"]]), "not a list of positions"),
+    "no rings": (feature("inner"), "expected a list of rings"),
+    "flat": (feature("inner", geometry={"type": "Polygon", "coordinates": 3}), "list of rings"),
+    "no geometry": (feature("inner", geometry=None), "geometry: expected an object"),
+    "a collection": (feature("inner", geometry={"type": "GeometryCollection"}), "Collection'"),
+    "class 3": (feature("", SQUARE, properties={"classification": 3}), "expected a name, found 3"),
+    "outside": (feature("inner", [[900, 0], [950, 0], [950, 9]]), "lies outside of section a"),
+    "tiny": (feature("inner", [[1.1, 1.1], [1.2, 1.1], [1.2, 1.2]]), "cover no pixel"),
+    "no class": (None, "no polygon with a class"),
+    "not JSON": (b"{", "not valid JSON"),
+    "nested": (nest(200_000).encode(), "not valid JSON"),
+    "digits": (b"1" * 5000, "not valid JSON"),
+    "latin": ('{"name": "\xe9"}'.encode("latin-1"), "not UTF-8"),
+    "a number": (b"3", "not GeoJSON features"),
+    "geometry": (b'{"type": "Polygon", "coordinates": []}', "not GeoJSON features"),
+    "empty": (b"", "the file is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_faults_end_in_one_message_and_change_nothing(ball, tmp_path, name):
+    content, words = BAD[name]
+    path = tmp_path / "a.geojson"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        export(path, *([content] if content else []))
+    before = {each: each.read_bytes() for each in ball.iterdir()}
+    result = run("annotate", ball, "--geojson", path)
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result.output
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert words in error and str(path) in error
+    assert {each: each.read_bytes() for each in ball.iterdir()} == before
+
+
+def test_files_and_sections_must_match(brain, tmp_path):
+    path = export(tmp_path / "drawn.geojson", feature("inner", SQUARE))
+    with pytest.raises(
+        InputError, match=r"no section or section image .* is named 'drawn'.*--section"
+    ):
+        annotate_brain(brain, path)
+    with pytest.raises(InputError, match="no section 'z'; there are a, b, c"):
+        annotate_brain(brain, path, section="z")
+    with pytest.raises(InputError, match="name one file for --section"):
+        annotate_brain(brain, tmp_path, section="a")
+    with pytest.raises(InputError, match="no file ending in"):
+        annotate_brain(brain, brain)
+    with pytest.raises(InputError, match="no such file"):
+        annotate_brain(brain, tmp_path / "nowhere.geojson")
+    annotate_brain(brain, path, section="a")
+    shutil.copy(path, tmp_path / "a.geojson")
+    shutil.copy(path, tmp_path / "a.tif.geojson")
+    path.unlink()
+    with pytest.raises(InputError, match="both of section a"):
+        annotate_brain(brain, tmp_path)
+    replace(brain / "sections.csv", "\na,", "\n../a,")
+    with pytest.raises(InputError, match=r"'\.\./a' cannot be the name"):
+        annotate_brain(brain, tmp_path / "a.geojson", section="../a")
+
+
+def test_a_table_changed_meanwhile_is_left_alone(brain, tmp_path, monkeypatch):
+    path = export(tmp_path / "a.geojson", feature("inner", SQUARE))
+    write = module.write_section
+
+    def slow(*args, **kwargs):
+        replace(brain / "sections.csv", "\na,", "\nother,")
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(module, "write_section", slow)
+    with pytest.raises(InputError, match="changed while it was in use"):
+        annotate_brain(brain, path)
+    assert not (brain / "labels").exists() and not list(brain.glob(".*"))
+
+
+def test_memory_follows_the_label_image_not_the_polygon():
+    """A comb of 1,000 edges over 10,000 rows: ten million crossings, 100 bytes each at once."""
+    code = """
+import resource
+import numpy as np
+from jaxcyto.brain.annotate import rasterise
+from jaxcyto.brain.geojson import Polygon
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+teeth = np.arange(1_000)
+comb = np.stack([teeth / 2, np.where(teeth % 2, 9_999.2, 0.2)], 1)
+label = rasterise([Polygon(0, [comb], "")], (10_000, 1_000))
+print((label == 0).mean(), peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    share, mib = map(float, done.stdout.split())
+    assert share == pytest.approx(0.5 * 0.5, rel=0.02)
+    assert mib < 300

@@ -1,0 +1,112 @@
+"""The structure that CONTRIBUTING describes: no arrow back, no circle, no crowded folder."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "jaxcyto"
+# Each room may import from those before it, and within itself.
+ORDER = (
+    *("errors", "losses", "batch_losses", "augment", "models", "config", "config_io", "validate"),
+    *("utils", "brain", "phantom", "data", "metrics", "scores", "runs", "plots", "training"),
+    *("predict", "explore", "report", "api", "cli", "__main__"),
+)
+MOST_MODULES = 12
+CROWDED = {"brain/sections": 16}  # CONTRIBUTING says why
+NO_JAX = ("utils", "brain", "phantom", "cli")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name; a package by that of its face."""
+    paths = sorted(PACKAGE.glob("**/*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    return dict(zip((name.removesuffix(".__init__") for name in names), paths, strict=True))
+
+
+MODULES = modules()
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                deeper = f"{node.module}.{alias.name}"
+                found.add(deeper if deeper in MODULES else node.module)
+    return found & MODULES.keys()
+
+
+ARROWS = {name: imported(path) - {name} for name, path in MODULES.items()}
+
+
+def room(module: str) -> str:
+    return (module.split(".") + [""])[1]
+
+
+def test_every_room_has_its_place():
+    assert {room(name) for name in MODULES} - {""} == set(ORDER)
+
+
+def test_no_arrow_runs_back():
+    place = {name: k for k, name in enumerate(ORDER)}
+    back = [
+        (module, other)
+        for module, others in ARROWS.items()
+        for other in others
+        if room(module) and place.get(room(other), -1) > place[room(module)]
+    ]
+    assert back == []
+
+
+def test_no_circle():
+    done: set[str] = set()
+    while rest := MODULES.keys() - done:
+        free = {name for name in rest if ARROWS[name] <= done}
+        assert free, f"each of these waits for another: {sorted(rest)}"
+        done |= free
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()} - {PACKAGE}))
+def test_a_folder_is_seen_at_a_glance(folder):
+    count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+    assert count <= CROWDED.get(folder.relative_to(PACKAGE).as_posix(), MOST_MODULES)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room(name) in NO_JAX])
+def test_rooms_without_jax_do_not_name_it(module):
+    tops = {
+        alias.name if isinstance(node, ast.Import) else node.module or ""
+        for node in ast.parse(MODULES[module].read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not [name for name in tops if name.split(".")[0] in ("jax", "flax", "optax")]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(f"import {name}" for name, path in MODULES.items() if path.name == "__init__.py"),
+        "from jaxcyto.cli import main; main(['--help'], standalone_mode=False)",
+        "from jaxcyto import InputError",
+        "from jaxcyto.brain.surfaces import read_surface",
+        "from jaxcyto.brain.sections import open_section",
+        "from jaxcyto.predict import open_class_map",
+    ],
+)
+def test_a_door_does_not_bring_the_whole_house(code):
+    """No face imports JAX, matplotlib or scikit-learn for those who do not need them."""
+    heavy = {"jax", "matplotlib", "sklearn"}
+    if code == "import jaxcyto.models":  # Flax modules
+        heavy -= {"jax"}
+    code += f"\nimport sys; print(sorted({sorted(heavy)} & sys.modules.keys()), file=sys.stderr)"
+    code = code.replace(f"{sorted(heavy)} &", f"set({sorted(heavy)}) &")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr
