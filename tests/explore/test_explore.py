@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from segment_run import write_run as write_segment_run
 from shapes import sphere
 
-import jaxcyto.explore
+import jaxcyto.explore.run
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.sampling.patches import load_patches
 from jaxcyto.brain.surfaces.smoothing import neighbour_mean
@@ -161,9 +161,9 @@ def test_results_are_those_printed(explored, tiny_brain):
 def test_features_are_computed_once(explored, run, tiny_brain, monkeypatch):
     folder, _ = explored
     calls = []
-    embed = jaxcyto.explore.embed_brain
+    embed = jaxcyto.explore.run.embed_brain
     monkeypatch.setattr(
-        jaxcyto.explore, "embed_brain", lambda *a, **k: calls.append(1) or embed(*a, **k)
+        jaxcyto.explore.run, "embed_brain", lambda *a, **k: calls.append(1) or embed(*a, **k)
     )
     before = pyarrow.parquet.read_table(folder / "patches.parquet")
     explore(run, tiny_brain, "--nearest", 3)

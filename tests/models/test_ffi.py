@@ -137,7 +137,7 @@ def test_the_process_ends_while_a_program_runs(ending):
     code = f"""
 import sys
 import jax, jax.numpy as jnp
-from jaxcyto.models.conv import conv
+from jaxcyto.models.layers import conv
 x, kernel = jnp.ones((4, 100, 100, 16)), jnp.full((3, 3, 16, 16), 0.1)
 step = lambda n, total: total + jnp.tanh(conv(x * n, kernel)).sum()
 program = jax.jit(lambda x: jax.lax.fori_loop(0, 300, step, 0.0)).lower(x).compile()

@@ -139,7 +139,7 @@ def test_signal_in_a_validation_that_does_not_return(run, tmp_path):
 import runpy
 from absl import flags
 flags.FLAGS.mark_as_parsed()
-from jaxcyto.training import loop, pretext, stop
+from jaxcyto.training import loop, pretext, signals as stop
 stop.GRACE_SECONDS = 3.0
 pretext.Pretraining.validate = block
 loop.train(runpy.run_path({str(config)!r})["get_config"](), {str(tmp_path / "parts")!r})
@@ -179,7 +179,7 @@ def test_first_signal_raises_unless_held(signum):
 def test_second_signal_ends_at_once():
     """While the main thread waits in C; the same signal sent twice by one `kill` does not."""
     code = f"""{BLOCK}
-from jaxcyto.training.stop import Stop
+from jaxcyto.training.signals import Stop
 with Stop() as stop, stop.held():
     block()
 """

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # what JAX says of its cache while a program of its own is compiled and run
 PROGRAM = """
 import json, sys
-from jaxcyto.compilation import keep_programs
+from jaxcyto.utils.runtime import keep_programs
 folder = keep_programs()
 import jax
 events = []
@@ -66,7 +66,7 @@ def test_programs_with_convolutions_are_kept(tmp_path):
     code = PROGRAM.replace(
         "value = jax.jit(lambda x: (x * 3 + 1).sum())(jax.numpy.arange(4.0)).item()",
         """
-from jaxcyto.models.conv import conv
+from jaxcyto.models.layers import conv
 x, kernel = jax.numpy.ones((2, 20, 20, 3)), jax.numpy.ones((3, 3, 3, 8))
 value = jax.jit(jax.grad(lambda kernel: conv(x, kernel).sum()))(kernel).sum().item()
 """,

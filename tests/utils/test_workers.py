@@ -8,8 +8,8 @@ from pathlib import Path
 
 SCRIPT = """
 import numpy as np
-from jaxcyto.brain import solve
-from jaxcyto.brain.phantom_shape import icosphere
+from jaxcyto.brain.geodesics import solvers as solve
+from jaxcyto.phantom.cortex import icosphere
 from jaxcyto.brain.surfaces import Surface
 from jaxcyto.errors import InputError
 
@@ -35,7 +35,7 @@ PARENT = """
 import os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from jaxcyto.brain.workers import leave_with_parent
+from jaxcyto.utils.processes import leave_with_parent
 
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=leave_with_parent)

@@ -285,8 +285,8 @@ def test_memory_follows_the_label_image_not_the_polygon():
     code = """
 import resource
 import numpy as np
-from jaxcyto.brain.annotate import rasterise
-from jaxcyto.brain.geojson import Polygon
+from jaxcyto.brain.annotation.polygons import rasterise
+from jaxcyto.brain.annotation.geojson import Polygon
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
