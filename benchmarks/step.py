@@ -7,7 +7,7 @@
 Each combination of dtype and number of devices runs in a process of its own: compilation and
 warm-up, then windows of steps without waiting in between, on random batches of the config's size
 that stay on the device; the table shows medians of windows. With `--loader` also with batches of
-the config's own brains, as `train.py` reads them. FLOP are those of the step before optimisation
+the config's own brains, as `train.py` reads them. FLOP are those of the step before optimization
 (XLA's count, without recomputation); the peak is that of a matrix product in the same dtype,
 measured in the same process. Last line on stdout: one JSON object.
 """
@@ -35,7 +35,7 @@ PEAK_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the matrix product
 
 
 def read_config(path: Path) -> Any:
-    """`get_config()` of a config file; its neighbours can be imported."""
+    """`get_config()` of a config file; its neighbors can be imported."""
     sys.path.append(str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -111,7 +111,7 @@ def endless(batch: dict[str, Any]) -> Iterator[Any]:
 
 
 def count_flops(function: Callable, *arguments: Any) -> float:
-    """XLA's count before optimisation, of the form that all backends but the CPU compute."""
+    """XLA's count before optimization, of the form that all backends but the CPU compute."""
     import jax
 
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))

@@ -8,7 +8,7 @@ Prepare the brain once (docs/data.md), then train:
 
 Cost, by arithmetic: a pair takes 2 x 0.64 G multiply-adds forward, about three times that with the
 gradient: 7.7 GFLOP; 50 epochs of 200,000 pairs are 77 PFLOP and read 21 TB of uint8 patches.
-What to expect: the paper gives no error in millimetres and nobody has run this config on BigBrain
+What to expect: the paper gives no error in millimeters and nobody has run this config on BigBrain
 yet; configs/quickstart.py and benchmarks/evidence/real_section.py show what was measured at smaller
 sizes.
 Batch size, schedule, epochs of the full run and augmentation are assumptions.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.brain.sections.section import array_section
 from jaxcyto.errors import InputError
-from jaxcyto.predict import Predictor, Source, map_shape
+from jaxcyto.predict import Predictor, SectionSource, map_shape
 from jaxcyto.predict.features import BATCH, Embedding, embed
 from jaxcyto.predict.predictor import default_tile
 from jaxcyto.runs.load import PretextRun, SegmentRun, load_run
@@ -73,7 +73,7 @@ class Network:
 
     @property
     def um_per_px(self) -> float:
-        """Resolution of the input, micrometres per pixel."""
+        """Resolution of the input, micrometers per pixel."""
         return self.run.um_per_px
 
     @property
@@ -96,7 +96,7 @@ class Network:
 
     @property
     def out_um(self) -> float:
-        """Side of a pixel of what `segment` gives, micrometres.
+        """Side of a pixel of what `segment` gives, micrometers.
 
         Raises:
             InputError: a pre-training network.
@@ -107,7 +107,7 @@ class Network:
         """Features and predicted positions of patches, computed on all local devices.
 
         Args:
-            patches: uint8 [N, s, s], grey, s = `patch_px`, at `um_per_px`.
+            patches: uint8 [N, s, s], gray, s = `patch_px`, at `um_per_px`.
 
         Returns:
             `features` float32 [N, F]: the squared Euclidean distance of two of them, times
@@ -118,7 +118,7 @@ class Network:
             InputError: a segmentation network, or patches of another kind or size.
         """
         run = self._pretext()
-        patches = _grey("patches", patches, "[N, s, s]", 3)
+        patches = _gray("patches", patches, "[N, s, s]", 3)
         if patches.shape[1:] != (run.patch_px, run.patch_px):
             raise InputError(
                 f"patches: {patches.shape[1]} x {patches.shape[2]} px, but this network takes "
@@ -138,9 +138,9 @@ class Network:
         """Segments a section, tile by tile as `jaxcyto predict` does.
 
         Args:
-            image: uint8 [H, W], grey.
-            pixel_um: size of its pixels, micrometres; None: `um_per_px`.
-            background: grey value outside of the image and where there is no tissue.
+            image: uint8 [H, W], gray.
+            pixel_um: size of its pixels, micrometers; None: `um_per_px`.
+            background: gray value outside of the image and where there is no tissue.
             probabilities: whether to return the probability of each class, too.
 
         Returns:
@@ -156,12 +156,12 @@ class Network:
                 f"{run.path}: this network needs atlas images; segment by `jaxcyto predict`, which "
                 "reads those of the section table"
             )
-        image = _grey("image", image, "[H, W]", 2)
+        image = _gray("image", image, "[H, W]", 2)
         if not 0 <= background <= 255:
-            raise InputError(f"background = {background}; give a grey value 0 ... 255")
+            raise InputError(f"background = {background}; give a gray value 0 ... 255")
         pixel_um = run.um_per_px if pixel_um is None else pixel_um
         section = array_section(image, pixel_um, background)
-        source = Source("image", section, map_shape(section, run.out_um))
+        source = SectionSource("image", section, map_shape(section, run.out_um))
         key = default_tile(run, max(source.shape)), probabilities
         if key not in self._predictors:
             self._predictors[key] = Predictor(run, *key)
@@ -188,12 +188,12 @@ class Network:
         )
 
 
-def _grey(name: str, images: np.ndarray, shape: str, dimensions: int) -> np.ndarray:
-    """The images as an array, if they are grey values of so many dimensions."""
+def _gray(name: str, images: np.ndarray, shape: str, dimensions: int) -> np.ndarray:
+    """The images as an array, if they are gray values of so many dimensions."""
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != dimensions or not all(images.shape[-2:]):
         raise InputError(
-            f"{name}: {images.dtype} {list(images.shape)}, expected uint8 {shape}: grey values 0 "
+            f"{name}: {images.dtype} {list(images.shape)}, expected uint8 {shape}: gray values 0 "
             "... 255, one channel"
         )
     return images

@@ -4,7 +4,7 @@ A key is drawn for each example from (root key, step, number of the example), so
 depends on the composition of the batch, on devices, processes or workers.
 
 Symmetries (flips, rotations by 90 degrees) act on uint8 and can be applied alike to image, atlas
-and label; intensities (contrast, brightness, blur, noise) act on the normalised image. A strength
+and label; intensities (contrast, brightness, blur, noise) act on the normalized image. A strength
 of zero takes the operation out of the program: it costs nothing and changes no bit.
 """
 
@@ -33,8 +33,8 @@ def example_keys(root_key: jax.Array, step: jax.Array | int, index: jax.Array) -
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
-def normalise(image: jax.Array, mean: float | jax.Array, std: float | jax.Array) -> jax.Array:
-    """(image - mean) / std in float32; mean and std of the training set, grey values 0 ... 255."""
+def normalize(image: jax.Array, mean: float | jax.Array, std: float | jax.Array) -> jax.Array:
+    """(image - mean) / std in float32; mean and std of the training set, gray values 0 ... 255."""
     return (image.astype(jnp.float32) - mean) / std
 
 
@@ -90,11 +90,11 @@ def intensity(
     blur_px: float = 0.0,
     noise: float = 0.0,
 ) -> jax.Array:
-    """Changes contrast, brightness, sharpness and noise of a normalised image, in this order.
+    """Changes contrast, brightness, sharpness and noise of a normalized image, in this order.
 
     Args:
         key: key of this image.
-        image: [H, W, C] float, normalised.
+        image: [H, W, C] float, normalized.
         brightness: an offset is drawn from [-brightness, brightness], in standard deviations of
             the training set.
         contrast: a factor is drawn from [1 - contrast, 1 + contrast]; the training mean (0) stays.
@@ -157,7 +157,7 @@ def augment_patches(
     blur_px: float = 0.0,
     noise: float = 0.0,
 ) -> jax.Array:
-    """Normalises and augments the patches of a batch of pairs.
+    """Normalizes and augments the patches of a batch of pairs.
 
     The two patches of a pair are drawn independently (an assumption: staining and cut differ
     between them as they do between pairs).
@@ -165,8 +165,8 @@ def augment_patches(
     Args:
         keys: [B] from `example_keys`.
         patches: uint8 [B, 2, H, W, C].
-        mean: training mean, grey values.
-        std: training standard deviation, grey values.
+        mean: training mean, gray values.
+        std: training standard deviation, gray values.
         flip: mirror rows and columns.
         rotate: rotate by multiples of 90 degrees (square patches only).
         brightness: see `intensity`; as are contrast, blur_px and noise.
@@ -185,7 +185,7 @@ def augment_patches(
             image = apply_symmetry(image, symmetry, rotate=rotate)
         return intensity(
             intensity_key,
-            normalise(image, mean, std),
+            normalize(image, mean, std),
             brightness=brightness,
             contrast=contrast,
             blur_px=blur_px,
@@ -209,14 +209,14 @@ def augment_windows(
     rotate: bool = False,
     **strengths: float,
 ) -> tuple[jax.Array, ...]:
-    """Normalises and augments the images of windows; what lies over them moves along.
+    """Normalizes and augments the images of windows; what lies over them moves along.
 
     Args:
         keys: [B] from `example_keys`.
         images: uint8 [B, H, W, C], and what covers the same window on other grids (label [B, h, w],
             atlas [B, h', w', A]): one symmetry is drawn for all of them.
-        mean: training mean of the first, grey values.
-        std: training standard deviation of the first, grey values.
+        mean: training mean of the first, gray values.
+        std: training standard deviation of the first, gray values.
         flip: mirror rows and columns.
         rotate: rotate by multiples of 90 degrees (square windows only).
         **strengths: of `intensity`, on the first alone.
@@ -231,7 +231,7 @@ def augment_windows(
             symmetry = draw_symmetry(symmetry_key, flip=flip, rotate=rotate)
             image = apply_symmetry(image, symmetry, rotate=rotate)
             others = tuple(apply_symmetry(x, symmetry, rotate=rotate) for x in others)
-        image = intensity(intensity_key, normalise(image, mean, std), **strengths)
+        image = intensity(intensity_key, normalize(image, mean, std), **strengths)
         return (image, *others)
 
     return jax.vmap(one)(keys, *images)

@@ -134,8 +134,8 @@ class Scales:
 
     Predicted distance is in units of `distance_mm`, the mean training distance; coordinates
     are mapped to [-1, 1] on each axis by the training range (an assumption, after a later public
-    script of the paper's circle); the input is standardised. Both units weigh the two terms, too.
-    On a phantom, distances in units four times as large were hardly learnt, and a quarter as large
+    script of the paper's circle); the input is standardized. Both units weigh the two terms, too.
+    On a phantom, distances in units four times as large were hardly learned, and a quarter as large
     took from the coordinates what it gave to the distance (docs/results.md, one seed).
     """
 
@@ -144,15 +144,15 @@ class Scales:
     coordinate_high_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     distance_median_mm: float = 1.0  # of training pairs: the best constant prediction
     coordinate_median_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    input_mean: float = 0.0  # grey value
+    input_mean: float = 0.0  # gray value
     input_std: float = 1.0
 
 
 @dataclasses.dataclass
 class InputScales:
-    """Standardisation of the input, fitted on training data or taken over from pre-training."""
+    """Standardization of the input, fitted on training data or taken over from pre-training."""
 
-    input_mean: float = 0.0  # grey value
+    input_mean: float = 0.0  # gray value
     input_std: float = 1.0
 
 

@@ -5,7 +5,7 @@ Pre-training: a term reads the outputs of the network (`features` [B, 2, F], `co
 [B] and `batch["coordinate_target"]` [B, 2, 3]; the training step puts them beside the fields in mm.
 Where they are missing, `distance` and `coordinates` are taken as they are.
 
-Segmentation: outputs are `logits` [B, h, w, C], the batch holds `label` [B, h, w]. Pixels labelled
+Segmentation: outputs are `logits` [B, h, w, C], the batch holds `label` [B, h, w]. Pixels labeled
 255 are not annotated and enter no term.
 
 Your own term is a function of the same form in your own file: see docs/losses.md.

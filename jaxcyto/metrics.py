@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxcyto.losses import IGNORE, predicted_distance
 
-State = Mapping[str, tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]]
+Metrics = Mapping[str, tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]]
 
 
 # ---- pre-training -------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def segmentation_scores(
 # ---- states -------------------------------------------------------------------------------------
 
 
-def merge(*states: State) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def merge(*states: Metrics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Adds states on the host, in float64; a name may be missing from some of them."""
     merged: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for state in states:
@@ -186,7 +186,7 @@ def merge(*states: State) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return merged
 
 
-def compute(state: State) -> dict[str, float | list[float]]:
+def compute(state: Metrics) -> dict[str, float | list[float]]:
     """Means, ready for JSON; NaN where nothing was counted."""
     result: dict[str, float | list[float]] = {}
     for name, (total, count) in state.items():

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxcyto import metrics
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.brain.sections.label_image import IGNORE
+from jaxcyto.brain.sections.label_image import UNLABELED
 
 
 def scores(confusion: np.ndarray, classes: tuple[AreaClass, ...]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def confusion(predicted: np.ndarray, label: np.ndarray, num_classes: int) -> np.
         label: uint8 [h, w]; 255 = not annotated.
         num_classes: C.
     """
-    counted = label != IGNORE
+    counted = label != UNLABELED
     columns = np.minimum(predicted[counted].astype(np.int64), num_classes)
     key = label[counted].astype(np.int64) * (num_classes + 1) + columns
     size = num_classes * (num_classes + 1)

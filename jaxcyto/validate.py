@@ -63,7 +63,7 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
     rules: list[Rule] = [
         ("seed", config.seed, lambda v: type(v) is int and 0 <= v < 2**32, "0 ... 2**32 - 1"),
         ("data.brains", data.brains, _names, "folders with a brain.toml; of several: ('a', 'b')"),
-        ("data.um_per_px", data.um_per_px, _positive, "micrometres above 0"),
+        ("data.um_per_px", data.um_per_px, _positive, "micrometers above 0"),
         ("data.threads", data.threads, _whole(1), "at least 1"),
         ("data.on_error", data.on_error, ("raise", "skip").__contains__, "raise or skip"),
         ("model.widths", model.widths, _widths, "a tuple of whole numbers, at least one"),

@@ -131,17 +131,17 @@ def test_segment_is_the_map_of_predict(segment, tiny_brain):
 
 def test_mistakes_are_said_in_one_message(pretext, segment, tmp_path):
     features, areas = jaxcyto.load(pretext), jaxcyto.load(segment)
-    grey = np.zeros((2, 32, 32), np.uint8)
+    gray = np.zeros((2, 32, 32), np.uint8)
     for call, words in (
-        (lambda: features.segment(grey[0]), "init_from"),
-        (lambda: areas.embed(grey), "segmentation network"),
-        (lambda: features.embed(grey[0]), r"uint8 \[32, 32\], expected uint8 \[N, s, s\]"),
-        (lambda: features.embed(grey / 255), "float64"),
-        (lambda: features.embed(grey[:, :30]), "30 x 32 px.*takes 32 x 32 px at 64"),
+        (lambda: features.segment(gray[0]), "init_from"),
+        (lambda: areas.embed(gray), "segmentation network"),
+        (lambda: features.embed(gray[0]), r"uint8 \[32, 32\], expected uint8 \[N, s, s\]"),
+        (lambda: features.embed(gray / 255), "float64"),
+        (lambda: features.embed(gray[:, :30]), "30 x 32 px.*takes 32 x 32 px at 64"),
         (lambda: areas.segment(np.zeros((32, 32, 3), np.uint8)), r"expected uint8 \[H, W\]"),
         (lambda: areas.segment(np.zeros((0, 32), np.uint8)), r"\[0, 32\]"),
-        (lambda: areas.segment(grey[0], pixel_um=-1), "pixel size -1"),
-        (lambda: areas.segment(grey[0], background=256), "background = 256"),
+        (lambda: areas.segment(gray[0], pixel_um=-1), "pixel size -1"),
+        (lambda: areas.segment(gray[0], background=256), "background = 256"),
         (lambda: jaxcyto.load(tmp_path), r"no config\.json"),
         (lambda: areas.patch_px, "segmentation network"),
         (lambda: features.classes, "pre-training network"),

@@ -30,7 +30,7 @@ def keys(step: int, index) -> jax.Array:
     return augment.example_keys(ROOT, step, jnp.asarray(index))
 
 
-def test_zero_strength_is_only_normalising(patches):
+def test_zero_strength_is_only_normalizing(patches):
     result = jax.jit(augment.augment_patches)(keys(0, np.arange(6)), patches, 120.0, 40.0)
     expected = (patches.astype(np.float32) - np.float32(120)) / np.float32(40)
     np.testing.assert_allclose(result, expected, rtol=1e-6)
@@ -40,7 +40,7 @@ def test_zero_strength_is_only_normalising(patches):
 
 
 def test_draws_depend_on_step_and_example_only(patches):
-    """Other neighbours, another order, another batch size: the same patch, bit for bit."""
+    """Other neighbors, another order, another batch size: the same patch, bit for bit."""
     run = augment_all
     whole = run(keys(3, np.arange(6)), patches)
     order = np.array([5, 1, 3])

@@ -1,4 +1,4 @@
-"""Configs load, travel through JSON, and refuse what is misspelt."""
+"""Configs load, travel through JSON, and refuse what is misspelled."""
 
 import dataclasses
 import functools
@@ -121,7 +121,7 @@ def test_accumulated_steps_are_one_update_by_the_mean_gradient():
         ("steps=1", "flags start with --"),
     ],
 )
-def test_misspelt_overrides_end_in_one_line(tmp_path, argument, message):
+def test_misspelled_overrides_end_in_one_line(tmp_path, argument, message):
     assert message in refused("configs/quickstart.py", tmp_path, argument)
 
 
@@ -222,7 +222,7 @@ def refused(config, workdir, *arguments) -> str:
     return said
 
 
-def test_the_quickstart_makes_no_phantom_where_a_brain_is_misspelt(tmp_path):
+def test_the_quickstart_makes_no_phantom_where_a_brain_is_misspelled(tmp_path):
     missing = tmp_path / "mien"
     message = refused("configs/quickstart.py", tmp_path / "run", f"--config.data.brains={missing}")
     assert "no such folder; name a brain's folder" in message and not missing.exists()

@@ -193,7 +193,7 @@ def test_text_labels(tmp_path):
     path = tmp_path / "areas.txt"
     path.write_bytes(b"1 " * 50_000 + b"1" * 50_000)  # as an array of equal words: 5 GB
     assert re.search("over 64 letters", refused(lambda path: read_labels(path, 50_001), path))
-    path.write_bytes(b"1" * 200_000 + b"x")  # took minutes to recognise
+    path.write_bytes(b"1" * 200_000 + b"x")  # took minutes to recognize
     assert re.search("not labels", refused(lambda path: read_labels(path, 4), path))
 
 
@@ -274,7 +274,9 @@ def test_npz(tmp_path, name):
     path, read = tmp_path / name, READERS[name]
     touched = tmp_path / "touched"
     objects = npy(header("|O", "(1,)"), pickle.dumps([Touch(touched)]))
-    format_ = plain({"patches": patches.FORMAT, "pairs": pairs.FORMAT}.get(path.stem, "x"))
+    format_ = plain(
+        {"patches": patches.PATCHES_FORMAT, "pairs": pairs.PAIRS_FORMAT}.get(path.stem, "x")
+    )
     for members in ({"format": objects}, {"format": format_, "first": objects}):
         npz(path, **members)
         assert re.search("not ", refused(read, path, MIB))

@@ -100,7 +100,7 @@ def _head(key: str, term: str, axis: int | None = None) -> Read:
 
 
 def _times_larger(found: dict[str, Any]) -> float | None:
-    """Median squared distance of neighbours at borders over that within areas."""
+    """Median squared distance of neighbors at borders over that within areas."""
     border, within = (_probe("neighbors", f"median_{k}")(found) for k in ("border", "within"))
     return border / within if border is not None and within else None
 
@@ -110,7 +110,7 @@ def _segment(key: str) -> Read:
 
 
 def _dice_of_seen(found: dict[str, Any]) -> float | None:
-    """Mean Dice of the areas of the test that had a training pixel: the others cannot be learnt."""
+    """Return the mean Dice of those test areas that had a training pixel."""
     record = found.get("segment") or {}
     pixels = record.get("training_pixels")
     if not pixels or not record["test"]:

@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 
 from benchmarks.evidence.plan import ROWS
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.plots.common import BLUE, GREEN, GREY, ORANGE, RED, save_figures
+from jaxcyto.plots.common import BLUE, GRAY, GREEN, ORANGE, RED, save_figures
 from jaxcyto.plots.segmentation import confusion_matrices
 
 Results = dict[tuple[str, str, int], dict[str, Any]]
-# Okabe and Ito's colours; row 1 is the grey that the others are held against
-COLORS = dict(zip(ROWS, (GREY, ORANGE, GREEN, BLUE, "#56B4E9", RED, "#CC79A7"), strict=True))
+# Okabe and Ito's colors; row 1 is the gray that the others are held against
+COLORS = dict(zip(ROWS, (GRAY, ORANGE, GREEN, BLUE, "#56B4E9", RED, "#CC79A7"), strict=True))
 PICTURES = {  # drawn by evidence_pictures.py, which needs the runs
     "results_sections.png": "A test section of the phantom: annotation, from scratch, after "
     "pre-training (row 4); 3,000 steps of fine-tuning, seed 0",
-    "results_neighbors.png": "Squared distance between averaged features of neighbouring patches "
+    "results_neighbors.png": "Squared distance between averaged features of neighboring patches "
     "(row 4) along the ribbon of consecutive test sections; ticks: area borders",
 }
 
@@ -59,7 +59,7 @@ def draw(results: Results, folder: Path) -> dict[str, str]:
     )
     add(
         "results_map.png",
-        "t-SNE of frozen features of test patches, coloured by area, seed 0",
+        "t-SNE of frozen features of test patches, colored by area, seed 0",
         map_figure(results),
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def scatter_figure(results: Results) -> Figure | None:
                                 squeeze=False, layout="constrained")  # fmt: skip
     top = max(max(heads["scatter_true_mm"]) for heads in shown.values())
     for axis, (row, heads) in zip(axes[0], shown.items(), strict=True):
-        axis.plot([0, top], [0, top], color=GREY, linewidth=1)
+        axis.plot([0, top], [0, top], color=GRAY, linewidth=1)
         axis.scatter(
             heads["scatter_true_mm"], heads["scatter_predicted_mm"], s=6, alpha=0.4,
             color=COLORS[row], edgecolors="none",
@@ -186,7 +186,7 @@ def confusion_figure(results: Results) -> Figure | None:
 
 
 def map_figure(results: Results) -> Figure | None:
-    """Feature maps of four rows, in the areas' colours."""
+    """Feature maps of four rows, in the areas' colors."""
     segmented = [r for row in ROWS for r in of_kind(results, "phantom", row, "segment")]
     shown = {}
     for row in ("1", "4", "6", "7"):

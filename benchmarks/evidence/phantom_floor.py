@@ -1,11 +1,11 @@
-"""What a network learns on the phantom beyond shortcuts: the null brain and grey-value histograms.
+"""What a network learns on the phantom beyond shortcuts: the null brain and gray-value histograms.
 
     python benchmarks/evidence/phantom_floor.py --out runs/floor
 
 Trains the quickstart's network on the phantom and, with the same seeds and steps, on the null
 brain (one profile everywhere: what is left are curvature, obliqueness, artifacts). The brain's
 seed is not the quickstart's, on which phantom and training were designed. Beside them a kernel
-ridge regression on grey-value histograms of the phantom's patches. All on the same held-out
+ridge regression on gray-value histograms of the phantom's patches. All on the same held-out
 sections; errors in mm beside the best constant. Last line: one JSON object.
 """
 
@@ -53,7 +53,7 @@ def brain_config(root: Path, null: bool, steps: int | None, seed: int) -> Config
 
 
 def histograms(source: PairSource, patches: int) -> np.ndarray:
-    """Grey-value histograms [patches, BINS], square roots of shares (Hellinger's map)."""
+    """Gray-value histograms [patches, BINS], square roots of shares (Hellinger's map)."""
     counts = [
         np.histogram(source.read_patch(patch), BINS, range=(0, 256))[0] for patch in range(patches)
     ]

@@ -3,7 +3,7 @@
     python benchmarks/evidence/pictures.py                  # of the size "small", seed 0
 
 Draws a test section of the phantom as annotated and as segmented by two rows, and the squared
-distances between averaged features of neighbouring patches on consecutive test sections.
+distances between averaged features of neighboring patches on consecutive test sections.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from benchmarks.evidence.plan import ROWS, STUDIES
 from benchmarks.evidence.units import run_folder
 from benchmarks.provenance import ROOT
 from jaxcyto.brain.manifest import Brain, read_brain
-from jaxcyto.brain.sections.label_image import IGNORE, section_label
+from jaxcyto.brain.sections.label_image import UNLABELED, section_label
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.errors import InputError
 from jaxcyto.explore.border_contrast import embed_curves, neighbor_gaps
 from jaxcyto.explore.figures import neighbors_figure
 from jaxcyto.explore.ribbon_walk import walk_ribbons
-from jaxcyto.plots.common import GREY, save_figures
+from jaxcyto.plots.common import GRAY, save_figures
 from jaxcyto.plots.segmentation import outline
 from jaxcyto.predict import open_class_map, predict_brain
 from jaxcyto.predict.evaluate import section_images
@@ -65,12 +65,12 @@ def sections_figure(
     for axis, (title, tissue, numbers) in zip(axes, panels, strict=True):
         axis.imshow(outline(tissue, numbers, brain.classes, strength=0.5), interpolation="nearest")
         if numbers is not truth:
-            known = truth != IGNORE
+            known = truth != UNLABELED
             title += f": {100 * (numbers[known] != truth[known]).mean():.0f} % wrong"
         axis.set_title(title)
         axis.axis("off")
     shown = [entry for entry in brain.classes if entry.kind != "background"]
-    handles = [Patch(facecolor=e.color, label=e.name, edgecolor=GREY) for e in shown]
+    handles = [Patch(facecolor=e.color, label=e.name, edgecolor=GRAY) for e in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
     return figure
 

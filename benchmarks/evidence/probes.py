@@ -16,7 +16,7 @@ from benchmarks.evidence.plan import ROWS, Size, annotated_sections, pretext_con
 from jaxcyto.brain.manifest import SPLITS, Brain, SectionRow, read_brain
 from jaxcyto.brain.sampling.pairs import load_pairs, open_distances
 from jaxcyto.brain.sampling.patches import Patches, load_patches
-from jaxcyto.brain.sections.label_image import IGNORE, LABEL_UM, section_label
+from jaxcyto.brain.sections.label_image import LABEL_UM, UNLABELED, section_label
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.explore.border_contrast import embed_curves, gap_statistics, neighbor_gaps
 from jaxcyto.explore.probes import probe_areas, probe_coordinates
@@ -48,7 +48,7 @@ def probe(size: Size, root: Path, run: Path | None, seed: int) -> dict[str, Any]
     train, test = (np.flatnonzero(patches.split == SPLITS.index(k)) for k in ("train", "test"))
     position = patches.position_mm.copy()
     position[:, 0] = np.abs(position[:, 0])
-    known = areas != IGNORE
+    known = areas != UNLABELED
     sections = [k for k, row in enumerate(brain.sections) if row.split == "test"]
     curves = walk_ribbons(brain, sections, patch_px=network.patch_px, um_per_px=network.um_per_px)
     features, usable = embed_curves(network, brain, curves)
@@ -135,7 +135,7 @@ def _percent(found: dict[str, Any]) -> dict[str, Any]:
 def baselines(size: Size, root: Path) -> dict[str, Any]:
     """Segmentation by intensity statistics alone: a random forest, and a linear model.
 
-    Features of each label pixel: the grey value, and its local mean and standard deviation at five
+    Features of each label pixel: the gray value, and its local mean and standard deviation at five
     scales up to 0.26 mm. Fitted on the annotated sections of seed 0, scored on all annotated test
     pixels.
     """
@@ -174,11 +174,11 @@ def _statistics(brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:
     with open_section(row.image, row.pixel_um, brain.background) as image:
         with section_label(row, image.shape) as labels:
             label = labels.read(0, 0, *labels.shape)
-            grey = image.read_at(LABEL_UM, 0, 0, *labels.shape).astype(np.float32)
-    features = [grey]
+            gray = image.read_at(LABEL_UM, 0, 0, *labels.shape).astype(np.float32)
+    features = [gray]
     for sigma in SIGMAS_UM:
-        mean = gaussian_filter(grey, sigma / LABEL_UM)
-        square = gaussian_filter(grey**2, sigma / LABEL_UM)
+        mean = gaussian_filter(gray, sigma / LABEL_UM)
+        square = gaussian_filter(gray**2, sigma / LABEL_UM)
         features += [mean, np.sqrt(np.maximum(square - mean**2, 0))]
-    where = label != IGNORE
+    where = label != UNLABELED
     return np.stack([feature[where] for feature in features], axis=1), label[where]

@@ -66,7 +66,7 @@ def lay_out(data: Path, root: Path) -> Path:
 
 
 def draw_points(root: Path, patches: Patches, path: Path) -> None:
-    """The sampled points on the section image, coloured by split."""
+    """The sampled points on the section image, colored by split."""
     row = read_brain(root).sections[0]
     with open_section(row.image, row.pixel_um) as section:
         image = section.read(0, 0, *section.shape)

@@ -4,7 +4,7 @@
 
 DATA holds histology/columns_cut300 and histology/spitzer_histoseg_patches (where they come from:
 docs/real_segmentation.md). Trains the small network on the CPU three times: on the left part of the
-sulcus, tested on its right third; on patches with grey and white matter; on patches with V1.
+sulcus, tested on its right third; on patches with gray and white matter; on patches with V1.
 Every test part is scored twice, by the windows of training and by `jaxcyto evaluate`, from maps of
 whole sections. Prints tables; last line: one JSON object.
 """
@@ -29,7 +29,7 @@ from scipy.ndimage import gaussian_filter
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jaxcyto.brain.manifest import AreaClass, write_table
-from jaxcyto.brain.sections.label_image import IGNORE, LABEL_UM, expected_shape
+from jaxcyto.brain.sections.label_image import LABEL_UM, UNLABELED, expected_shape
 from jaxcyto.brain.sections.resample import resample, source_range
 from jaxcyto.config import ModelConfig, OptimConfig, SegmentConfig, SegmentData, small
 from jaxcyto.predict.evaluate import evaluate_brain
@@ -40,13 +40,13 @@ from jaxcyto.utils.runtime import keep_freed_memory
 COLUMNS_UM = 8.0  # px of columns_cut300: not stated anywhere, assumed (see the docs)
 PATCHES_UM = 39.0  # px of spitzer_histoseg_patches
 CORTEX = AreaClass("cortex", "#c8553d", "cortex")
-GREY = AreaClass("grey matter", "#c8553d", "cortex")
+GRAY = AreaClass("gray matter", "#c8553d", "cortex")
 WHITE = AreaClass("white matter", "#e9e6df", "white_matter")
 BACKGROUND = AreaClass("background", "#ffffff", "background")
 OTHER = dataclasses.replace(BACKGROUND, name="not cortex")
 SULCUS = (OTHER, CORTEX)
 SCHEMES = {
-    "gmwm": (BACKGROUND, GREY, WHITE),
+    "gmwm": (BACKGROUND, GRAY, WHITE),
     "v1": (dataclasses.replace(BACKGROUND, name="not V1"), AreaClass("V1", "#aa2030", "area")),
 }
 # Of each part of the sulcus its image and the annotated piece of it, rows and columns in px. The
@@ -134,7 +134,7 @@ def lay_out_sulcus(data: Path, root: Path, parts: str = "sulcus") -> Path:
     image, mask = sulcus(data)
     sections = []
     for split, (shown, annotated) in PARTS[parts].items():
-        label = np.full_like(mask, IGNORE)
+        label = np.full_like(mask, UNLABELED)
         label[annotated] = mask[annotated]
         sections.append((split, split, image[shown], label[shown]))
     return write_brain(root, "a sulcus (columns_cut300)", SULCUS, COLUMNS_UM, sections)
@@ -192,7 +192,7 @@ def train_and_evaluate(settings: SegmentConfig, run: Path) -> dict[str, Any]:
 def constants(data: Path) -> dict[str, float]:
     """Dice of cortex on the test part without a network.
 
-    `all`: everything is cortex. `grey`: cortex is what is darker than a threshold, after a blur of
+    `all`: everything is cortex. `gray`: cortex is what is darker than a threshold, after a blur of
     0.16 mm; the threshold is the best one on the training part.
     """
     image, mask = sulcus(data)
@@ -204,7 +204,7 @@ def constants(data: Path) -> dict[str, float]:
         return scores(matrix, SULCUS)["dice"][CORTEX.name]
 
     best = max(range(100, 250, 2), key=lambda threshold: dice(smooth < threshold, train))
-    return {"all": dice(np.ones_like(mask), test), "grey": dice(smooth < best, test)}
+    return {"all": dice(np.ones_like(mask), test), "gray": dice(smooth < best, test)}
 
 
 def main() -> None:

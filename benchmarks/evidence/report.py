@@ -224,7 +224,7 @@ def page(results: Results, drawn: dict[str, str], command: str) -> str:
     for study in ("phantom", "painted", "null"):
         rows = {row: ALL_ROWS[row] for row in STUDIES[study].rows}
         if table := study_table(results, study, rows, DETAILS):
-            lines += [f"### {_title(study)}: heads and neighbours", ""]
+            lines += [f"### {_title(study)}: heads and neighbors", ""]
             lines += [*table, ""]
     for name, caption in drawn.items():
         lines += [f"![{caption}](figures/{name})", "", f"*{caption}*", ""]

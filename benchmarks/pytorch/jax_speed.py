@@ -21,7 +21,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
-from jaxcyto.augment import normalise
+from jaxcyto.augment import normalize
 from jaxcyto.config import AugmentConfig, InputScales, LossConfig, Scales, Term
 from jaxcyto.config_io import to_json
 from jaxcyto.losses import cross_entropy
@@ -109,7 +109,7 @@ def make(asked: dict[str, Any]) -> tuple[Callable[[], float], float]:
         batch = dict(file)
     model = network(asked["net"], asked["dtype"])
     if asked["mode"] == "forward":
-        apply = jax.jit(lambda variables, x: model.apply(variables, normalise(x, *SCALES.values())))
+        apply = jax.jit(lambda variables, x: model.apply(variables, normalize(x, *SCALES.values())))
         variables, x = jax.device_put((variables, images))
 
         def forward() -> float:

@@ -110,7 +110,7 @@ class SiameseBranch(nn.Module):
         self.coordinates = nn.Linear(features, 3)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised [N, 1, s, s] -> features [N, F] and scaled coordinates [N, 3]."""
+        """Standardized [N, 1, s, s] -> features [N, F] and scaled coordinates [N, 3]."""
         last = self.encoder(patches)[-1].flatten(1)
         features = self.features(last)
         return features, self.coordinates(features)
@@ -153,7 +153,7 @@ class UNet(nn.Module):
         self.classifier_bn = batch_norm(num_classes)
 
     def forward(self, image: Tensor, atlas: Tensor | None = None) -> Tensor:
-        """Standardised [B, 1, H, W], atlas [B, A, h, w] in 0 ... 1 -> logits [B, classes, ...]."""
+        """Standardized [B, 1, H, W], atlas [B, A, h, w] in 0 ... 1 -> logits [B, classes, ...]."""
         paths = [self.encoder(image)]
         if atlas is not None:
             paths.append(self.atlas_encoder(atlas))
@@ -198,11 +198,11 @@ def load(path: str) -> tuple[SiameseBranch | UNet, dict[str, Any]]:
     return net.eval(), about
 
 
-def standardise(images: np.ndarray | Tensor, about: dict[str, Any]) -> Tensor:
+def standardize(images: np.ndarray | Tensor, about: dict[str, Any]) -> Tensor:
     """uint8 [N, H, W] -> float32 [N, 1, H, W] as the network was trained with."""
     scales = about["config"]["scales"]
-    grey = torch.as_tensor(images).float()[:, None]
-    return (grey - scales["input_mean"]) / scales["input_std"]
+    gray = torch.as_tensor(images).float()[:, None]
+    return (gray - scales["input_mean"]) / scales["input_std"]
 
 
 def _to_torch(name: str, leaf: Tensor) -> tuple[str, Tensor]:
@@ -222,10 +222,10 @@ def _to_torch(name: str, leaf: Tensor) -> tuple[str, Tensor]:
 def main(path: str, images: str, out: str, *atlas: str) -> None:
     """Applies a network to images on disk."""
     net, about = load(path)
-    given = [standardise(np.load(images, allow_pickle=False), about)]
+    given = [standardize(np.load(images, allow_pickle=False), about)]
     for name in atlas:
-        grey = torch.from_numpy(np.load(name, allow_pickle=False))
-        given.append(grey.permute(0, 3, 1, 2).float() / 255)
+        gray = torch.from_numpy(np.load(name, allow_pickle=False))
+        given.append(gray.permute(0, 3, 1, 2).float() / 255)
     with torch.no_grad():
         found = net(*given)
     if isinstance(net, UNet):

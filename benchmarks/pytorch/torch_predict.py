@@ -18,7 +18,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn.utils.fusion import fuse_conv_bn_eval  # pyright: ignore[reportMissingImports]
-from torch_net import UNet, load, standardise
+from torch_net import UNet, load, standardize
 
 STRIDE = 8  # image px a map px; of the paper's network
 BACKGROUND = 255
@@ -53,7 +53,7 @@ def predict(
             rows, columns = y.start - top, x.start - left
             window[rows : rows + inside.shape[0], columns : columns + inside.shape[1]] = inside
             image = torch.from_numpy(window)[None].to(device, non_blocking=True)
-            image = standardise(image, about).contiguous(memory_format=torch.channels_last)
+            image = standardize(image, about).contiguous(memory_format=torch.channels_last)
             classes = net(image)[0].argmax(0).to(torch.uint8).cpu().numpy()
             target = found[row : row + step, column : column + step]
             target[:] = classes[: target.shape[0], : target.shape[1]]

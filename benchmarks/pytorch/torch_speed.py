@@ -10,7 +10,7 @@ Reads one JSON object a line and answers with one:
     {"about": true}                 -> {"torch": version, "device": name, "peak_gib": of memory}
 
 The step is that of `jaxcyto.training.step` with the default losses and no augmentation: uint8
-images on the device, standardised, weight decay in the loss, SGD with Nesterov momentum.
+images on the device, standardized, weight decay in the loss, SGD with Nesterov momentum.
 """
 
 import json

@@ -3,7 +3,7 @@
     python benchmarks/robustness/random_meshes.py --meshes 10000
 
 Soups of triangles, patches of a plane with holes, closed shapes glued at edges and vertices;
-rounded coordinates make repeated vertices and triangles without area; sizes from micrometres to
+rounded coordinates make repeated vertices and triangles without area; sizes from micrometers to
 kilometres. Each is solved by every method: allowed are an InputError, or distances between all
 vertices that are not NaN, not negative, symmetric, zero on the diagonal, not below the straight
 line, and finite exactly between vertices that hang together. A finding prints its number;

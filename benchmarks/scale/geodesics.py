@@ -263,7 +263,7 @@ def draw(path: Path, answers: dict, bias: float, truth: np.ndarray, near_mm: flo
         axes[0].fill_between(middle, low, high, alpha=0.25, color=line.get_color(), lw=0)
         values = relative[truth >= NEAR_MM]
         axes[1].hist(values, np.arange(-4, 4.01, 0.1), density=True, alpha=0.6, label=name)
-    axes[0].axvline(near_mm, color="grey", lw=0.8, ls=":")
+    axes[0].axvline(near_mm, color="gray", lw=0.8, ls=":")
     axes[0].set(xlabel="exact distance, mm", ylabel="error, %: median and 5 ... 95 %", ylim=(-6, 6))
     axes[1].set(xlabel=f"error, % (pairs from {NEAR_MM:g} mm on)", ylabel="density", xlim=(-4, 4))
     for axis in axes:

@@ -4,7 +4,7 @@
 
 Sections 0 to 3000 of BigBrain, 20 um apart, at about their real size (2 um/px, 70,000 x 60,000 px)
 and place over its real left hemisphere; without `--data` over a folded icosphere. The images are
-made up: all rows of the table name one file of grey noise, tiled, deflated, with a pyramid, so that
+made up: all rows of the table name one file of gray noise, tiled, deflated, with a pyramid, so that
 12 TB need not lie on the disk; every section is opened and read as if it were its own. Each row
 that is printed is a process of its own: patches, pixels per section, seconds, peak memory.
 `--pairs N` also solves N pairs. `--figure` draws the sampled points. The last line on stdout is one
@@ -142,7 +142,7 @@ def write_sections(root: Path, number: int, pixel_um: float) -> None:
 
 
 def noise(shape: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Rows of grey noise, the same 256 again and again."""
+    """Rows of gray noise, the same 256 again and again."""
     band = np.random.default_rng(0).integers(100, 108, (256, shape[1]), dtype=np.uint8)
     for top in range(0, shape[0], 256):
         yield band[: shape[0] - top]

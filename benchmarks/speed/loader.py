@@ -2,13 +2,13 @@
 
     python benchmarks/speed/loader.py --peer-python /path/to/python-with-torch
 
-A synthetic section of 8-bit grey at 2 um/px is written once for each codec. The same windows of
+A synthetic section of 8-bit gray at 2 um/px is written once for each codec. The same windows of
 1019 px at the same random places are read, by turns in one run, and compared bit for bit:
 
 * on one core: `Section.read_at` as training calls it; the limit, which is the decoder alone
   (imagecodecs, on tiles already in memory, into a buffer already there), or for raw tiles the
   page cache (the same bytes read and copied into a new window); tifffile's zarr store read by zarr;
-* on all cores: training's whole input (`input.train_batches` and `iterate`, batches of 8 pairs, the
+* on all cores: training's whole input (`pair_train_batches` and `iterate`, batches of 8 pairs, the
   config's threads), and a torch DataLoader over tifffile and zarr with one worker a core (or none,
   if that is faster), batches of the same; both by core.
 
@@ -46,7 +46,7 @@ from jaxcyto.brain.section_table import SectionRow
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.config import DataConfig
 from jaxcyto.data.loading import iterate
-from jaxcyto.data.pair_batches import PairSource, train_batches
+from jaxcyto.data.pair_batches import PairSource, pair_train_batches
 from jaxcyto.data.pair_table import PairTable
 
 PIXEL_UM = 2.0
@@ -176,7 +176,7 @@ class OurLoader:
 
     def __init__(self, path: Path, places: np.ndarray, config: DataConfig, threads: int):
         table = pair_table(path, places)
-        batches = train_batches(PairSource(table, config), table, config, 0)
+        batches = pair_train_batches(PairSource(table, config), table, config, 0)
         self._batches = iterate(batches, threads, lambda dataset: dataset)
 
     def rate(self, batches: int, warm: int, digests: list[int]) -> float:

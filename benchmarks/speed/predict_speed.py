@@ -50,13 +50,13 @@ def calibrate(run: Path, image: np.ndarray) -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxcyto.augment import normalise
+    from jaxcyto.augment import normalize
     from jaxcyto.models import UNet
     from jaxcyto.runs.load import load_segment_run, save_weights
 
     loaded = load_segment_run(run)
     model: UNet = loaded.model
-    standard = normalise(jnp.asarray(image)[None, ..., None], loaded.input_mean, loaded.input_std)
+    standard = normalize(jnp.asarray(image)[None, ..., None], loaded.input_mean, loaded.input_std)
 
     @jax.jit
     def with_statistics(key: jax.Array) -> Any:

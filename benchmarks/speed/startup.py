@@ -36,7 +36,7 @@ LIMIT_S = 300
 
 
 def make_brain(root: Path, patch_px: int, pairs: int) -> float:
-    """A small phantom with patches and pairs; its resolution, micrometres per pixel."""
+    """A small phantom with patches and pairs; its resolution, micrometers per pixel."""
     from jaxcyto.brain.prepare import pair_brain, sample_brain
     from jaxcyto.phantom.make import make_phantom
     from jaxcyto.phantom.settings import PRESETS

@@ -18,7 +18,7 @@ from jaxcyto.brain.sampling.patches import PATCHES_FILE, Patches, load_patches
 from jaxcyto.brain.sampling.ribbon import TRAP, CutSurface, Segments, mean_normal, no_overlap
 from jaxcyto.brain.sampling.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN
 from jaxcyto.brain.sections.atlas_image import section_atlas
-from jaxcyto.brain.sections.label_image import IGNORE, check_numbers, label_counts, section_label
+from jaxcyto.brain.sections.label_image import UNLABELED, check_numbers, label_counts, section_label
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, read_surface
 from jaxcyto.brain.surfaces.vertex_labels import read_labels
@@ -33,7 +33,7 @@ TISSUE_UM = 64.0  # side of the spot looked at
 
 
 @dataclasses.dataclass
-class Report:
+class CheckReport:
     """What was found. `facts` describe the brain, `warnings` can be lived with."""
 
     facts: list[str] = dataclasses.field(default_factory=list)
@@ -68,7 +68,7 @@ class _Placed:
     registration: Registration
 
 
-def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> Report:
+def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> CheckReport:
     """Reads everything a brain folder names; no exception for any fault in it.
 
     Of a section image the headers and the last pixel are read, label images as a whole.
@@ -77,7 +77,7 @@ def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> Re
         root: the folder.
         progress: told the sections read.
     """
-    report = Report()
+    report = CheckReport()
     brain, faults = inspect_brain(root)
     report.faults += faults
     if brain is None:
@@ -112,7 +112,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{count}: {', '.join(names[:5])}" + ", ..." * (len(names) > 5)
 
 
-def _check_hemisphere(report: Report, hemisphere: Hemisphere) -> Surface | None:
+def _check_hemisphere(report: CheckReport, hemisphere: Hemisphere) -> Surface | None:
     named = {
         "mid": (hemisphere.mid,) if hemisphere.mid else (hemisphere.pial, hemisphere.white),
         "pial": (hemisphere.pial,),
@@ -140,7 +140,11 @@ def _check_hemisphere(report: Report, hemisphere: Hemisphere) -> Surface | None:
 
 
 def _check_section(
-    report: Report, brain: Brain, row: SectionRow, labels: np.ndarray, odd: dict[str, list[str]]
+    report: CheckReport,
+    brain: Brain,
+    row: SectionRow,
+    labels: np.ndarray,
+    odd: dict[str, list[str]],
 ) -> _Placed | None:
     section = report.attempt(open_section, row.image, None, brain.background)
     if section is None:
@@ -175,12 +179,12 @@ def _check_section(
     return _Placed(row, (height, width), place)
 
 
-def _check_labels(report: Report, brain: Brain, counts: np.ndarray) -> None:
+def _check_labels(report: CheckReport, brain: Brain, counts: np.ndarray) -> None:
     if not counts.sum():
         return
     used = counts[: len(brain.classes)]
     never = [each.name for each, n in zip(brain.classes, used, strict=True) if not n]
-    share = counts[:IGNORE].sum() / counts.sum()
+    share = counts[:UNLABELED].sum() / counts.sum()
     number = sum(row.label is not None for row in brain.sections)
     report.facts.append(
         f"label images: {number}, {100 * share:.3g} % of their pixels annotated"
@@ -189,7 +193,7 @@ def _check_labels(report: Report, brain: Brain, counts: np.ndarray) -> None:
 
 
 def _check_overlap(
-    report: Report, brain: Brain, surfaces: list[Surface | None], placed: list[_Placed]
+    report: CheckReport, brain: Brain, surfaces: list[Surface | None], placed: list[_Placed]
 ) -> None:
     usable = [
         (each, surface)
@@ -233,7 +237,7 @@ def _check_overlap(
     )
     if looked and tissue < (1 - MOST_OFF_TISSUE) * looked:
         report.warnings.append(
-            f"{100 - 100 * tissue / looked:.0f} % of the ribbon lies on background (grey values "
+            f"{100 - 100 * tissue / looked:.0f} % of the ribbon lies on background (gray values "
             f"within {TISSUE_MARGIN} of {brain.background}); {TRAP}"
         )
 
@@ -256,7 +260,7 @@ def _tissue(brain: Brain, section: _Placed, columns: np.ndarray, rows: np.ndarra
     return found
 
 
-def _check_splits(report: Report, brain: Brain) -> None:
+def _check_splits(report: CheckReport, brain: Brain) -> None:
     splits = [row.split for row in brain.sections]
     if not any(splits):
         how = "`jaxcyto sample` fills it" if brain.hemispheres else "fill it in by hand"
@@ -274,19 +278,19 @@ def _check_splits(report: Report, brain: Brain) -> None:
         )
 
 
-def _check_results(report: Report, brain: Brain, surfaces: Sequence[Surface | None]) -> None:
+def _check_results(report: CheckReport, brain: Brain, surfaces: Sequence[Surface | None]) -> None:
     """Checks every npz in the folder that holds patches or pairs, under whatever name."""
     kinds = {path: _kind(path) for path in sorted(brain.root.glob("*.npz"))}
     patches: dict[str, Patches] = {}
     for path, kind in kinds.items():
-        if kind == patches_file.FORMAT or path.name == PATCHES_FILE:
+        if kind == patches_file.PATCHES_FORMAT or path.name == PATCHES_FILE:
             found = report.attempt(load_patches, path, brain)
             if found is not None:
                 report.facts.append(f"{path.name}: {len(found)} patches")
                 report.attempt(check_points, path, found, surfaces)
                 patches[path.name] = found
     for path, kind in kinds.items():
-        if kind == pairs_file.FORMAT or path.name == PAIRS_FILE:
+        if kind == pairs_file.PAIRS_FORMAT or path.name == PAIRS_FILE:
             found = report.attempt(load_pairs, path)
             if found is not None:
                 report.facts.append(f"{path.name}: {len(found)} pairs of {found.patches_file}")

@@ -13,7 +13,7 @@ from jaxcyto.brain.sampling.patches import Patches
 from jaxcyto.brain.surfaces.smoothing import inflate, vertex_normals
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, read_surface
 
-# Okabe and Ito's colours, told apart with any colour vision
+# Okabe and Ito's colors, told apart with any color vision
 SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#D55E00", "exclude": "#999999"}
 HEIGHT_PX = 560  # of a panel
 MOST_SAMPLES = 12_000_000  # points that a surface is drawn with: seconds a panel
@@ -23,7 +23,7 @@ LIGHT, DARK = 0.86, 0.62  # ridges and valleys
 
 
 class View(NamedTuple):
-    """Looking along an axis: signed axes (0 x, 1 y, 2 z) of right, up and towards the viewer."""
+    """Looking along an axis: signed axes (0 x, 1 y, 2 z) of right, up and toward the viewer."""
 
     name: str
     right: tuple[int, int]  # axis, sign
@@ -40,7 +40,7 @@ VIEWS = (
 def points_figure(brains: Sequence[tuple[Brain, Patches]]) -> Figure:
     """Patches of brains on their surfaces: a row for each hemisphere, two views of each surface.
 
-    Colours are the splits. Points behind the surface are hidden.
+    Colors are the splits. Points behind the surface are hidden.
 
     Raises:
         InputError: a surface cannot be read.
@@ -92,7 +92,7 @@ def draw(
 
     Args:
         surface: what is drawn, lit from the viewer.
-        shade: its brightness [V] or colours [V, 3], 0 ... 1.
+        shade: its brightness [V] or colors [V, 3], 0 ... 1.
         points: on it, [N, 3] mm.
         colors: of the points, RGB [N, 3], 0 ... 1.
         view: where from.
@@ -106,7 +106,7 @@ def draw(
     width = min(width, 4 * HEIGHT_PX)
 
     def project(where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row, column and distance towards the viewer."""
+        """Row, column and distance toward the viewer."""
         shift = where - (low + high) / 2
         right, up, near = (sign * shift[:, axis] for axis, sign in view[1:])
         row = np.rint(HEIGHT_PX / 2 - up * scale).astype(int)

@@ -39,7 +39,7 @@ __all__ = [
     "write_table",
 ]
 
-FORMAT = 1
+MANIFEST_FORMAT = 1
 MAX_LISTED = 20  # faults in one message; `jaxcyto check` lists all
 CLASS_KINDS = ("area", "cortex", "white_matter", "background")
 SURFACES = ("mid", "pial", "white")
@@ -77,7 +77,7 @@ class AreaClass:
 class Brain:
     """A validated brain folder; without hemispheres it serves segmentation alone.
 
-    `background` is the grey value outside of every image.
+    `background` is the gray value outside of every image.
     """
 
     root: Path
@@ -131,9 +131,10 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
     except (ValueError, RecursionError) as error:  # also for numbers of endless digits
         return None, [f"{path}: not valid TOML: {error}; correct it there"]
     faults = _unknown(path, "", table, FIELDS)
-    if type(table.get("format")) is not int or table["format"] != FORMAT:
+    if type(table.get("format")) is not int or table["format"] != MANIFEST_FORMAT:
         faults.append(
-            f"{path}: format = {table.get('format')!r}; this version reads format = {FORMAT}"
+            f"{path}: format = {table.get('format')!r}; "
+            f"this version reads format = {MANIFEST_FORMAT}"
         )
 
     def text(field: str, default: str) -> str:
@@ -145,7 +146,7 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
 
     background = table.get("background", 255)
     if type(background) is not int or not 0 <= background <= 255:
-        faults.append(f"{path}: background = {background!r}; expected a grey value 0 ... 255")
+        faults.append(f"{path}: background = {background!r}; expected a gray value 0 ... 255")
         background = 255
     section_table = text("sections", "sections.csv")
     brain = Brain(

@@ -2,7 +2,7 @@
 
 Two forms, as the section table gives them:
 
-* `affine` [3, 4]: mm = affine @ [column, row, 0, 1], pixel centres at whole numbers.
+* `affine` [3, 4]: mm = affine @ [column, row, 0, 1], pixel centers at whole numbers.
 * a coordinate map, for a non-linear registration: a float32 (or float64) `.npy` file [h, w, 3] of
   positions in mm whose nodes cover the image evenly from corner pixel to corner pixel. In an image
   of H x W px, node (i, j) lies at column j (W - 1) / (w - 1), row i (H - 1) / (h - 1); between the
@@ -50,8 +50,8 @@ class AffineRegistration:
         The offset is the signed distance to the section along its normal.
         """
         frame = np.column_stack([self.affine[:, :2], self.normal])
-        centred = np.asarray(points_mm, float) - self.affine[:, 3]
-        column, row, offset = np.linalg.solve(frame, centred.T)
+        centered = np.asarray(points_mm, float) - self.affine[:, 3]
+        column, row, offset = np.linalg.solve(frame, centered.T)
         return column, row, offset
 
 

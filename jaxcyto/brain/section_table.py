@@ -29,7 +29,7 @@ NEEDED = ("section", "image", "pixel_um")
 class SectionRow:
     """One row of the section table. Paths are absolute.
 
-    Either `affine` [3, 4] (mm = affine @ [column, row, 0, 1] at full resolution, pixel centres
+    Either `affine` [3, 4] (mm = affine @ [column, row, 0, 1] at full resolution, pixel centers
     at whole numbers) or `coordinates` (a coarse coordinate map, see `registration.py`) is set.
     """
 
@@ -120,7 +120,7 @@ def read_sections(root: Path, path: Path, faults: list[str]) -> tuple[SectionRow
         if pixel_um is None:
             faults.append(
                 f"{path}: {line}pixel_um = {row['pixel_um']!r}; expected the size of a pixel of "
-                "the image in micrometres, e.g. 2"
+                "the image in micrometers, e.g. 2"
             )
         affine = None
         if bool(row.get("affine")) == bool(row.get("coordinates")):

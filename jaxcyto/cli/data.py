@@ -44,7 +44,7 @@ def check(brain: Path, as_json: bool) -> None:
 @click.command(cls=Command)
 @BRAIN
 @click.option("--patches", "num_patches", type=click.IntRange(1), help="Number of patches.")
-@click.option("--spacing-mm", type=ABOVE_0, help="Instead: millimetres of ribbon per patch.")
+@click.option("--spacing-mm", type=ABOVE_0, help="Instead: millimeters of ribbon per patch.")
 @click.option(
     "--patch-px",
     type=click.IntRange(1),
@@ -57,7 +57,7 @@ def check(brain: Path, as_json: bool) -> None:
     type=ABOVE_0,
     default=2.0,
     show_default=True,
-    help="Resolution of a patch in micrometres per pixel.",
+    help="Resolution of a patch in micrometers per pixel.",
 )
 @click.option(
     "--depth",
@@ -80,7 +80,7 @@ def check(brain: Path, as_json: bool) -> None:
 def sample(brain: Path, min_tissue: float | None, as_json: bool, **settings) -> None:
     """Draw patches where the sections cut the cortex.
 
-    They lie evenly: as many in each millimetre of cortex.
+    They lie evenly: as many in each millimeter of cortex.
 
     Give --patches or --spacing-mm. An empty split column of the section table is filled first, by
     blocks of sections 2 mm apart. Prints the patches of each split and the smallest distance

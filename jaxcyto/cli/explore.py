@@ -36,10 +36,10 @@ def explore(
     as_json: bool,
     **settings,
 ) -> None:
-    """Ask what a network has learnt of each patch of a brain.
+    """Ask what a network has learned of each patch of a brain.
 
     Writes to RUN/explore/BRAIN: patches.parquet, GIFTI maps of the surfaces, pictures of how far
-    neighbours along the ribbon are apart in the network's eyes, and results.json with how well area
+    neighbors along the ribbon are apart in the network's eyes, and results.json with how well area
     and place can be read from the features. --section names the sections whose ribbons are walked
     along. Of a segmentation run: the table with the class at each patch, and GIFTI labels; exit
     status 1 if a section could not be read.
@@ -108,7 +108,7 @@ def _features(results: dict[str, Any]) -> list[str]:
     part, gaps = ("test", found["test"]) if found["test"] else ("all", found["all"])
     if gaps["auc"] is not None:
         lines.append(
-            f"neighbours along the ribbon ({part} sections): {gaps['median_border']:.2f} mm at "
+            f"neighbors along the ribbon ({part} sections): {gaps['median_border']:.2f} mm at "
             f"{gaps['border']} area borders, {gaps['median_within']:.2f} mm at {gaps['within']} "
             f"places within areas, AUC {gaps['auc']:.2f}"
         )

@@ -56,7 +56,7 @@ MOVED = {
     "brain.surface_files": "brain.surfaces.formats",
     "brain.surface_smoothing": "brain.surfaces.smoothing",
     "brain.surfaces": "brain.surfaces.surface",
-    "brain.tiff_grey": "brain.sections.grey",
+    "brain.tiff_grey": "brain.sections.gray",
     "brain.tiff_level": "brain.sections.tiff",
     "brain.tiff_pages": "brain.sections.headers",
     "brain.vertex_maps": "brain.surfaces.vertex_maps",

@@ -13,7 +13,7 @@ import click
 from jaxcyto.cli.options import BRAIN, JSON, LABEL_CLASSES, SECTIONS, Command, parse_shard
 
 if TYPE_CHECKING:
-    from jaxcyto.predict.brain import Report
+    from jaxcyto.predict.brain import PredictionReport
 
 
 @click.command(cls=Command)
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     type=click.Choice(["px", "um"]),
     default="px",
     show_default=True,
-    help="Of the coordinates: pixels at full resolution (QuPath), or micrometres.",
+    help="Of the coordinates: pixels at full resolution (QuPath), or micrometers.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace label images.")
 def annotate(brain: Path, **settings) -> None:
@@ -38,7 +38,7 @@ def annotate(brain: Path, **settings) -> None:
 
     Reads GeoJSON as QuPath exports it, writes labels/SECTION.tif and fills the column `label` of
     the section table. Classes are those of brain.toml, found by name. Later polygons paint over
-    earlier ones. Prints the square millimetres of each class.
+    earlier ones. Prints the square millimeters of each class.
 
     \b
     Examples:
@@ -115,7 +115,7 @@ def predict(
     """Segment whole sections with a trained network.
 
     Writes RUN/predictions/BRAIN/SECTION.ome.tif, class numbers as a pyramidal OME-TIFF with names
-    and colours. Where there is no tissue nearby the class of kind "background" is assumed. Finished
+    and colors. Where there is no tissue nearby the class of kind "background" is assumed. Finished
     sections are skipped, so the same command continues after a stop. Exit status 1 if a section
     could not be read; the others are finished.
 
@@ -148,7 +148,7 @@ def predict(
         sys.exit(1)
 
 
-def _described(report: Report) -> str:
+def _described(report: PredictionReport) -> str:
     lines = []
     if report.predicted:
         maps, images = (px / report.seconds / 1e6 for px in (report.pixels, report.image_pixels))
@@ -163,7 +163,7 @@ def _described(report: Report) -> str:
     return "\n".join([*lines, f"class maps are in {report.folder}"])
 
 
-def _as_json(report: Report) -> dict[str, Any]:
+def _as_json(report: PredictionReport) -> dict[str, Any]:
     labels = {str(path): share for path, share in report.labels}
     return dataclasses.asdict(report) | {"folder": str(report.folder), "labels": labels}
 

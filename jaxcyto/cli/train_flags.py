@@ -32,7 +32,7 @@ def parse_flags(argv: list[str], config: flags.FlagHolder) -> list[str]:
     match = re.search(r"--config[= ]([^\s:]+)", " ".join(argv))
     path = Path(match[1]).resolve() if match else None
     if path is not None:
-        sys.path.append(str(path.parent))  # a config may import its neighbours
+        sys.path.append(str(path.parent))  # a config may import its neighbors
     try:
         rest = flags.FLAGS(argv)
         if hasattr(config.value, "data"):  # raises here if the file could not be read
@@ -77,7 +77,7 @@ def explain_flag(message: str, argv: list[str]) -> str:
 
 
 def did_you_mean(name: str, fields: list[str], flag_names: Sequence[str] = ()) -> str:
-    """A guess at what a misspelt field or flag was: one of these, or any field of a config."""
+    """A guess at what a misspelled field or flag was: one of these, or any field of a config."""
     from jaxcyto.config import Config, SegmentConfig
     from jaxcyto.config_io import field_paths
 
@@ -91,7 +91,7 @@ def did_you_mean(name: str, fields: list[str], flag_names: Sequence[str] = ()) -
 
 
 def explain_config(error: Exception, path: Path | None) -> str:
-    """What is wrong with flags or config; in which line, if the config or a neighbour raised it."""
+    """What is wrong with flags or config; in which line, if the config or a neighbor raised it."""
     if path is not None and not path.is_file():
         folders = {path.parent, path, CONFIGS}
         files = {file.stem: file for folder in folders for file in sorted(folder.glob("*.py"))}

@@ -25,6 +25,6 @@ def iterate(
 
 
 def mean_and_std(sums: np.ndarray) -> tuple[float, float]:
-    """Of grey values, from their number, sum and sum of squares; the latter at least 1."""
+    """Of gray values, from their number, sum and sum of squares; the latter at least 1."""
     mean, second = sums[1:] / sums[0]
     return float(mean), float(max(np.sqrt(max(second - mean**2, 0.0)), 1.0))

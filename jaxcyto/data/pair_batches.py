@@ -114,14 +114,14 @@ class PairSource:
         return self._sections[key]
 
 
-class Source(Protocol):
+class ExampleSource(Protocol):
     """Gives the example of a number."""
 
     def __getitem__(self, index) -> Batch: ...
 
 
-def train_batches(
-    source: Source,
+def pair_train_batches(
+    source: ExampleSource,
     table: PairTable,
     config: DataConfig,
     seed: int,
@@ -192,7 +192,7 @@ def train_batches(
     return batches
 
 
-def eval_batches(
+def pair_eval_batches(
     source: PairSource,
     table: PairTable,
     config: DataConfig,
@@ -246,8 +246,8 @@ def fit_scales(source: PairSource, table: PairTable, skipped: Skipped | None = N
                 patch = np.random.default_rng((patch, attempt)).choice(patches)
             return source.read_patch(patch)
 
-        grey = (skipped.read(draw, 0, patch) if skipped else draw(0)).astype(np.float64)
-        sums += grey.size, grey.sum(), (grey**2).sum()
+        gray = (skipped.read(draw, 0, patch) if skipped else draw(0)).astype(np.float64)
+        sums += gray.size, gray.sum(), (gray**2).sum()
     mean, std = mean_and_std(sums)
     distance = table.distance_mm[pairs].astype(np.float64)
     low, high = coordinates.min(axis=0), coordinates.max(axis=0)

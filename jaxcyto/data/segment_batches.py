@@ -110,7 +110,7 @@ class SegmentSource:
             raise ReadError(path, f"{self._table.describe_window(window)}: {error}") from error
 
 
-def train_batches(
+def segment_train_batches(
     source: SegmentSource,
     table: SegmentTable,
     config: SegmentData,
@@ -125,7 +125,7 @@ def train_batches(
 
     Each process gets `batch_images / processes` images; the global batch is the same for any
     number of processes. `index` is the number of the draw, modulo 2^31. For `skipped` and
-    `for_steps` see `input.train_batches`.
+    `for_steps` see `pair_batches.pair_train_batches`.
     """
     size = config.batch_images
     if size % processes:
@@ -140,7 +140,7 @@ def train_batches(
     return grain.MapDataset.range(ENDLESS).map(load)
 
 
-def eval_batches(
+def segment_eval_batches(
     source: SegmentSource,
     table: SegmentTable,
     config: SegmentData,
@@ -177,17 +177,17 @@ def _batch(items: list[Batch], index, valid: int) -> Batch:
 
 
 def fit_input_scales(source: SegmentSource, skipped: Skipped | None = None) -> InputScales:
-    """Mean and standard deviation of the grey values of training images.
+    """Mean and standard deviation of the gray values of training images.
 
     Args:
         source: of the windows.
         skipped: where given, other images take the place of those that cannot be read.
     """
     sums = np.zeros(3)  # of pixels, values, squares
-    grey = np.arange(256.0)
+    gray = np.arange(256.0)
     for number in range(SCALE_IMAGES):
         image = source.example(0, number, skipped)[1]["image"]
         count = np.bincount(image.ravel(), minlength=256)
-        sums += np.array([image.size, count @ grey, count @ grey**2])
+        sums += np.array([image.size, count @ gray, count @ gray**2])
     mean, std = mean_and_std(sums)
     return InputScales(input_mean=mean, input_std=std)

@@ -189,7 +189,7 @@ def open_windows(config: SegmentData, model: ModelConfig) -> SegmentTable:
     never = [classes[c].name for c in np.flatnonzero(table.class_pixels("train") == 0)]
     if never:
         warnings.warn(
-            f"no training pixel of {', '.join(never)}: never drawn, and not learnt", stacklevel=2
+            f"no training pixel of {', '.join(never)}: never drawn, and not learned", stacklevel=2
         )
     return table
 
@@ -220,15 +220,15 @@ def _choose(
     """The sections with a label in one of the three splits; of "train" only those named."""
     chosen = []
     for brain in brains:
-        labelled = [row for row in brain.sections if row.label is not None]
-        empty = [row.name for row in labelled if not row.split]
+        labeled = [row for row in brain.sections if row.label is not None]
+        empty = [row.name for row in labeled if not row.split]
         if empty:
             raise InputError(
                 f"{brain.root / brain.section_table}: split: empty for {len(empty)} annotated "
                 f"sections ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)}); fill in train, "
                 f"val, test or exclude, or let `jaxcyto sample {brain.root}` fill the column"
             )
-        chosen += [(brain, row) for row in labelled if row.split != "exclude"]
+        chosen += [(brain, row) for row in labeled if row.split != "exclude"]
     training = {row.name for _, row in chosen if row.split == "train"}
     tables = ", ".join(str(brain.root / brain.section_table) for brain in brains)
     missing = [name for name in train_sections if name not in training]

@@ -2,7 +2,7 @@
 
 Rows and columns count pixels of the network's output grid, of `out_um` = um_per_px * output stride
 each: pixel m covers the section from out_um * m to out_um * (m + 1) um. They may be negative or
-lie beyond the section: there the image is background, the atlas 0, the label IGNORE.
+lie beyond the section: there the image is background, the atlas 0, the label UNLABELED.
 """
 
 import math

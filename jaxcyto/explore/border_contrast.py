@@ -1,4 +1,4 @@
-"""Do features jump at area borders? Squared distances between averages of neighbouring patches.
+"""Do features jump at area borders? Squared distances between averages of neighboring patches.
 
 Along each curve of the ribbon, in every gap between two positions: the mean feature of the last few
 patches before the gap against that of the first few after it (Spitzer et al. 2018, section 3.2, who
@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxcyto.brain.manifest import Brain
 from jaxcyto.brain.sampling.sampling import MIN_TISSUE, TISSUE_MARGIN
-from jaxcyto.brain.sections.label_image import IGNORE
+from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.explore.ribbon_walk import Curves
 from jaxcyto.predict.features import embed, read_patches
 from jaxcyto.runs.load import PretextRun
@@ -89,12 +89,12 @@ def neighbor_gaps(
     Args:
         features: float [N, F], in the order of the positions.
         curve: rising numbers [N].
-        areas: class [N], IGNORE where it is not known; None: of no patch.
+        areas: class [N], UNLABELED where it is not known; None: of no patch.
         window: patches averaged on either side.
         usable: bool [N]; a position that is not, such as one without tissue, ends the curve.
     """
     number = len(features)
-    areas = np.full(number, IGNORE) if areas is None else areas
+    areas = np.full(number, UNLABELED) if areas is None else areas
     usable = np.ones(number, bool) if usable is None else usable
     # from here to `last` all positions are of the same curve and usable
     breaks = np.cumsum(np.r_[False, (np.diff(curve) != 0) | ~usable[1:] | ~usable[:-1]])
@@ -107,7 +107,7 @@ def neighbor_gaps(
     right = sums[last + 1] - sums[before + 1]
     distance = np.square((right - left) / window).sum(axis=1)
     changes = np.cumsum(np.r_[False, np.diff(areas) != 0])
-    unknown = np.cumsum(np.r_[0, areas == IGNORE])
+    unknown = np.cumsum(np.r_[0, areas == UNLABELED])
     kind = np.full(len(before), BESIDE, np.uint8)
     kind[changes[first] == changes[last]] = WITHIN
     kind[areas[before] != areas[before + 1]] = BORDER
@@ -128,7 +128,7 @@ def gap_statistics(gaps: Gaps, curvature: np.ndarray, obliqueness: np.ndarray) -
         larger distance than one within an area (0.5: no difference); `median_border` and
         `median_within`, in units of the squared features; `spearman_curvature` (of its absolute
         value) and `spearman_obliqueness`: rank correlations with the distance within areas. Without
-        p-values: neighbouring gaps share patches. None where there are too few gaps.
+        p-values: neighboring gaps share patches. None where there are too few gaps.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score

@@ -16,7 +16,7 @@ from jaxcyto.brain.surfaces.smoothing import inflate
 from jaxcyto.brain.surfaces.surface import hemisphere_surface
 from jaxcyto.explore.border_contrast import BORDER, Gaps
 from jaxcyto.explore.ribbon_walk import Curves
-from jaxcyto.plots.common import BLUE, GREY, ORANGE
+from jaxcyto.plots.common import BLUE, GRAY, ORANGE
 from jaxcyto.predict.features import read_patches
 
 NEAREST = 23  # with the chosen one four rows of six
@@ -65,7 +65,7 @@ def nearest_figure(
         axis.set_frame_on(True)
         axis.imshow(images[number], cmap="gray", vmin=0, vmax=255)
         name = None if areas is None else areas[number]
-        color = GREY
+        color = GRAY
         if areas is not None and name is not None and areas[chosen] is not None:
             color = BLUE if name == areas[chosen] else ORANGE
         axis.spines[:].set(color="black" if own else color, linewidth=3)
@@ -92,8 +92,8 @@ def surface_figure(brain: Brain, maps: Sequence[np.ndarray], label: str) -> Figu
 
     Args:
         brain: with hemispheres.
-        maps: a value for each vertex [V] of each; NaN is grey.
-        label: of the colours; they end at the 98th percentile.
+        maps: a value for each vertex [V] of each; NaN is gray.
+        label: of the colors; they end at the 98th percentile.
 
     Raises:
         InputError: a surface cannot be read.
@@ -123,9 +123,9 @@ def surface_figure(brain: Brain, maps: Sequence[np.ndarray], label: str) -> Figu
 def neighbors_figure(
     brain: Brain, curves: Curves, gaps: Gaps, sections: Sequence[int], *, unit: str = ""
 ) -> Figure:
-    """A panel for each section: points in the gaps, coloured by distance, and ticks at borders.
+    """A panel for each section: points in the gaps, colored by distance, and ticks at borders.
 
-    Colours end at the 98th percentile of all panels, so that one patch does not set the scale.
+    Colors end at the 98th percentile of all panels, so that one patch does not set the scale.
 
     Args:
         brain: read for its images, coarsely.
@@ -177,5 +177,5 @@ def neighbors_figure(
     if points is not None:
         label = "squared distance of averaged features" + (f", {unit}" if unit else "")
         figure.colorbar(points, ax=axes, label=label, shrink=0.7, extend="max")
-    figure.suptitle("Neighbouring patches along the ribbon; ticks: area borders", fontsize=10)
+    figure.suptitle("Neighboring patches along the ribbon; ticks: area borders", fontsize=10)
     return figure

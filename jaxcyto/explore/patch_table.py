@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxcyto.brain.manifest import SPLITS, AreaClass, Brain
 from jaxcyto.brain.sampling.patches import Patches
-from jaxcyto.brain.sections.label_image import IGNORE
+from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.predict.features import Embedding
 from jaxcyto.utils.files import atomic_write
 
@@ -33,7 +33,7 @@ def patch_columns(brain: Brain, patches: Patches) -> dict[str, np.ndarray]:
 
 def class_column(classes: tuple[AreaClass, ...], number: np.ndarray) -> np.ndarray:
     """Names [N] of class numbers [N]; None where there is no such class."""
-    names = np.full(max(IGNORE, len(classes)) + 1, None, object)
+    names = np.full(max(UNLABELED, len(classes)) + 1, None, object)
     names[: len(classes)] = [entry.name for entry in classes]
     return names[number]
 

@@ -1,6 +1,6 @@
 """How much of area and place can be read from frozen features: k-NN, linear and ridge probes.
 
-Each is fitted on training patches and scored on test patches, on features standardised by the
+Each is fitted on training patches and scored on test patches, on features standardized by the
 training patches. scikit-learn does the work; it is imported on first use, for it takes a second.
 """
 
@@ -24,7 +24,7 @@ def probe_areas(
     *,
     neighbors: int = NEIGHBORS,
 ) -> dict[str, Any]:
-    """Area of test patches by k nearest neighbours and by a linear model.
+    """Area of test patches by k nearest neighbors and by a linear model.
 
     * k-NN: the most frequent area among the 20 nearest training patches. Euclidean, as the pretext
       task shapes features: it looks at differences alone, so that their origin, on which the cosine
@@ -50,7 +50,7 @@ def probe_areas(
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
-    fitted, scored = _standardised(features, train, test)
+    fitted, scored = _standardized(features, train, test)
     known, truth = areas[train], areas[test]
     names, counts = np.unique(known, return_counts=True)
     if len(names) < 2:
@@ -88,7 +88,7 @@ def probe_coordinates(
     """
     from sklearn.linear_model import RidgeCV
 
-    fitted, scored = _standardised(features, train, test)
+    fitted, scored = _standardized(features, train, test)
     known, truth = position_mm[train].astype(np.float64), position_mm[test].astype(np.float64)
     read = RidgeCV(ALPHAS).fit(fitted, known).predict(scored)
     results = {}
@@ -99,7 +99,7 @@ def probe_coordinates(
     return results
 
 
-def _standardised(
+def _standardized(
     features: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training and test features in float64, by mean and standard deviation of the former."""

@@ -1,8 +1,8 @@
 """The cortical ribbon of sections as curves: evenly spaced positions, in order, and their geometry.
 
 Where a section cuts a hemisphere, the cut falls into curves: an open one from the edge of the
-cortex to another, or a closed one, which is opened where the walk starts. Neighbours on a curve are
-neighbours in the cortical sheet.
+cortex to another, or a closed one, which is opened where the walk starts. Neighbors on a curve are
+neighbors in the cortical sheet.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Curves:
     """Positions along curves, N of them, curve by curve.
 
     Attributes:
-        patches: the positions, as patches centred there.
+        patches: the positions, as patches centered there.
         curve: number of the curve, int32 [N], rising.
         arc_mm: length along it, float64 [N].
         curvature: signed mean curvature of the surface, 1/mm, float32 [N] (`mean_curvature`).

@@ -2,7 +2,7 @@
 
     RUN/explore/BRAIN/patches.parquet              every patch: place, split, area, features
     RUN/explore/BRAIN/HEMISPHERE.features.func.gii     features on the surface
-    RUN/explore/BRAIN/HEMISPHERE.neighbors.func.gii    distance to neighbours along the ribbon
+    RUN/explore/BRAIN/HEMISPHERE.neighbors.func.gii    distance to neighbors along the ribbon
     RUN/explore/BRAIN/neighbors.png, surface.png   the same as pictures
     RUN/explore/BRAIN/nearest_17.png               patches most like patch 17
     RUN/explore/BRAIN/results.json                 probes and statistics
@@ -22,7 +22,7 @@ from jaxcyto.brain.annotation.image_column import select_sections
 from jaxcyto.brain.manifest import SPLITS, Brain, read_brain
 from jaxcyto.brain.sampling.patches import Patches, load_patches
 from jaxcyto.brain.sampling.ribbon import MIN_THICKNESS_MM
-from jaxcyto.brain.sections.label_image import IGNORE
+from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.brain.surfaces.surface import hemisphere_surface
 from jaxcyto.brain.surfaces.vertex_maps import vertex_means, write_maps
 from jaxcyto.errors import InputError
@@ -47,7 +47,7 @@ from jaxcyto.runs.load import PretextRun, load_pretext_run, load_segment_run
 from jaxcyto.utils.files import file_sha256, write_json
 from jaxcyto.utils.progress import Progress
 
-WALKED = 24  # sections along whose ribbons neighbours are compared, unless named
+WALKED = 24  # sections along whose ribbons neighbors are compared, unless named
 SHOWN = 8  # of them, in the picture
 TEST, TRAIN = SPLITS.index("test"), SPLITS.index("train")
 
@@ -78,7 +78,7 @@ def explore_features(
         run_folder: of a finished pre-training run.
         brain_folder: with patches of the run's size and resolution.
         patches_file: in the brain's folder.
-        sections: along whose ribbons neighbours are compared, by name. By default the test sections
+        sections: along whose ribbons neighbors are compared, by name. By default the test sections
             (at most 8) and others evenly up to 24.
         classes: class name of a label, as for `jaxcyto carry`.
         progress: told the patches done.
@@ -205,7 +205,7 @@ def explore_predictions(
     report = predict_brain(
         run_folder, brain_folder, outputs=Outputs(surface=True), progress=progress
     )
-    predicted = np.full(len(patches), IGNORE, np.uint8)
+    predicted = np.full(len(patches), UNLABELED, np.uint8)
     for index in np.unique(patches.section):
         row = brain.sections[index]
         path = report.folder / f"{row.name}.ome.tif"
@@ -218,7 +218,7 @@ def explore_predictions(
     scores = None
     if subject.areas is not None:
         columns["area"] = class_column(brain.classes, subject.areas)
-        scored = (subject.areas != IGNORE) & (patches.split == TEST) & (predicted != IGNORE)
+        scored = (subject.areas != UNLABELED) & (patches.split == TEST) & (predicted != UNLABELED)
         if scored.any():
             scores = {"test": int(scored.sum())}
             scores |= accuracy(columns["area"][scored].astype(str), said[scored].astype(str))
@@ -320,7 +320,7 @@ def _probes(run: PretextRun, subject: _Subject, found: Embedding) -> dict[str, A
         position[:, 0] = np.abs(position[:, 0])
     results["coordinates"] = probe_coordinates(found.features, position, train, test)
     if subject.areas is not None:
-        known = subject.areas != IGNORE
+        known = subject.areas != UNLABELED
         if (known & test).any() and len(np.unique(subject.areas[known & train])) > 1:
             results["areas"] = probe_areas(
                 found.features, subject.areas, known & train, known & test

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxcyto.models.layers import BatchNorm, Kernel, affine_block, conv, max_pool
 
-# Assumptions, the sources are silent: the order convolution, batch norm, ReLU; He initialisation.
+# Assumptions, the sources are silent: the order convolution, batch norm, ReLU; He initialization.
 KERNEL_INIT = nn.initializers.he_normal()
 
 
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         """Runs all blocks.
 
         Args:
-            x: [B, H, W, C] normalised image.
+            x: [B, H, W, C] normalized image.
             train: whether batch norm uses (and updates) the statistics of this batch.
 
         Returns:

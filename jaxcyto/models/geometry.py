@@ -5,7 +5,7 @@ al. 2017): every block is two valid convolutions, 3x3 except the first of all (t
 max pooling stands between two blocks. The U-Net climbs back by as many steps as there are blocks,
 less two, so that it ends on the grid of the second block: block 1's pooling is never undone.
 
-Sides and positions are in px of the input image, one axis at a time. Pixel centres are at whole
+Sides and positions are in px of the input image, one axis at a time. Pixel centers are at whole
 numbers.
 """
 
@@ -98,7 +98,7 @@ class Geometry:
 
     @property
     def output_stride(self) -> int:
-        """Distance of neighbouring output pixels, px."""
+        """Distance of neighboring output pixels, px."""
         return 2 * self.stem_stride
 
     @property
@@ -149,7 +149,7 @@ class Geometry:
     def output_origin(self) -> float:
         """Position of output pixel 0 in the input; pixel k sits `output_stride` * k further.
 
-        Every layer is symmetric at valid sizes, so input and output share their centre; the side
+        Every layer is symmetric at valid sizes, so input and output share their center; the side
         cancels.
         """
         return (self.receptive_field - 1 + self.output_stride) / 2
@@ -164,7 +164,7 @@ class Geometry:
     def label_offset(self) -> int:
         """Image top = `output_stride` * (label row of output row 0) - this.
 
-        Pixel m of a label image covers px [stride * m, stride * (m + 1)), so its centre is at
+        Pixel m of a label image covers px [stride * m, stride * (m + 1)), so its center is at
         stride * m + (stride - 1) / 2; where that falls between two px, half a px is left.
         """
         return int((self.output_origin - (self.output_stride - 1) / 2) // 1)

@@ -179,7 +179,7 @@ class BatchNorm(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises [..., C] with the statistics of this batch, and updates the running ones."""
+        """Normalizes [..., C] with the statistics of this batch, and updates the running ones."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))
         mean, second = jnp.mean(wide, axes), jnp.mean(jnp.square(wide), axes)

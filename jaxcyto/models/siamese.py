@@ -44,7 +44,7 @@ class SiameseNet(nn.Module):
         """Computes features and coordinates.
 
         Args:
-            patches: [B, 2, H, W, 1] float, normalised.
+            patches: [B, 2, H, W, 1] float, normalized.
             train: whether batch norm uses (and updates) the statistics of this batch.
 
         Returns:

@@ -20,7 +20,7 @@ from jaxcyto.models.encoder import KERNEL_INIT, Encoder, block_type
 from jaxcyto.models.geometry import ATLAS_KERNEL, Geometry
 from jaxcyto.models.layers import BatchNorm, Kernel, affine_block, conv
 
-# He initialisation, too: with a stride of 2, an output pixel sees one tap of a 2x2 kernel only.
+# He initialization, too: with a stride of 2, an output pixel sees one tap of a 2x2 kernel only.
 _UP_INIT = nn.initializers.he_normal(batch_axis=(0, 1))
 
 
@@ -94,7 +94,7 @@ class UNet(nn.Module):
         """Computes the logits of the output grid, `Geometry.output_stride` image px a pixel.
 
         Args:
-            image: [B, H, W, 1] float, normalised; sides as `Geometry.is_valid_size` wants them.
+            image: [B, H, W, 1] float, normalized; sides as `Geometry.is_valid_size` wants them.
             atlas: [B, h, w, A] float in 0 ... 1, one channel per area, on the output grid; sides
                 are `Geometry.atlas_size` of the image's. None: the base network.
             train: whether batch norm uses (and updates) the statistics of this batch.
@@ -129,7 +129,7 @@ class UNet(nn.Module):
             up = Up(width, dtype=self.dtype, name=f"up{number}")
             norm = BatchNorm(width, **common, name=f"up{number}_bn")
             x = nn.relu(norm(up(x))) if train else up(x, norm.running())
-            x = jnp.concatenate([x, _centre(skip, *x.shape[1:3])], axis=-1)
+            x = jnp.concatenate([x, _center(skip, *x.shape[1:3])], axis=-1)
             x = block_type(self.remat)(width, **common, name=f"block{number}")(x, train)
 
         dtype = jnp.promote_types(self.dtype, jnp.float32)
@@ -162,7 +162,7 @@ class UNet(nn.Module):
             )
 
 
-def _centre(x: jax.Array, height: int, width: int) -> jax.Array:
+def _center(x: jax.Array, height: int, width: int) -> jax.Array:
     """The middle of a map; at valid sizes the margins are even."""
     top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
     return x[:, top : top + height, left : left + width]

@@ -9,7 +9,7 @@ GRID_UM = 16.0  # tissue is laid out on the grid of the label images
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A stroke (an arc of a parabola) with centre, reach and half width in grid px.
+    """A stroke (an arc of a parabola) with center, reach and half width in grid px.
 
     kind: "tear" (no tissue), "fold" (tissue lies double) or "blob" (dirt, on and off tissue).
     """

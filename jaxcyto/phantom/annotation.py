@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 from scipy import ndimage
 
-from jaxcyto.brain.annotation.prisms import evaluate, planes, rasterise, weighted_majority
+from jaxcyto.brain.annotation.prisms import evaluate, planes, rasterize, weighted_majority
 from jaxcyto.phantom.acquisition import GRID_UM
 from jaxcyto.phantom.cortex import Cortex, smooth_field
 from jaxcyto.phantom.settings import cut_cortex
@@ -56,7 +56,7 @@ def atlas_channels(
     height, width = (-(-side // ATLAS_GRID) for side in shape)
     out = np.zeros((num_areas, height, ATLAS_GRID, width, ATLAS_GRID), np.uint8)
     cut = cut_cortex(moved, affine)
-    triangle = rasterise(cut, 0, height, width)
+    triangle = rasterize(cut, 0, height, width)
     row, column = np.nonzero(triangle >= 0)
     _, ids, weights, _ = evaluate(cut, planes(cut), triangle[row, column], column, row)
     area = weighted_majority(moved.area[ids], weights)

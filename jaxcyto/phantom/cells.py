@@ -49,7 +49,7 @@ class Stamps:
             phase_x = np.clip(((column - x + 0.5) * PHASES).astype(np.int64), 0, PHASES - 1)
             turn = np.rint(angle[near] * self.num_angles / np.pi).astype(np.int64) % self.num_angles
             stamp = (phase_y * PHASES + phase_x) * self.num_angles + turn
-            centre = (y.astype(np.int64) + 2 * margin) * width + x.astype(np.int64) + margin
+            center = (y.astype(np.int64) + 2 * margin) * width + x.astype(np.int64) + margin
             size = np.searchsorted(edges, np.log(diameter[near]))
             order = np.argsort(size.astype(np.uint8), kind="stable")
             ends = np.cumsum(np.bincount(size, minlength=len(self.bank)))
@@ -60,6 +60,6 @@ class Stamps:
                 offset = (step[:, None] * width + step).ravel()
                 for start in range(0, len(chosen), 1 << 14):
                     part = chosen[start : start + (1 << 14)]
-                    index = centre[part][:, None] + offset
+                    index = center[part][:, None] + offset
                     np.add.at(canvas, index.ravel(), bank[stamp[part]].ravel())
         return canvas.reshape(-1, width)[2 * margin : -2 * margin, margin:-margin]

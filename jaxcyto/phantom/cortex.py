@@ -93,8 +93,8 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
-def neighbour_mean(values: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Mean over the neighbours of each vertex of values [V, ...]."""
+def neighbor_mean(values: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Mean over the neighbors of each vertex of values [V, ...]."""
     total, count = np.zeros_like(values), np.zeros(len(values))
     for first, second in ((0, 1), (1, 2), (2, 0)):
         np.add.at(total, faces[:, first], values[faces[:, second]])
@@ -130,10 +130,10 @@ def _offset(vertices: np.ndarray, faces: np.ndarray, distance_mm: np.ndarray) ->
     for _ in range(steps):
         normals = vertex_normals(vertices, faces)
         for _ in range(2):
-            normals = (normals + neighbour_mean(normals, faces)) / 2
+            normals = (normals + neighbor_mean(normals, faces)) / 2
         normals /= np.linalg.norm(normals, axis=1, keepdims=True)
         vertices = vertices + normals * (distance_mm / steps)[:, None]
-        relaxed = neighbour_mean(vertices, faces) - vertices
+        relaxed = neighbor_mean(vertices, faces) - vertices
         relaxed -= (relaxed * normals).sum(1, keepdims=True) * normals
         vertices = vertices + 0.2 * relaxed
     return vertices
@@ -144,17 +144,17 @@ def regions(unfolded: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 
     k-means of the unfolded surface; its borders are then bent by a smooth displacement.
     """
-    centres = unfolded[rng.choice(len(unfolded), count, replace=False)]
+    centers = unfolded[rng.choice(len(unfolded), count, replace=False)]
     for _ in range(30):
-        nearest = np.linalg.norm(unfolded[:, None] - centres, axis=2).argmin(1)
+        nearest = np.linalg.norm(unfolded[:, None] - centers, axis=2).argmin(1)
         for k in range(count):
             if (nearest == k).any():
-                centres[k] = unfolded[nearest == k].mean(0)
+                centers[k] = unfolded[nearest == k].mean(0)
     scale = np.ptp(unfolded[:, 1]) / 40
     bent = unfolded + scale * np.stack(
         [smooth_field(unfolded, 12 * scale, rng) for _ in range(3)], axis=1
     )
-    return np.linalg.norm(bent[:, None] - centres, axis=2).argmin(1).astype(np.int32)
+    return np.linalg.norm(bent[:, None] - centers, axis=2).argmin(1).astype(np.int32)
 
 
 def volume_skew(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -171,11 +171,11 @@ def volume_skew(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> np.nd
 
     area_pial, area_white = vertex_area(pial), vertex_area(white)
     q = (area_white - area_pial) / np.maximum(area_white + area_pial, 1e-12)
-    q = (q + neighbour_mean(q, faces)) / 2  # single vertices are noisy
+    q = (q + neighbor_mean(q, faces)) / 2  # single vertices are noisy
     return np.clip(q, -0.8, 0.8).astype(np.float32)
 
 
-def normalised_profiles(
+def normalized_profiles(
     share, coverage, diameter_um, columns: float | np.ndarray = COLUMN_CONTRAST
 ) -> Profiles:
     """Profiles from layer shares, coverages and diameters [V, 6], of equal mean coverage.
@@ -204,7 +204,7 @@ def area_profiles(
     size = len(unfolded)
     if null:
         generic = (LAYER_SHARE, LAYER_COVERAGE, LAYER_DIAMETER_UM)
-        return normalised_profiles(*(np.tile(layer, (size, 1)) for layer in generic))
+        return normalized_profiles(*(np.tile(layer, (size, 1)) for layer in generic))
     orders = _distinct_orders(count, rng)
     share = np.exp(rng.uniform(-0.15, 0.15, (count, NUM_LAYERS))) * LAYER_SHARE[orders]
     coverage = np.exp(rng.uniform(-0.1, 0.1, (count, NUM_LAYERS))) * LAYER_COVERAGE[orders]
@@ -228,7 +228,7 @@ def area_profiles(
     diameter[:, 3:] *= np.exp(SIZE_GRADIENT * x)[:, None]
     share[:, 0] *= np.exp(SHARE_GRADIENT * y)
     columns = COLUMN_CONTRAST * np.clip(1 + COLUMN_GRADIENT * y, 0, 2)
-    return normalised_profiles(share, coverage, diameter, columns)
+    return normalized_profiles(share, coverage, diameter, columns)
 
 
 def _distinct_orders(count: int, rng: np.random.Generator) -> np.ndarray:

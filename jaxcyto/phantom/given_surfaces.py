@@ -142,7 +142,7 @@ def _profiles(middle, area, share, settings: PhantomSettings) -> shape.Profiles:
         log = between[area] + AREA_SPREAD / 2 * np.stack(inside, axis=1)
         return layers * np.exp(log * (not settings.null))
 
-    return shape.normalised_profiles(
+    return shape.normalized_profiles(
         share, varied(shape.LAYER_COVERAGE), varied(shape.LAYER_DIAMETER_UM)
     )
 

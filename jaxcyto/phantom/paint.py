@@ -16,7 +16,7 @@ from jaxcyto.brain.annotation.prisms import (
     evaluate,
     inside_white,
     planes,
-    rasterise,
+    rasterize,
     weighted_majority,
 )
 from jaxcyto.phantom.acquisition import GRID_UM, Look
@@ -27,7 +27,7 @@ BLOCK = 64  # rows of the grid that are painted at a time
 NEUROPIL, WHITE_MATTER, CELL = 0.28, 0.24, 0.60  # darkness where gain is 1; a cell adds to both
 WHITE_COVERAGE, WHITE_DIAMETER_UM = 0.03, 6.0  # glia
 COLUMN_UM = 90.0  # cells stand in radial columns about this far apart
-LAYER_BLEND = 0.04  # share of the depth over which neighbouring layers mix
+LAYER_BLEND = 0.04  # share of the depth over which neighboring layers mix
 SPREAD = 0.2  # standard deviation of the logarithm of the diameters in a layer
 # Noise is looked up by random bytes: quantiles of the normal distribution.
 GAUSSIAN = np.array([statistics.NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)])
@@ -79,7 +79,7 @@ class SectionPainter:
         height = self.shape[0]
         tops = range(0, height, BLOCK)
         tissue, cells = self._prepare(0)
-        reaching = [cells]  # the block's own cells and those of its neighbours
+        reaching = [cells]  # the block's own cells and those of its neighbors
         for top in tops:
             following = None
             if top + BLOCK < height:
@@ -99,7 +99,7 @@ class SectionPainter:
         """Lays out the rows [top, top + height) of the grid, and one more on either side."""
         top, height, width = top - 1, height + 2, self.shape[1]
         cortex, profiles = self.cortex, self.cortex.profiles
-        triangle = rasterise(self.cut, top, height, width)
+        triangle = rasterize(self.cut, top, height, width)
         white = inside_white(self.cut, top, height, width) & (triangle < 0)
         flat = np.flatnonzero(triangle >= 0)
         row, column = np.divmod(flat, width)
@@ -187,12 +187,12 @@ class SectionPainter:
         np.minimum(dark, 1, out=dark)
         rng = np.random.default_rng((*self.seed, 2, top))
         table = (look.background + look.noise * GAUSSIAN).astype(np.float32)
-        grey = table[np.frombuffer(rng.bytes(dark.size), np.uint8)].reshape(dark.shape)
+        gray = table[np.frombuffer(rng.bytes(dark.size), np.uint8)].reshape(dark.shape)
         dark *= look.background * look.gain
-        grey -= dark
+        gray -= dark
         present *= look.offset
-        grey += present
-        return np.clip(grey, 0, 255, out=grey).astype(np.uint8)
+        gray += present
+        return np.clip(gray, 0, 255, out=gray).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

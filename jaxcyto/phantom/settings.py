@@ -21,7 +21,7 @@ class PhantomSettings:
         long_axis_mm: length of a hemisphere before folding.
         mesh_subdivisions: of the icosphere; a hemisphere has 10 * 4**n + 2 vertices.
         num_areas: areas of each hemisphere (the mirror image of the other one's).
-        num_other: further regions with profiles of their own, labelled "other cortex" together.
+        num_other: further regions with profiles of their own, labeled "other cortex" together.
         num_sections: coronal sections, evenly spaced about the middle of the brain.
         spacing_mm: between sections.
         um_per_px: of the images; 16 is a whole multiple of it.
@@ -94,7 +94,7 @@ def coronal_plans(
     near = (y > positions_mm.min() - reach) & (y < positions_mm.max() + reach)
     low, high = cortex.pial[near].min(0) - margin_mm, cortex.pial[near].max(0) + margin_mm
     turn = np.deg2rad(2.0)
-    centre, half = (low + high) / 2, (high - low) / 2
+    center, half = (low + high) / 2, (high - low) / 2
     half_x = half[0] * np.cos(turn) + half[2] * np.sin(turn)
     half_z = half[2] * np.cos(turn) + half[0] * np.sin(turn)
     step = GRID_UM / 1000
@@ -104,7 +104,7 @@ def coronal_plans(
         angle = np.random.default_rng((seed, 4, number)).uniform(-turn, turn)
         column = step * np.array([np.cos(angle), 0, np.sin(angle)])
         row = step * np.array([np.sin(angle), 0, -np.cos(angle)])
-        origin = np.array([centre[0], y, centre[2]]) - (width - 1) / 2 * column
+        origin = np.array([center[0], y, center[2]]) - (width - 1) / 2 * column
         origin -= (height - 1) / 2 * row
         plans.append(
             SectionPlan(number, np.stack([column, row, 0 * row, origin], 1), (height, width))

@@ -25,8 +25,8 @@ from jaxcyto.phantom.settings import PhantomSettings, SectionPlan, cut_cortex, i
 from jaxcyto.utils.processes import leave_with_parent
 from jaxcyto.utils.progress import Progress
 
-# From M. Krzywinski's palettes for colour blindness (mk.bcgsc.ca/colorblind): twelve that stay
-# apart from each other and from the colours of the other classes, by 12 units of CIELAB and more,
+# From M. Krzywinski's palettes for color blindness (mk.bcgsc.ca/colorblind): twelve that stay
+# apart from each other and from the colors of the other classes, by 12 units of CIELAB and more,
 # for normal, protan, deutan and tritan vision (simulated after Machado et al. 2009).
 AREA_COLORS = (
     "#009f81", "#9400e6", "#ffdc3d", "#6a0213", "#ff71fd", "#003c86",
@@ -155,7 +155,7 @@ class _Paint:
 def area_classes(names: list[str]) -> list[dict[str, str]]:
     """The classes of brain.toml: the areas, then other cortex, white matter and background.
 
-    More than twelve areas share colours.
+    More than twelve areas share colors.
     """
     classes = [
         {"name": name, "color": AREA_COLORS[k % len(AREA_COLORS)], "kind": "area"}

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from jaxcyto.utils.files import atomic_write
 
-# Okabe and Ito's colours, told apart with any colour vision
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
+# Okabe and Ito's colors, told apart with any color vision
+BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
 
 
 def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
@@ -35,13 +35,13 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (total[end] - total[start]) / (end - start)
 
 
-Panel = tuple[str, list[tuple[str, str, str]]]  # title; curves: (key, label, colour)
+Panel = tuple[str, list[tuple[str, str, str]]]  # title; curves: (key, label, color)
 
 
 def error_panel(title: str, key: str) -> Panel:
     """An error in training and in validation."""
     curves = [
-        (f"train/{key}", "training batch", GREY),
+        (f"train/{key}", "training batch", GRAY),
         (f"val/{key}", "validation", BLUE),
         (f"val_train_mode/{key}", "validation, batch statistics", ORANGE),
     ]
@@ -58,7 +58,7 @@ def loss_curves(lines: list[dict[str, Any]], panels: list[Panel]) -> Figure:
     terms = sorted({key for line in lines for key in line if key.startswith("train/loss/")})
     colors = zip(terms, itertools.cycle((BLUE, ORANGE, GREEN, RED)), strict=False)
     losses = [(key, key.split("/")[-1], color) for key, color in colors]
-    panels = [("loss", [("train/loss", "total", GREY), *losses]), *panels]
+    panels = [("loss", [("train/loss", "total", GRAY), *losses]), *panels]
     figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
     for axis, (title, curves) in zip(axes, panels, strict=True):
         for key, label, color in curves:

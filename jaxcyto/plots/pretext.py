@@ -16,7 +16,7 @@ from jaxcyto.data.pair_table import PairTable
 from jaxcyto.data.skipping import ReadError
 from jaxcyto.plots.common import (
     BLUE,
-    GREY,
+    GRAY,
     ORANGE,
     error_panel,
     loss_curves,
@@ -66,7 +66,7 @@ def predicted_distance(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figure:
     """Predicted against true distance, with the median and quartiles of the prediction."""
     figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
     top = float(max(np.quantile(predicted_mm, 0.995), true_mm.max()))
-    axis.plot([0, top], [0, top], color=GREY, linewidth=1)
+    axis.plot([0, top], [0, top], color=GRAY, linewidth=1)
     axis.scatter(true_mm, predicted_mm, s=5, alpha=0.35, color=BLUE, edgecolors="none")
     edges = np.quantile(true_mm, np.linspace(0, 1, 13))
     bins = np.clip(np.searchsorted(edges, true_mm, side="right") - 1, 0, 11)
@@ -94,7 +94,7 @@ def predicted_coordinates(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figu
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     for k, axis in enumerate(axes):
         low, high = true_mm[:, k].min(), true_mm[:, k].max()
-        axis.plot([low, high], [low, high], color=GREY, linewidth=1)
+        axis.plot([low, high], [low, high], color=GRAY, linewidth=1)
         axis.scatter(
             true_mm[:, k], predicted_mm[:, k], s=5, alpha=0.3, color=BLUE, edgecolors="none"
         )

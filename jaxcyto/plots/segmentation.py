@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.brain.sections.label_image import IGNORE
-from jaxcyto.plots.common import GREY, error_panel, loss_curves, save_figures
+from jaxcyto.brain.sections.label_image import UNLABELED
+from jaxcyto.plots.common import GRAY, error_panel, loss_curves, save_figures
 from jaxcyto.runs.metrics_file import read_metrics
 
 Classes = Sequence[AreaClass]
@@ -75,17 +75,17 @@ def section_figure(
     """A section three times: with its annotation, with the prediction, and where they differ.
 
     Args:
-        tissue: uint8 [h, w] grey image.
+        tissue: uint8 [h, w] gray image.
         label: uint8 [h, w]; 255 = not annotated.
         predicted: uint8 [h, w]; 255 = not predicted.
-        classes: names and colours.
+        classes: names and colors.
     """
     height, width = tissue.shape
     across = 5.2
     figure, axes = plt.subplots(
         1, 3, figsize=(3 * across, across * height / width + 1.5), layout="constrained"
     )
-    annotated = label != IGNORE
+    annotated = label != UNLABELED
     wrong = annotated & (label != predicted)
     differences = fill(fill(tissue, annotated & ~wrong, RIGHT), wrong, WRONG)
     for axis, image, caption in zip(
@@ -100,16 +100,16 @@ def section_figure(
     if not annotated.all():
         paper = [k for k, entry in enumerate(classes) if entry.kind == "background"]
         _inset(axes[1], outline(tissue, label, classes), annotated, ~np.isin(predicted, paper))
-    seen = np.union1d(label[annotated], predicted[predicted != IGNORE])
+    seen = np.union1d(label[annotated], predicted[predicted != UNLABELED])
     colors = [(classes[k].color, classes[k].name) for k in seen]
     colors += [(RIGHT, "right"), (WRONG, "wrong")]
-    handles = [Patch(facecolor=color, label=name, edgecolor=GREY) for color, name in colors]
+    handles = [Patch(facecolor=color, label=name, edgecolor=GRAY) for color, name in colors]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=9, frameon=False)
     return figure
 
 
 def fill(image: np.ndarray, where: np.ndarray, color: str, strength: float = 0.55) -> np.ndarray:
-    """Tints an image, grey [h, w] or RGB [h, w, 3], where a mask is true; uint8 RGB [h, w, 3]."""
+    """Tints an image, gray [h, w] or RGB [h, w, 3], where a mask is true; uint8 RGB [h, w, 3]."""
     rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
     rgb = rgb.copy()
     tint = 255 * np.array(to_rgb(color))
@@ -122,7 +122,7 @@ def outline(
 ) -> np.ndarray:
     """Classes as a faint tint with a line of one px inside of their borders; uint8 RGB [h, w, 3].
 
-    What is not labelled (255) stays grey; so do classes of kind "background".
+    What is not labeled (255) stays gray; so do classes of kind "background".
     """
     rgb = np.repeat(tissue[..., None], 3, axis=2)
     border = borders(label)

@@ -1,9 +1,9 @@
-from .brain import Outputs, Report, predict_brain
+from .brain import Outputs, PredictionReport, predict_brain
 from .evaluate import evaluate_brain
 from .features import Embedding, embed, embed_brain
 from .maps import NOT_PREDICTED, ClassMap, open_class_map
 from .predictor import Band, Failure, Predictor
-from .reading import Source, map_shape
+from .reading import SectionSource, map_shape
 
 __all__ = [
     "NOT_PREDICTED",
@@ -12,9 +12,9 @@ __all__ = [
     "Embedding",
     "Failure",
     "Outputs",
+    "PredictionReport",
     "Predictor",
-    "Report",
-    "Source",
+    "SectionSource",
     "embed",
     "embed_brain",
     "evaluate_brain",

@@ -24,8 +24,8 @@ from jaxcyto.predict.maps import open_class_map, settings_of, write_class_map, w
 from jaxcyto.predict.overlay import write_overlay
 from jaxcyto.predict.planes import Plane
 from jaxcyto.predict.predictor import Failure, Predictor, default_tile
-from jaxcyto.predict.reading import Source
-from jaxcyto.predict.section_jobs import Task, open_source, plan, remove_unfinished
+from jaxcyto.predict.reading import SectionSource
+from jaxcyto.predict.section_jobs import SectionJob, open_source, plan, remove_unfinished
 from jaxcyto.predict.surface import write_surface_labels
 from jaxcyto.runs.load import load_segment_run
 from jaxcyto.utils.progress import Progress
@@ -41,7 +41,7 @@ class Outputs:
 
 
 @dataclasses.dataclass
-class Report:
+class PredictionReport:
     """What became of the sections, by name, and what it took.
 
     Attributes:
@@ -76,7 +76,7 @@ def predict_brain(
     tile_px: int | None = None,
     outputs: Outputs | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> PredictionReport:
     """Predicts the sections of a brain that are not finished yet.
 
     Args:
@@ -106,29 +106,27 @@ def predict_brain(
         rows = select_sections(brain, list(dict.fromkeys(sections)))[shard[0] - 1 :: shard[1]]
     except InputError as error:  # it may be one of those without an image
         raise InputError("\n".join([str(error), *missing])) from None
-    report = Report(run.path / "predictions" / brain.root.name)
+    report = PredictionReport(run.path / "predictions" / brain.root.name)
     report.folder.mkdir(parents=True, exist_ok=True)
-    tasks, failures = plan(run, brain, rows, report.folder)
+    jobs, failures = plan(run, brain, rows, report.folder)
     report.failures = ([] if sections else missing) + failures
-    remove_unfinished(tasks, report.folder)
-    finished: list[Task] = []
-    todo: list[Task] = []
-    for task in tasks:
-        (finished if task.is_finished(outputs.probabilities) else todo).append(task)
-    report.finished = [task.row.name for task in finished]
+    remove_unfinished(jobs, report.folder)
+    finished: list[SectionJob] = []
+    todo: list[SectionJob] = []
+    for job in jobs:
+        (finished if job.is_finished(outputs.probabilities) else todo).append(job)
+    report.finished = [job.row.name for job in finished]
     if todo:
-        tile_px = tile_px or default_tile(run, max(max(task.shape) for task in todo))
+        tile_px = tile_px or default_tile(run, max(max(job.shape) for job in todo))
         predictor = Predictor(run, tile_px, outputs.probabilities)
         _make_maps(predictor, brain, todo, outputs, progress, report)
     if outputs.overlay:
-        for task in finished:
-            if not task.has_overlay():
-                _write_overlay(brain, task, run.classes, report)
+        for job in finished:
+            if not job.has_overlay():
+                _write_overlay(brain, job, run.classes, report)
     if outputs.surface:
         every, _ = plan(run, brain, brain.sections, report.folder)
-        maps = [
-            (task.row, open_class_map(task.class_map)) for task in every if task.is_finished(False)
-        ]
+        maps = [(job.row, open_class_map(job.class_map)) for job in every if job.is_finished(False)]
         report.labels = write_surface_labels(report.folder, brain.hemispheres, maps, run.classes)
     return report
 
@@ -149,47 +147,47 @@ def _read_brain(folder: Path) -> tuple[Brain, list[str]]:
 def _make_maps(
     predictor: Predictor,
     brain: Brain,
-    tasks: list[Task],
+    jobs: list[SectionJob],
     outputs: Outputs,
     progress: Progress | None,
-    report: Report,
+    report: PredictionReport,
 ) -> None:
     """Computes the maps; while those of one section are written, the next one is computed."""
     run = predictor.run
-    by_name = {task.row.name: task for task in tasks}
-    total, started = sum(task.shape[0] * task.shape[1] for task in tasks), time.monotonic()
+    by_name = {job.row.name: job for job in jobs}
+    total, started = sum(job.shape[0] * job.shape[1] for job in jobs), time.monotonic()
 
-    def sources() -> Iterator[Source]:
-        for task in tasks:
+    def sources() -> Iterator[SectionSource]:
+        for job in jobs:
             try:
-                yield open_source(run, brain, task.row)
+                yield open_source(run, brain, job.row)
             except InputError as error:  # it changed since its header was read
-                report.failures.append(f"section {task.row.name}: {error}")
+                report.failures.append(f"section {job.row.name}: {error}")
 
-    def write(task: Task, planes: list[Plane]) -> None:
-        about = (run.out_um, run.classes, task.settings)
-        if settings_of(task.class_map) != task.settings:  # what was made of another map
-            task.probability_map.unlink(missing_ok=True)
-            task.overlay.unlink(missing_ok=True)
+    def write(job: SectionJob, planes: list[Plane]) -> None:
+        about = (run.out_um, run.classes, job.settings)
+        if settings_of(job.class_map) != job.settings:  # what was made of another map
+            job.probability_map.unlink(missing_ok=True)
+            job.overlay.unlink(missing_ok=True)
         if outputs.probabilities:
-            write_probability_map(task.probability_map, planes[1:], *about)
-        write_class_map(task.class_map, planes[0], *about)
-        report.predicted.append(task.row.name)
+            write_probability_map(job.probability_map, planes[1:], *about)
+        write_class_map(job.class_map, planes[0], *about)
+        report.predicted.append(job.row.name)
         if outputs.overlay:
-            _write_overlay(brain, task, run.classes, report)
+            _write_overlay(brain, job, run.classes, report)
 
     planes: list[Plane] = []
     with ThreadPoolExecutor(1, "writer") as writer:
         writing: Future[None] | None = None
         for part in predictor.sections(sources()):
-            task = by_name[part.source.name]
+            job = by_name[part.source.name]
             if isinstance(part, Failure):
-                report.failures.append(f"section {task.row.name}: {part.error}")
+                report.failures.append(f"section {job.row.name}: {part.error}")
                 part.source.section.close()
                 continue
             if part.top == 0:
                 count = 1 + len(run.classes) * outputs.probabilities
-                planes = [Plane(report.folder, task.shape) for _ in range(count)]
+                planes = [Plane(report.folder, job.shape) for _ in range(count)]
             planes[0].write(part.top, part.classes)
             if part.probabilities is not None:
                 for plane, rows in zip(planes[1:], part.probabilities, strict=True):
@@ -197,11 +195,11 @@ def _make_maps(
             report.pixels += part.classes.size
             if progress is not None:
                 progress(report.pixels, total)
-            if part.top + len(part.classes) == task.shape[0]:
+            if part.top + len(part.classes) == job.shape[0]:
                 part.source.section.close()
                 if writing is not None:
                     writing.result()  # no more than one section waits
-                writing = writer.submit(write, task, planes)
+                writing = writer.submit(write, job, planes)
         if writing is not None:
             writing.result()
     report.tile_px = predictor.tiling.tile_px
@@ -210,10 +208,10 @@ def _make_maps(
 
 
 def _write_overlay(
-    brain: Brain, task: Task, classes: tuple[AreaClass, ...], report: Report
+    brain: Brain, job: SectionJob, classes: tuple[AreaClass, ...], report: PredictionReport
 ) -> None:
     try:
-        with open_section(task.row.image, task.row.pixel_um, brain.background) as section:
-            write_overlay(task.overlay, section, open_class_map(task.class_map), classes)
+        with open_section(job.row.image, job.row.pixel_um, brain.background) as section:
+            write_overlay(job.overlay, section, open_class_map(job.class_map), classes)
     except InputError as error:
-        report.failures.append(f"section {task.row.name}: {error}")
+        report.failures.append(f"section {job.row.name}: {error}")

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxcyto.augment import normalise
+from jaxcyto.augment import normalize
 from jaxcyto.brain.annotation.surface_labels import vertex_classes
 from jaxcyto.brain.manifest import Brain
 from jaxcyto.brain.sampling.patches import Patches, corner_px
-from jaxcyto.brain.sections.label_image import IGNORE
+from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.brain.surfaces.surface import hemisphere_surface
 from jaxcyto.data.skipping import ReadError
@@ -129,8 +129,8 @@ def forward_all(
         model: of the encoder and heads.
         variables: its `params` and `batch_stats`, trained or not.
         images: uint8 [s, s] each.
-        mean: of the input, grey value.
-        std: of the input, grey values.
+        mean: of the input, gray value.
+        std: of the input, gray values.
         total: number of images, for `progress`.
         batch: patches at a time, rounded up to twice the devices.
         progress: called with (patches done, total).
@@ -182,7 +182,7 @@ def _forward(
     axis_name: str | None,
 ) -> Any:
     del axis_name  # stored statistics: patches do not see each other
-    return model.apply(variables, normalise(twos, mean, std))
+    return model.apply(variables, normalize(twos, mean, std))
 
 
 def read_patches(brain: Brain, patches: Patches) -> Iterator[np.ndarray]:
@@ -216,7 +216,7 @@ def read_patches(brain: Brain, patches: Patches) -> Iterator[np.ndarray]:
 def patch_areas(
     brain: Brain, patches: Patches, names: Mapping[int, str] | None = None
 ) -> np.ndarray:
-    """The class of each patch's centre, int32 [N]: an index into `brain.classes`, or IGNORE.
+    """The class of each patch's center, int32 [N]: an index into `brain.classes`, or UNLABELED.
 
     It is that of the nearest corner of its triangle (the largest barycentric coordinate), as
     `jaxcyto carry` reads the labels of the surfaces.
@@ -231,7 +231,7 @@ def patch_areas(
     """
     surfaces = [hemisphere_surface(each) for each in brain.hemispheres]
     classes, _ = vertex_classes(brain, [len(each.vertices) for each in surfaces], names or {})
-    found = np.full(len(patches), IGNORE, np.int32)
+    found = np.full(len(patches), UNLABELED, np.int32)
     for number, (surface, own) in enumerate(zip(surfaces, classes, strict=True)):
         chosen = np.flatnonzero(patches.hemisphere == number)
         corner = patches.bary[chosen].argmax(axis=1)

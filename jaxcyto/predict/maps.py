@@ -1,6 +1,6 @@
 """Class and probability maps on disk: tiled, pyramidal OME-TIFF (OME schema 2016-06).
 
-A class map holds class numbers (uint8, 255 = not predicted) with a palette of the classes' colours;
+A class map holds class numbers (uint8, 255 = not predicted) with a palette of the classes' colors;
 a probability map one channel for each class (uint8, 255 = probability 1), named after it. Reduced
 images are sub-IFDs of the first, as Bio-Formats, QuPath and tifffile read them. The names of the
 classes and what the map was computed with are a MapAnnotation of the OME-XML.
@@ -38,7 +38,7 @@ def write_class_map(
         path: the file; its name should end in .ome.tif.
         plane: class numbers.
         pixel_um: pixel size.
-        classes: names and colours, in the order of their numbers.
+        classes: names and colors, in the order of their numbers.
         settings: digest of all that the map depends on, see `ClassMap`.
     """
     names = {f"class {number}": entry.name for number, entry in enumerate(classes)}
@@ -68,7 +68,7 @@ def write_probability_map(
 
 
 def colors(classes: Sequence[AreaClass]) -> np.ndarray:
-    """The classes' colours, uint8 [classes, 3]."""
+    """The classes' colors, uint8 [classes, 3]."""
     return np.array([list(bytes.fromhex(entry.color[1:])) for entry in classes], np.uint8)
 
 
@@ -140,7 +140,7 @@ def open_class_map(path: str | os.PathLike) -> ClassMap:
             pages = [level.pages[0].aspage() for level in tiff.series[0].levels]  # pyright: ignore
             if any(page.samplesperpixel != 1 or page.dtype != np.uint8 for page in pages):
                 raise ValueError("its pixels are no class numbers")
-            levels = [tiff_level(path, page, None, as_grey=False) for page in pages]
+            levels = [tiff_level(path, page, None, as_gray=False) for page in pages]
             pixels = ElementTree.fromstring(tiff.ome_metadata or "").find(f".//{OME}Pixels")
             pixel_um = float(pixels.attrib["PhysicalSizeX"])  # pyright: ignore
             if not 0.01 <= pixel_um <= 1e6:

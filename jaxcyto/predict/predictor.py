@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcyto.augment import normalise
+from jaxcyto.augment import normalize
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry, UNet
 from jaxcyto.predict.maps import NOT_PREDICTED
-from jaxcyto.predict.reading import Source, Window, read_window
+from jaxcyto.predict.reading import SectionSource, WindowImages, read_window
 from jaxcyto.predict.tiling import Tiling, choose_tile
 from jaxcyto.runs.load import SegmentRun
 from jaxcyto.training.devices import parallel
@@ -40,7 +40,7 @@ class Band:
         probabilities: uint8 [classes, rows, width], 255 = probability 1, if asked for.
     """
 
-    source: Source
+    source: SectionSource
     top: int
     classes: np.ndarray
     probabilities: np.ndarray | None = None
@@ -50,7 +50,7 @@ class Band:
 class Failure:
     """A section that cannot be read; no band of it follows."""
 
-    source: Source
+    source: SectionSource
     error: InputError
 
 
@@ -58,10 +58,10 @@ class Failure:
 class _Tile:
     """One window on its way: read (`window`, None without tissue), computed (`output`), pasted."""
 
-    source: Source
+    source: SectionSource
     row: int
     column: int
-    window: Window | None = None
+    window: WindowImages | None = None
     output: dict[str, np.ndarray] | None = None
     error: InputError | None = None
 
@@ -69,7 +69,7 @@ class _Tile:
 class Predictor:
     """A run's network, compiled once for windows of one size.
 
-    Where no tissue is within reach (see `reading.Window`), the map holds the class of kind
+    Where no tissue is within reach (see `reading.WindowImages`), the map holds the class of kind
     "background", NOT_PREDICTED if the run has none; windows without any tissue are left out.
 
     Args:
@@ -97,7 +97,7 @@ class Predictor:
             probabilities=probabilities,
         )
 
-    def section(self, source: Source) -> Iterator[Band]:
+    def section(self, source: SectionSource) -> Iterator[Band]:
         """The bands of one section, from the top.
 
         Raises:
@@ -108,7 +108,7 @@ class Predictor:
                 raise band.error
             yield band
 
-    def sections(self, sources: Iterable[Source]) -> Iterator[Band | Failure]:
+    def sections(self, sources: Iterable[SectionSource]) -> Iterator[Band | Failure]:
         """The bands of all sections in order, each from the top; reading runs ahead of them."""
         with ThreadPoolExecutor(READERS, "reader") as pool:
             tiles = (
@@ -121,7 +121,7 @@ class Predictor:
     def _read(self, tiles: Iterator[_Tile], pool: ThreadPoolExecutor) -> Iterator[_Tile]:
         """Tiles with their windows, in order; a few are read ahead."""
         ahead = READERS + jax.local_device_count()
-        broken: set[Source] = set()
+        broken: set[SectionSource] = set()
 
         def read(tile: _Tile) -> _Tile:
             if tile.source not in broken:
@@ -184,7 +184,7 @@ class Predictor:
 
     def _bands(self, tiles: Iterator[_Tile]) -> Iterator[Band | Failure]:
         """Rows of tiles, joined; of a section that fails nothing further."""
-        failed: set[Source] = set()
+        failed: set[SectionSource] = set()
         band = None
         for tile in tiles:
             if tile.source in failed:
@@ -200,7 +200,7 @@ class Predictor:
             if tile.column + self.tiling.step >= tile.source.shape[1]:
                 yield band
 
-    def _empty_band(self, source: Source, top: int) -> Band:
+    def _empty_band(self, source: SectionSource, top: int) -> Band:
         height, width = min(self.tiling.step, source.shape[0] - top), source.shape[1]
         classes = np.full((height, width), self.background, np.uint8)
         if not self.probabilities:
@@ -246,7 +246,7 @@ def forward(
     atlas = batch.get("atlas")
     if atlas is not None:
         atlas = atlas.astype(jnp.float32) / 255
-    logits: Any = model.apply(variables, normalise(batch["image"], mean, std), atlas)
+    logits: Any = model.apply(variables, normalize(batch["image"], mean, std), atlas)
     outputs = {"classes": jnp.argmax(logits, axis=-1).astype(jnp.uint8)}
     if probabilities:
         outputs["probabilities"] = jnp.round(255 * jax.nn.softmax(logits)).astype(jnp.uint8)

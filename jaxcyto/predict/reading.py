@@ -15,7 +15,7 @@ from jaxcyto.predict.tiling import Tiling
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class SectionSource:
     """A section to predict: its image, its map's (height, width) and, if the network takes it, its
     atlas."""
 
@@ -26,7 +26,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Window:
+class WindowImages:
     """One window: image uint8 [tile, tile, 1], atlas uint8 [a, a, A], tissue bool [n, n].
 
     `tissue` is where the network has something to say: map px whose receptive field, taken in whole
@@ -46,11 +46,11 @@ def map_shape(section: Section, out_um: float) -> tuple[int, int]:
 
 
 def read_window(
-    source: Source, tiling: Tiling, um_per_px: float, row: int, column: int
-) -> Window | None:
+    source: SectionSource, tiling: Tiling, um_per_px: float, row: int, column: int
+) -> WindowImages | None:
     """Reads the window whose first map px is (row, column); None if it is without tissue.
 
-    Tissue is what differs from the background by more than `TISSUE_MARGIN` grey values on the
+    Tissue is what differs from the background by more than `TISSUE_MARGIN` gray values on the
     map's grid. It does not depend on the size of windows, so neither does the map. Where the file
     holds an image of a resolution between the section's and the map's, windows without tissue are
     read from that one only.
@@ -78,8 +78,10 @@ def read_window(
     if image is None:
         image = windows.read_image(section, um_per_px, geometry, row, column, side)
     if source.atlas is None:
-        return Window(tissue, image)
-    return Window(tissue, image, windows.read_atlas(source.atlas, geometry, row, column, side))
+        return WindowImages(tissue, image)
+    return WindowImages(
+        tissue, image, windows.read_atlas(source.atlas, geometry, row, column, side)
+    )
 
 
 def _within(tissue: np.ndarray, reach: int) -> np.ndarray:

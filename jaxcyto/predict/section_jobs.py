@@ -15,7 +15,7 @@ from jaxcyto.data.windows import label_factor
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
 from jaxcyto.predict.maps import settings_of
-from jaxcyto.predict.reading import Source, map_shape
+from jaxcyto.predict.reading import SectionSource, map_shape
 from jaxcyto.runs.load import SegmentRun
 from jaxcyto.utils.files import file_sha256
 
@@ -23,7 +23,7 @@ UNTOUCHED_S = 600.0  # so long after its last change a file under a temporary na
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Task:
+class SectionJob:
     """A section, the shape of its map, and the digest of all that the map depends on."""
 
     row: SectionRow
@@ -56,7 +56,7 @@ class Task:
 
 def plan(
     run: SegmentRun, brain: Brain, rows: Sequence[SectionRow], folder: Path
-) -> tuple[list[Task], list[str]]:
+) -> tuple[list[SectionJob], list[str]]:
     """Reads the headers of the sections.
 
     Returns:
@@ -69,7 +69,7 @@ def plan(
         "classes": [dataclasses.astuple(entry) for entry in run.classes],
         "background": brain.background,
     }
-    tasks, failures = [], []
+    jobs, failures = [], []
     for row in rows:
         try:
             odd = row.name.startswith(".") or row.name.endswith(".probabilities")
@@ -85,13 +85,13 @@ def plan(
             ]
             settings = json.dumps(common | {"pixel_um": row.pixel_um, "files": stamps})
             digest = hashlib.sha256(settings.encode()).hexdigest()
-            tasks.append(Task(row, source.shape, digest, folder))
+            jobs.append(SectionJob(row, source.shape, digest, folder))
         except InputError as error:
             failures.append(f"section {row.name}: {error}")
-    return tasks, failures
+    return jobs, failures
 
 
-def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> Source:
+def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> SectionSource:
     """Opens a section and, if the run needs it, its atlas image.
 
     Raises:
@@ -99,18 +99,18 @@ def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> Source:
     """
     section = open_section(row.image, row.pixel_um, brain.background)
     if not run.atlas_channels:
-        return Source(row.name, section, map_shape(section, run.out_um))
+        return SectionSource(row.name, section, map_shape(section, run.out_um))
     if row.atlas is None:
         raise InputError("has no atlas image, which this run needs; add it to the section table")
     factor = label_factor(run.um_per_px, Geometry.of(run.model))
     atlas = section_atlas(row, section.shape, run.classes, factor)
-    return Source(row.name, section, map_shape(section, run.out_um), atlas)
+    return SectionSource(row.name, section, map_shape(section, run.out_um), atlas)
 
 
-def remove_unfinished(tasks: Sequence[Task], folder: Path) -> None:
+def remove_unfinished(jobs: Sequence[SectionJob], folder: Path) -> None:
     """Removes what a killed process left of these sections; another one may be at work on them."""
     names = {
-        path.name for task in tasks for path in (task.class_map, task.probability_map, task.overlay)
+        path.name for job in jobs for path in (job.class_map, job.probability_map, job.overlay)
     }
     for path in folder.glob(".*.tmp"):  # .NAME.PROCESS.tmp
         if path.name[1:].rsplit(".", 2)[0] not in names:

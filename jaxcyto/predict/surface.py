@@ -62,7 +62,7 @@ def write_surface_labels(
             encoding="GIFTI_ENCODING_B64GZ",
         )
         image = GiftiImage(meta=structure_meta(hemisphere.name), darrays=[array])
-        entries = [("unlabelled", (0.0, 0.0, 0.0, 0.0))]
+        entries = [("unlabeled", (0.0, 0.0, 0.0, 0.0))]
         for entry, color in zip(classes, colors(classes) / 255, strict=True):
             entries.append((entry.name, (*color.tolist(), 1.0)))
         for key, (name, rgba) in enumerate(entries):
@@ -76,11 +76,11 @@ def write_surface_labels(
     return written
 
 
-def _spacing(places: Sequence[Registration], centre: np.ndarray) -> float:
-    """Median distance of neighbouring sections, mm, near a point [3]; 0 of one section."""
+def _spacing(places: Sequence[Registration], center: np.ndarray) -> float:
+    """Median distance of neighboring sections, mm, near a point [3]; 0 of one section."""
     if len(places) < 2:
         return 0.0
-    feet = [centre - place.to_px(centre[None])[2] * place.normal for place in places]
+    feet = [center - place.to_px(center[None])[2] * place.normal for place in places]
     return float(np.median(np.diff(np.sort(np.array(feet) @ places[0].normal))))
 
 

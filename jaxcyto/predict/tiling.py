@@ -1,7 +1,7 @@
 """How windows of one size cover a section, and which size.
 
 A window reads `tile_px` image px and gives `output` map px. Windows start at multiples of the
-period of the pooling grid, so that neighbours join without a seam; all have one size, so that the
+period of the pooling grid, so that neighbors join without a seam; all have one size, so that the
 network is compiled once: the last ones overhang the section and see background there.
 """
 
@@ -42,7 +42,7 @@ class Tiling:
 
     @property
     def step(self) -> int:
-        """Distance of neighbouring windows, map px: all of the output that is whole periods."""
+        """Distance of neighboring windows, map px: all of the output that is whole periods."""
         return self.output // _period(self.geometry) * _period(self.geometry)
 
     def origins(self, shape: tuple[int, int]) -> list[tuple[int, int]]:

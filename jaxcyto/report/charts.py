@@ -1,6 +1,6 @@
-"""Curves and points as SVG, drawn with the colours and the type of the page.
+"""Curves and points as SVG, drawn with the colors and the type of the page.
 
-Coordinates within a drawing are px of its own frame, which the page scales. Colours are classes of
+Coordinates within a drawing are px of its own frame, which the page scales. Colors are classes of
 style.css, so that they follow light and dark; curves also differ in their dashes.
 """
 

@@ -116,7 +116,7 @@ def _details(scores: Scores, classes: tuple[AreaClass, ...]) -> list[Html | None
 
 
 def swatch(entry: AreaClass) -> Html:
-    """A class as its colour and its name."""
+    """A class as its color and its name."""
     return Html(
         tag("span", class_="swatch", style=f"background:{entry.color}") + tag("span", entry.name)
     )

@@ -23,7 +23,7 @@ from jaxcyto.utils.files import atomic_write
 
 EXPORT = "model.safetensors"
 KEY = "jaxcyto"  # a single one: safetensors writes several in any order
-FORMAT = 1
+EXPORT_FORMAT = 1
 FIELDS = {"config": dict, "results": dict, "trained_on": list, "packages": dict}
 MAX_CHARACTERS = 16 << 20  # of the JSON; a section of the training data takes some 20
 
@@ -36,7 +36,7 @@ def write_export(path: Path, leaves: dict[str, np.ndarray], table: dict[str, Any
         leaves: by path.
         table: with the fields `FIELDS`.
     """
-    text = json.dumps({"format": FORMAT} | table)
+    text = json.dumps({"format": EXPORT_FORMAT} | table)
     with atomic_write(path) as file:
         file.write(save(leaves, {KEY: text}))
 
@@ -58,9 +58,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"{len(text)} characters of metadata")
         table = json.loads(text)
-        if table["format"] != FORMAT:
+        if table["format"] != EXPORT_FORMAT:
             raise InputError(
-                f"{path}: format = {table['format']!r:.80}, but this version reads {FORMAT}; "
+                f"{path}: format = {table['format']!r:.80}, but this version reads "
+                f"{EXPORT_FORMAT}; "
                 "export it again with this version, or install a newer one"
             )
         for field, kind in FIELDS.items():

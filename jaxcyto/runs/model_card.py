@@ -70,7 +70,7 @@ def _network(network: PretextRun | SegmentRun) -> list[tuple[str, ...]]:
     if isinstance(network, SegmentRun):
         mean, std = network.input_mean, network.input_std
         rows = [
-            ("input", f"grey section at {um}; windows of {network.image_px} px in training"),
+            ("input", f"gray section at {um}; windows of {network.image_px} px in training"),
             ("output", f"{len(network.classes)} classes on pixels of {network.out_um:g} um"),
             ("classes", ", ".join(f"{c.name} ({c.kind})" for c in network.classes)),
         ]
@@ -83,7 +83,7 @@ def _network(network: PretextRun | SegmentRun) -> list[tuple[str, ...]]:
         axes = zip(("|x|" if network.absolute_x else "x", "y", "z"), low, high, strict=True)
         ranges = ", ".join(f"{axis} {a:.4g} ... {b:.4g}" for axis, a, b in axes)
         rows = [
-            ("input", f"grey patches of {network.patch_px} x {network.patch_px} px at {um}"),
+            ("input", f"gray patches of {network.patch_px} x {network.patch_px} px at {um}"),
             ("output", f"{network.model.features} features and 3 coordinates"),
             (
                 "distance",
@@ -95,7 +95,7 @@ def _network(network: PretextRun | SegmentRun) -> list[tuple[str, ...]]:
     widths = ", ".join(map(str, model.widths))
     return [
         *rows,
-        ("standardisation", f"(grey value - {mean:.6g}) / {std:.6g}"),
+        ("standardization", f"(gray value - {mean:.6g}) / {std:.6g}"),
         ("blocks", f"{widths} channels, two valid convolutions each"),
         ("first convolution", f"{model.stem_kernel} px, stride {model.stem_stride}"),
         ("parameters", f"{sum(leaf.size for leaf in leaves):,}"),
@@ -181,7 +181,7 @@ def _limits(network: PretextRun | SegmentRun) -> list[str]:
         "For research; not a medical device.",
     ]
     if isinstance(network, PretextRun):
-        lines.insert(1, "Features describe patches whose centre lies in the cortex.")
+        lines.insert(1, "Features describe patches whose center lies in the cortex.")
         if network.absolute_x:
             lines.insert(1, "Left and right are not told apart: the first coordinate is |x|.")
     return lines

@@ -16,7 +16,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import READ_ERRORS, atomic_write, read_npz
 
 FILE = "pair_predictions.npz"
-FORMAT = "jaxcyto predictions 1"
+PREDICTIONS_FORMAT = "jaxcyto predictions 1"
 SHAPES = {
     "pair": (),
     "distance_mm": (),
@@ -30,7 +30,7 @@ def save_predictions(run: Path, predictions: dict[str, np.ndarray]) -> None:
     """Writes the arrays above, whole or not at all."""
     arrays: dict[str, Any] = {name: predictions[name] for name in SHAPES}
     with atomic_write(run / FILE) as file:
-        np.savez(file, format=FORMAT, **arrays)
+        np.savez(file, format=PREDICTIONS_FORMAT, **arrays)
 
 
 def read_predictions(run: Path) -> dict[str, np.ndarray] | None:
@@ -43,7 +43,7 @@ def read_predictions(run: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        found = read_npz(path, FORMAT)
+        found = read_npz(path, PREDICTIONS_FORMAT)
         arrays = {name: found[name] for name in SHAPES}
         if not len(arrays["pair"]):
             raise ValueError("it holds no pair")

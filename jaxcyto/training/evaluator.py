@@ -54,7 +54,7 @@ class Evaluator:
 
     def run(
         self, state: State, batches: grain.MapDataset
-    ) -> tuple[dict[str, metrics.State], dict[str, np.ndarray]]:
+    ) -> tuple[dict[str, metrics.Metrics], dict[str, np.ndarray]]:
         """Errors and predictions over all batches; padding (`valid` False) is left out.
 
         Returns:

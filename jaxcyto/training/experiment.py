@@ -71,7 +71,7 @@ class Experiment(Protocol):
         """What a batch holds, for an error message."""
         ...
 
-    def summary(self, errors: metrics.State) -> dict[str, float]:
+    def summary(self, errors: metrics.Metrics) -> dict[str, float]:
         """Scalars of (sum, count) states."""
         ...
 

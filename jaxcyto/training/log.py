@@ -143,7 +143,7 @@ class _Board:
             logger.warning("%s: no longer written (%s)", self._folder, error.strerror)
 
 
-class Progress:
+class ProgressLine:
     """One line with step, loss, error, examples/s, share of time waiting for data, time left."""
 
     def __init__(self, start: int, total: int, examples_per_step: int, unit: str):

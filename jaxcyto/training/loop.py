@@ -28,7 +28,7 @@ from jaxcyto.training.devices import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.experiment import Experiment
 from jaxcyto.training.lock import locked
-from jaxcyto.training.log import MetricsWriter, Progress, logger
+from jaxcyto.training.log import MetricsWriter, ProgressLine, logger
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.signals import Interrupted, Stop
 from jaxcyto.training.state.checkpoint import Checkpoints
@@ -116,7 +116,7 @@ def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[st
             write_json(workdir / "config.json", resolved)  # now that it is known to fit
             record.add_start(workdir, start, experiment.trained_on)
         writer = MetricsWriter(workdir if distributed.is_first() else None, start)
-        state = parallel.replicate(parallel.from_first(state))
+        state = parallel.replicate(parallel.broadcast_state(state))
         try:
             with stop.together():
                 state = _steps(run, state, start, writer, checkpoints, stop)
@@ -170,7 +170,7 @@ def _steps(
     if experiment.skipped is not None:
         experiment.skipped.take(start)  # stands in metrics.jsonl
     iterator = iterate(batches, config.data.threads, parallel.place, start)
-    progress = Progress(start, steps, experiment.examples_per_step, experiment.unit)
+    progress = ProgressLine(start, steps, experiment.examples_per_step, experiment.unit)
     pending: list[tuple[int, Any]] = []  # checks not yet looked at: dispatch goes ahead
     taken = start  # steps, by `state`
     validated = _validated(run)
@@ -218,7 +218,7 @@ def _steps(
 
 
 def _log(
-    run: Run, step: int, measured: dict[str, Any], progress: Progress, writer: MetricsWriter
+    run: Run, step: int, measured: dict[str, Any], progress: ProgressLine, writer: MetricsWriter
 ) -> None:
     """The progress line, and the scalars of a step."""
     measured = jax.device_get(measured)

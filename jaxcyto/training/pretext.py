@@ -14,7 +14,7 @@ import optax
 from jaxcyto import augment, metrics
 from jaxcyto.config import AugmentConfig, Config, LossConfig, Scales, total_steps
 from jaxcyto.config_io import scales_from_json
-from jaxcyto.data.pair_batches import PairSource, eval_batches, fit_scales, train_batches
+from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches, pair_train_batches
 from jaxcyto.data.pair_table import PairTable, open_pairs
 from jaxcyto.data.skipping import Skipped
 from jaxcyto.models import SiameseNet
@@ -44,7 +44,7 @@ class PretextTask:
     modes = ("eval", "train_mode")
 
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
-        """Adds scaled targets to a batch and turns its uint8 patches into normalised float.
+        """Adds scaled targets to a batch and turns its uint8 patches into normalized float.
 
         Args:
             batch: as the loader gives it, distances and coordinates in mm.
@@ -59,7 +59,7 @@ class PretextTask:
             batch["all_distances_target"] = batch["all_distances"] / scales.distance_mm
         mean, std = scales.input_mean, scales.input_std
         if keys is None:
-            patches = augment.normalise(batch["patches"], mean, std)
+            patches = augment.normalize(batch["patches"], mean, std)
         else:
             options = dataclasses.asdict(self.augment)
             patches = augment.augment_patches(keys, batch["patches"], mean, std, **options)
@@ -75,7 +75,7 @@ class PretextTask:
         )
         return outputs, updated["batch_stats"]
 
-    def errors(self, outputs: Batch, batch: Batch) -> metrics.State:
+    def errors(self, outputs: Batch, batch: Batch) -> metrics.Metrics:
         """`metrics.pretext_metrics`, in mm."""
         return metrics.pretext_metrics(self.predictions(outputs, batch), batch)
 
@@ -97,7 +97,7 @@ class PretextTask:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pretraining:
+class PretextExperiment:
     """The `experiment.Experiment` of pre-training; made by `open_pretraining`."""
 
     config: Config
@@ -152,7 +152,7 @@ class Pretraining:
     def train_batches(self, seed: int, for_steps: bool = False, **share: Any) -> grain.MapDataset:
         source = self.stored if for_steps and self.stored is not None else self.source
         options: Any = {"skipped": self.skipped, "for_steps": for_steps}
-        return train_batches(source, self.table, self.config.data, seed, **options, **share)
+        return pair_train_batches(source, self.table, self.config.data, seed, **options, **share)
 
     def name_examples(self, index: np.ndarray) -> str:
         patches = np.stack([self.table.first[index], self.table.second[index]], axis=1).ravel()
@@ -163,7 +163,7 @@ class Pretraining:
         named = (f"{', '.join(own)} of {image}" for image, own in by_image.items())
         return f"pairs {index.tolist()}: patches {'; '.join(named)}"
 
-    def summary(self, errors: metrics.State) -> dict[str, float]:
+    def summary(self, errors: metrics.Metrics) -> dict[str, float]:
         """Errors with those per axis under a name each."""
         values = {}
         for key, value in metrics.compute(errors).items():
@@ -233,10 +233,10 @@ class Pretraining:
 
     def _eval_batches(self, pairs: np.ndarray) -> grain.MapDataset:
         share = parallel.share()
-        return eval_batches(self.source, self.table, self.config.data, pairs, **share)
+        return pair_eval_batches(self.source, self.table, self.config.data, pairs, **share)
 
 
-def open_pretraining(config: Config, saved: dict[str, Any] | None) -> Pretraining:
+def open_pretraining(config: Config, saved: dict[str, Any] | None) -> PretextExperiment:
     """Opens the data of a config.
 
     Args:
@@ -269,7 +269,7 @@ def open_pretraining(config: Config, saved: dict[str, Any] | None) -> Pretrainin
     stored = None
     if config.data.on_device:
         stored = ResidentSource(source, table, config.data.threads)
-    return Pretraining(config, table, source, task, steps, skipped, stored)
+    return PretextExperiment(config, table, source, task, steps, skipped, stored)
 
 
 def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict[str, Any]:

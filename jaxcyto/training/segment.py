@@ -16,9 +16,9 @@ from jaxcyto.config import AugmentConfig, InputScales, LossConfig, SegmentConfig
 from jaxcyto.config_io import to_json
 from jaxcyto.data.segment_batches import (
     SegmentSource,
-    eval_batches,
     fit_input_scales,
-    train_batches,
+    segment_eval_batches,
+    segment_train_batches,
 )
 from jaxcyto.data.segment_table import SegmentTable, open_windows
 from jaxcyto.data.skipping import Skipped
@@ -55,7 +55,7 @@ class SegmentTask:
     modes = ("eval",)
 
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
-        """Normalises the image, scales the atlas to 0 ... 1; augmentation moves all images alike.
+        """Normalizes the image, scales the atlas to 0 ... 1; augmentation moves all images alike.
 
         Args:
             batch: as the loader gives it.
@@ -64,7 +64,7 @@ class SegmentTask:
         batch = dict(batch)
         mean, std = self.scales.input_mean, self.scales.input_std
         if keys is None:
-            batch["image"] = augment.normalise(batch["image"], mean, std)
+            batch["image"] = augment.normalize(batch["image"], mean, std)
         else:
             names = [name for name in ("image", "label", "atlas") if name in batch]
             options = dataclasses.asdict(self.augment)
@@ -84,7 +84,7 @@ class SegmentTask:
         )
         return {"logits": logits}, updated["batch_stats"]
 
-    def errors(self, outputs: Batch, batch: Batch) -> metrics.State:
+    def errors(self, outputs: Batch, batch: Batch) -> metrics.Metrics:
         """The confusion matrix [C, C] of a batch, and its pixels."""
         matrix = jnp.sum(self.predictions(outputs, batch)["confusion"], axis=0)
         return {"confusion": (matrix, jnp.sum(matrix))}
@@ -98,7 +98,7 @@ class SegmentTask:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Segmentation:
+class SegmentExperiment:
     """The `experiment.Experiment` of segmentation; made by `open_segmentation`."""
 
     config: SegmentConfig
@@ -158,14 +158,14 @@ class Segmentation:
     def train_batches(self, seed: int, for_steps: bool = False, **share: Any) -> grain.MapDataset:
         source, data = SegmentSource(self.table), self.config.data
         options: Any = {"skipped": self.skipped, "for_steps": for_steps}
-        return train_batches(source, self.table, data, seed, **options, **share)
+        return segment_train_batches(source, self.table, data, seed, **options, **share)
 
     def name_examples(self, index: np.ndarray) -> str:
         source = SegmentSource(self.table)
         seed, skipped = self.config.seed, self.skipped
         return "; ".join(source.describe(seed, int(i), skipped) for i in index)
 
-    def summary(self, errors: metrics.State) -> dict[str, float]:
+    def summary(self, errors: metrics.Metrics) -> dict[str, float]:
         """The scores that are single numbers; those that cannot be told are left out."""
         scores = self._scores(np.asarray(errors["confusion"][0]))
         keys = ("err_seg_percent", "dice_macro", "dice_macro_areas")
@@ -220,7 +220,7 @@ class Segmentation:
     def _eval_batches(self, windows: np.ndarray) -> grain.MapDataset:
         table = self.eval_table
         share = parallel.share()
-        return eval_batches(SegmentSource(table), table, self._eval_data, windows, **share)
+        return segment_eval_batches(SegmentSource(table), table, self._eval_data, windows, **share)
 
 
 def evaluation_data(data: SegmentData, geometry: Geometry) -> SegmentData:
@@ -229,7 +229,7 @@ def evaluation_data(data: SegmentData, geometry: Geometry) -> SegmentData:
     return dataclasses.replace(data, image_px=side, batch_images=jax.device_count())
 
 
-def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Segmentation:
+def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> SegmentExperiment:
     """Opens the data of a config.
 
     Args:
@@ -264,4 +264,4 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
     rate = config.encoder_rate if config.init_from is not None else 1.0
     optimizer = make_optimizer(config.optim, config.steps, rate)
     task = SegmentTask(net, config.loss, config.augment, scales, optimizer, config.seed)
-    return Segmentation(config, table, eval_table, task, skipped)
+    return SegmentExperiment(config, table, eval_table, task, skipped)

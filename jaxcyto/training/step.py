@@ -15,7 +15,7 @@ import optax
 
 from jaxcyto import augment, losses
 from jaxcyto.config import LossConfig, Term
-from jaxcyto.metrics import State as Metrics
+from jaxcyto.metrics import Metrics
 from jaxcyto.models.layers import BN_MOMENTUM
 from jaxcyto.training.state.state import State
 
@@ -51,7 +51,7 @@ class Task(Protocol):
     def seed(self) -> int: ...
 
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
-        """A loader's batch with normalised, augmented (keys [B], unless None) float images and
+        """A loader's batch with normalized, augmented (keys [B], unless None) float images and
         scaled targets."""
         ...
 

@@ -46,7 +46,7 @@ def test_brain_has_no_fault(brain):
 
 
 def test_points_sit_in_the_left_cortical_ribbon(brain):
-    """Left only; close to cortical grey: neither outside of the tissue nor deep in white matter."""
+    """Left only; close to cortical gray: neither outside of the tissue nor deep in white matter."""
     patches = load_patches(brain / "patches.npz", read_brain(brain))
     assert len(patches) >= 2000
     assert patches.position_mm[:, 0].max() < 0

@@ -52,7 +52,7 @@ def run(example, root, workdir, um_per_px=32.0, sections=()):
 
 
 def annotated(root):
-    """(row, image, label on the image grid: of the label px that holds each image px's centre)."""
+    """(row, image, label on the image grid: of the label px that holds each image px's center)."""
     for row in read_brain(root).sections:
         with open_section(row.image, row.pixel_um) as section:
             image = section.read(0, 0, *section.shape)
@@ -165,13 +165,13 @@ def test_patches_go_through(brains, example, tmp_path, scheme):
     if scheme == "gmwm":
         path = tmp_path / "run" / "evaluation" / "gmwm" / "test" / "results.json"
         white = json.loads(path.read_text())["sections"]["gmwm_3"]
-        assert white["dice"] == {"background": 1.0, "grey matter": None, "white matter": None}
+        assert white["dice"] == {"background": 1.0, "gray matter": None, "white matter": None}
         path = tmp_path / "run" / "predictions" / "gmwm" / "gmwm_3.ome.tif"
         maps = open_class_map(path)
         assert (maps.read(0, 0, *maps.shape) == 0).all()
 
 
-@pytest.mark.filterwarnings("ignore:no training pixel of grey matter, white matter")
+@pytest.mark.filterwarnings("ignore:no training pixel of gray matter, white matter")
 def test_training_on_white_alone(brains, example, tmp_path):
     """Every batch constant, every variance zero: nothing is divided by it."""
     run(example, brains["gmwm"], tmp_path / "run", sections=("gmwm_0",))

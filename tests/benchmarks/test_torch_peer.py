@@ -15,7 +15,7 @@ import pretext_run
 import pytest
 import segment_run
 
-from jaxcyto.augment import normalise
+from jaxcyto.augment import normalize
 from jaxcyto.models import Geometry, SiameseNet, UNet
 from jaxcyto.runs.export import export_run
 from jaxcyto.runs.load import load_pretext_run, load_segment_run
@@ -51,7 +51,7 @@ def test_features_and_coordinates(tmp_path, layout, side):
     images = np.random.default_rng(0).integers(0, 256, (2, side, side), np.uint8)
     found = by_torch(tmp_path / "run", tmp_path, images)
     mean, std = run.scales.input_mean, run.scales.input_std
-    both = jax.jit(net.apply)(run.variables, normalise(images[None, ..., None], mean, std))
+    both = jax.jit(net.apply)(run.variables, normalize(images[None, ..., None], mean, std))
     for name in ("features", "coordinates"):
         expected = np.asarray(both[name][0])
         assert expected.std() > 0.1
@@ -72,7 +72,7 @@ def test_logits(tmp_path, layout, atlas):
     images = rng.integers(0, 256, (1, side, side), np.uint8)
     areas = [rng.integers(0, 256, (1, *2 * [sizes.atlas_size(side)], 2), np.uint8)] * atlas
     found = by_torch(tmp_path / "run", tmp_path, images, *areas)["logits"]
-    standard = normalise(images[..., None], run.input_mean, run.input_std)
+    standard = normalize(images[..., None], run.input_mean, run.input_std)
     given = [standard, *(each.astype(np.float32) / 255 for each in areas)]
     expected = np.asarray(jax.jit(net.apply)(run.variables, *given))
     assert expected.std() > 0.1 and found.shape == expected.shape

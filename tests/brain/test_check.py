@@ -191,8 +191,8 @@ def flat_map(root: Path) -> None:
 
 IDS = np.zeros((LABEL_PX, LABEL_PX), np.uint8)
 RGB = np.zeros((LABEL_PX, LABEL_PX, 3), np.uint8)
-COLOURS = np.zeros((3, 256), np.uint16)
-RAW = "plain grey values"
+COLORS = np.zeros((3, 256), np.uint16)
+RAW = "plain gray values"
 PAIR, SAMPLE = "run `jaxcyto pair` again", "run `jaxcyto sample` again"
 
 # what is broken -> how, and what the one message must name: file, field, remedy
@@ -262,7 +262,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         table("b,b.tif", "a,b.tif"),
         ("sections.csv: line 3: section 'a'", "twice", "its own name"),
     ),
-    "misspelt column": (
+    "misspelled column": (
         table(",label,", ",labels,"),
         ("sections.csv: line 1: column 'labels'", "write 'label'"),
     ),
@@ -274,7 +274,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         table("a,a.tif,", "a.tif,"),
         ("sections.csv: line 2: 7 cells; 8 as in line 1 needed",),
     ),
-    "pixel size": (table("a.tif,32", "a.tif,32um"), ("line 2: pixel_um = '32um'", "micrometres")),
+    "pixel size": (table("a.tif,32", "a.tif,32um"), ("line 2: pixel_um = '32um'", "micrometers")),
     "wrong split": (
         table("3.984,,,,train\nb", "3.984,,,,tst\nb"),
         ("line 2: split = 'tst'", "train"),
@@ -285,14 +285,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "label of another size": (
         label(IDS[:-2]),
-        ("b_label.tif has 498 x 500 px", "500 x 500 px at 16 um", "rasterise"),
+        ("b_label.tif has 498 x 500 px", "500 x 500 px at 16 um", "rasterize"),
     ),
     "unknown class": (
         label(IDS + 7),
         ("b_label.tif holds [7]", "brain.toml lists 3 classes", "add the classes"),
     ),
     "palette label": (
-        label(IDS, photometric="palette", colormap=COLOURS),
+        label(IDS, photometric="palette", colormap=COLORS),
         ("b_label.tif", "a palette image", RAW),
     ),
     "rgb label": (label(RGB, photometric="rgb"), ("b_label.tif", "3 samples a pixel", RAW)),
@@ -300,7 +300,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "16 bit label": (label(IDS.astype(np.uint16)), ("uint16 of 16 bits", RAW)),
     "jpeg label": (label(IDS, compression="jpeg"), ("compressed with loss", RAW)),
     "palette png": (label(IDS, "b.png", mode="P"), ("b.png", "a palette of", RAW)),
-    "one bit png": (label(IDS, "b.png", mode="1"), ("b.png", "grey of 1 bits", RAW)),
+    "one bit png": (label(IDS, "b.png", mode="1"), ("b.png", "gray of 1 bits", RAW)),
     "truncated label": (truncate("b_label.tif"), ("b_label.tif", "copy or export")),
     "atlas channels": (
         label(RGB, "b_atlas.tif", photometric="rgb"),
@@ -456,7 +456,7 @@ def test_many_faults_are_cut_short_for_readers_and_listed_by_check(brain):
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
 def test_label_numbers_are_those_written(tmp_path, name):
-    """No grey rule changes a class number; counts over bands equal those of the whole."""
+    """No gray rule changes a class number; counts over bands equal those of the whole."""
     values = np.random.default_rng(0).integers(0, 256, (300, 500), np.uint8)
     if name.endswith("png"):
         Image.fromarray(values).save(tmp_path / name)

@@ -8,7 +8,7 @@ from shapes import sphere
 from jaxcyto.brain.figures import HEIGHT_PX, VIEWS, draw, points_figure
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.sampling.patches import load_patches
-from jaxcyto.brain.surfaces.smoothing import areas, inflate, neighbour_mean, vertex_normals
+from jaxcyto.brain.surfaces.smoothing import areas, inflate, neighbor_mean, vertex_normals
 from jaxcyto.brain.surfaces.surface import Surface
 
 
@@ -40,7 +40,7 @@ def test_inflation_smooths_folds_keeps_area_and_knows_valleys():
 
 
 def test_lonely_vertices_stay():
-    mean = neighbour_mean(5, np.array([[0, 1, 2], [2, 1, 3]]))
+    mean = neighbor_mean(5, np.array([[0, 1, 2], [2, 1, 3]]))
     np.testing.assert_allclose(mean.sum(axis=1), 1)
     assert mean[[4]].toarray().tolist() == [[0, 0, 0, 0, 1]]
 

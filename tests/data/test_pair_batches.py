@@ -8,7 +8,7 @@ from jaxcyto.brain.sampling.patches import corner_px
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.config import DataConfig, Scales
 from jaxcyto.data.loading import iterate
-from jaxcyto.data.pair_batches import PairSource, eval_batches, fit_scales, train_batches
+from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches, pair_train_batches
 from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.errors import InputError
 
@@ -31,7 +31,7 @@ def source(config, table):
 
 
 def test_batch_has_the_contract(config, table, source):
-    batch = train_batches(source, table, config, seed=0)[0]
+    batch = pair_train_batches(source, table, config, seed=0)[0]
     assert batch["patches"].shape == (8, 2, 32, 32, 1)
     assert batch["patches"].dtype == np.uint8
     assert batch["distance"].dtype == np.float32 and batch["distance"].shape == (8,)
@@ -45,8 +45,8 @@ def test_batch_has_the_contract(config, table, source):
     np.testing.assert_array_equal(batch["all_distances"], batch["all_distances"].T)
 
 
-def test_patch_is_centred_on_its_point(config, table, source):
-    """The middle of the window lies within half a pixel of the patch's centre."""
+def test_patch_is_centered_on_its_point(config, table, source):
+    """The middle of the window lies within half a pixel of the patch's center."""
     patches = table.patches[0]
     for j in range(0, len(patches), 97):
         row = table.brains[0].sections[patches.section[j]]
@@ -63,10 +63,10 @@ def test_patch_is_centred_on_its_point(config, table, source):
 
 def test_order_is_that_of_the_seed_alone(config, table, source):
     """1, 2 and 4 processes see the same global batches; threads and a late start change nothing."""
-    whole = [train_batches(source, table, config, seed=5)[k] for k in range(3)]
+    whole = [pair_train_batches(source, table, config, seed=5)[k] for k in range(3)]
     for processes in (2, 4):
         parts = [
-            train_batches(source, table, config, 5, process=p, processes=processes)
+            pair_train_batches(source, table, config, 5, process=p, processes=processes)
             for p in range(processes)
         ]
         for k, batch in enumerate(whole):
@@ -76,18 +76,20 @@ def test_order_is_that_of_the_seed_alone(config, table, source):
             rows = np.concatenate([part[k]["all_distances"] for part in parts])
             pairs = np.stack([table.first[joined], table.second[joined]], axis=1).reshape(-1)
             np.testing.assert_array_equal(rows, table.distances_mm(pairs))
-    late = iterate(train_batches(source, table, config, 5), config.threads, lambda x: x, start=2)
+    late = iterate(
+        pair_train_batches(source, table, config, 5), config.threads, lambda x: x, start=2
+    )
     batch = next(late)
     late.close()
     for key, value in whole[2].items():
         np.testing.assert_array_equal(batch[key], value)
-    other = train_batches(source, table, config, seed=6)[0]["index"]
+    other = pair_train_batches(source, table, config, seed=6)[0]["index"]
     assert not np.array_equal(other, whole[0]["index"])
 
 
 def test_every_pair_once_an_epoch(config, table, source):
     pairs = table.of_split("train")
-    batches = train_batches(source, table, config, seed=0)
+    batches = pair_train_batches(source, table, config, seed=0)
     steps = -(-len(pairs) // 8)
     seen = np.concatenate([batches[k]["index"] for k in range(steps)])[: len(pairs)]
     assert sorted(seen) == sorted(pairs)
@@ -95,7 +97,7 @@ def test_every_pair_once_an_epoch(config, table, source):
 
 def test_evaluation_covers_all_pairs_and_marks_padding(config, table, source):
     pairs = table.of_split("test")[:11]
-    batches = eval_batches(source, table, config, pairs)
+    batches = pair_eval_batches(source, table, config, pairs)
     assert len(batches) == 2
     assert batches[1]["valid"].tolist() == [True] * 3 + [False] * 5
     seen = np.concatenate([batches[k]["index"][batches[k]["valid"]] for k in range(2)])
@@ -146,7 +148,7 @@ def test_wrong_size_is_refused(config):
     with pytest.raises(InputError, match="batch_pairs = 100000"):
         changed = dataclasses.replace(config, batch_pairs=100_000)
         table = open_pairs(changed)
-        train_batches(PairSource(table, changed), table, changed, 0)
+        pair_train_batches(PairSource(table, changed), table, changed, 0)
 
 
 def test_unreadable_section_is_named(tiny_brain, config, tmp_path):

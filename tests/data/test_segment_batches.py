@@ -17,9 +17,9 @@ from jaxcyto.config import ModelConfig, SegmentData
 from jaxcyto.data.loading import iterate
 from jaxcyto.data.segment_batches import (
     SegmentSource,
-    eval_batches,
     fit_input_scales,
-    train_batches,
+    segment_eval_batches,
+    segment_train_batches,
 )
 from jaxcyto.data.segment_table import Window, open_windows
 from jaxcyto.errors import InputError
@@ -40,15 +40,15 @@ NETS = {
 def write_brain(root: Path, sections: dict[str, tuple[str, np.ndarray]]) -> Path:
     """A brain of three classes, two of them areas: name -> (split, label image).
 
-    Grey is 60 class + 20 ... 29 (not annotated: 200 ... 209); channel k of the atlas is 100 ... 149
+    Gray is 60 class + 20 ... 29 (not annotated: 200 ... 209); channel k of the atlas is 100 ... 149
     where class k is, else 0 ... 49.
     """
     make_ball(root)
     rng = np.random.default_rng(0)
     rows = []
     for number, (name, (split, label)) in enumerate(sections.items()):
-        grey = np.where(label == 255, 200, 20 + 60 * np.minimum(label, 3)).astype(np.uint8)
-        image = np.kron(grey, np.ones((8, 8), np.uint8))
+        gray = np.where(label == 255, 200, 20 + 60 * np.minimum(label, 3)).astype(np.uint8)
+        image = np.kron(gray, np.ones((8, 8), np.uint8))
         image += rng.integers(10, size=image.shape, dtype=np.uint8)
         atlas = rng.integers(50, size=(2, *label.shape), dtype=np.uint8)
         atlas += 100 * np.stack([label == 0, label == 1]).astype(np.uint8)
@@ -185,8 +185,8 @@ def test_window_is_a_crop_of_the_whole_section(net):
 
 
 def test_image_atlas_and_labels_are_aligned(net):
-    """Grey and atlas are painted from the labels: where an output pixel has one class only, the
-    image below it has its grey and the atlas its channel."""
+    """Gray and atlas are painted from the labels: where an output pixel has one class only, the
+    image below it has its gray and the atlas its channel."""
     table, source = net
     geometry, factor, side = table.geometry, table.factor, table.side
     stride, checked = geometry.output_stride, 0
@@ -200,12 +200,12 @@ def test_image_atlas_and_labels_are_aligned(net):
         item = source.read(window)
         label, offset = item["label"], geometry.label_offset
         image = item["image"][offset : offset + stride * side, offset : offset + stride * side, 0]
-        grey = image.reshape(side, stride, side, stride).astype(float).mean(axis=(1, 3))
+        gray = image.reshape(side, stride, side, stride).astype(float).mean(axis=(1, 3))
         offset = geometry.atlas_offset
         atlas = item["atlas"][offset : offset + side, offset : offset + side]
         for each in range(3):
             here = pure & (label == each)
-            assert (np.abs(grey[here] - (60 * each + 24.5)) < 30).all()
+            assert (np.abs(gray[here] - (60 * each + 24.5)) < 30).all()
             assert ((atlas[here] >= 90) == (np.arange(2) == each)).all()
             checked += here.sum()
     assert checked > 200
@@ -343,7 +343,7 @@ def test_label_images_are_read_in_bands(root, loader, monkeypatch):
 
 def test_batches_are_those_of_the_seed_alone(loader):
     config, table, source = loader
-    whole = [train_batches(source, table, config, seed=5)[k] for k in range(6)]
+    whole = [segment_train_batches(source, table, config, seed=5)[k] for k in range(6)]
     for k, batch in enumerate(whole):
         assert batch["index"].tolist() == list(range(4 * k, 4 * k + 4))
         for i, number in enumerate(batch["index"]):
@@ -352,7 +352,9 @@ def test_batches_are_those_of_the_seed_alone(loader):
                 np.testing.assert_array_equal(batch[key][i], value)
     for processes in (2, 4):
         for process in range(processes):
-            part = train_batches(source, table, config, 5, process=process, processes=processes)
+            part = segment_train_batches(
+                source, table, config, 5, process=process, processes=processes
+            )
             for k, batch in enumerate(whole):
                 for key, value in part[k].items():
                     np.testing.assert_array_equal(value, batch[key][process::processes])
@@ -360,20 +362,20 @@ def test_batches_are_those_of_the_seed_alone(loader):
     for threads, start in ((1, 0), (3, 2), (8, 5)):
         own = SegmentSource(open_windows(dataclasses.replace(config, threads=threads), SMALL))
         batches = iterate(
-            train_batches(own, table, config, 5), threads, lambda batches: batches, start
+            segment_train_batches(own, table, config, 5), threads, lambda batches: batches, start
         )
         for expected in whole[start:]:
             batch = next(batches)
             for key, value in expected.items():
                 np.testing.assert_array_equal(batch[key], value)
         batches.close()
-    other = train_batches(source, table, config, seed=6)[0]
+    other = segment_train_batches(source, table, config, seed=6)[0]
     assert (other["image"] != whole[0]["image"]).any()
 
 
 def test_index_stays_an_int32(loader):
     config, table, source = loader
-    batch = train_batches(source, table, config, seed=0)[(1 << 29) + 1]
+    batch = segment_train_batches(source, table, config, seed=0)[(1 << 29) + 1]
     assert batch["index"].tolist() == [4, 5, 6, 7] and batch["index"].dtype == np.int32
 
 
@@ -386,8 +388,8 @@ def test_batch_has_the_contract(tiny_brain):
     areas = sum(each.kind == "area" for each in table.classes)
     assert table.atlas_channels == areas == 6
     numbers = table.of_split("val")
-    evaluated = eval_batches(source, table, config, numbers)
-    for batch in (train_batches(source, table, config, seed=0)[3], evaluated[0]):
+    evaluated = segment_eval_batches(source, table, config, numbers)
+    for batch in (segment_train_batches(source, table, config, seed=0)[3], evaluated[0]):
         shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
         assert shapes == {
             "image": ((4, 72, 72, 1), "uint8"),
@@ -397,25 +399,25 @@ def test_batch_has_the_contract(tiny_brain):
             "valid": ((4,), "bool"),
         }
         assert batch["valid"].all() and (batch["label"] != 255).any(axis=(1, 2)).all()
-    found = train_batches(source, table, dataclasses.replace(config, batch_images=64), 0)[0][
-        "label"
-    ]
+    found = segment_train_batches(source, table, dataclasses.replace(config, batch_images=64), 0)[
+        0
+    ]["label"]
     drawn = np.flatnonzero(table.class_pixels("train"))
     assert set(drawn) <= set(np.unique(found)) <= {*drawn, 255}
     without = dataclasses.replace(config, atlas=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no training pixel of", UserWarning)
         plain = open_windows(without, SMALL)
-    batch = train_batches(SegmentSource(plain), plain, without, seed=0)[3]
+    batch = segment_train_batches(SegmentSource(plain), plain, without, seed=0)[3]
     assert "atlas" not in batch and plain.atlas_channels == 0
-    same = train_batches(source, table, config, seed=0)[3]
+    same = segment_train_batches(source, table, config, seed=0)[3]
     np.testing.assert_array_equal(batch["image"], same["image"])
 
 
 def test_evaluation_marks_its_padding(loader):
     config, table, source = loader
     numbers = table.of_split("test")[:6]
-    batches = eval_batches(source, table, config, numbers)
+    batches = segment_eval_batches(source, table, config, numbers)
     assert len(batches) == 2
     assert batches[1]["valid"].tolist() == [True, True, False, False]
     assert batches[1]["index"].tolist() == [*numbers[4:], *numbers[:2]]
@@ -423,7 +425,7 @@ def test_evaluation_marks_its_padding(loader):
     np.testing.assert_array_equal(seen, numbers)
     for index, label in zip(batches[1]["index"], batches[1]["label"], strict=True):
         np.testing.assert_array_equal(label, source.read_label(table.window(index)))
-    assert len(eval_batches(source, table, config, numbers[:0])) == 0
+    assert len(segment_eval_batches(source, table, config, numbers[:0])) == 0
 
 
 # ---- which sections -----------------------------------------------------------------------------
@@ -465,9 +467,9 @@ def test_keys_tell_whether_annotations_are_the_same(tmp_path):
 def test_input_scales_are_those_of_the_draws(loader):
     _, _, source = loader
     scales = fit_input_scales(source)
-    grey = np.stack([source.read_image(source.draw(0, number)) for number in range(256)])
-    assert scales.input_mean == pytest.approx(grey.mean())
-    assert scales.input_std == pytest.approx(grey.std())
+    gray = np.stack([source.read_image(source.draw(0, number)) for number in range(256)])
+    assert scales.input_mean == pytest.approx(gray.mean())
+    assert scales.input_std == pytest.approx(gray.std())
 
 
 def test_a_class_without_training_pixels_is_named(tmp_path):
@@ -634,4 +636,4 @@ def test_batches_are_divided_evenly(loader):
     with pytest.raises(
         InputError, match=r"data\.batch_images = 4 must be divisible by 3 processes"
     ):
-        train_batches(source, table, config, 0, process=0, processes=3)
+        segment_train_batches(source, table, config, 0, process=0, processes=3)

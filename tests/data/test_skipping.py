@@ -15,7 +15,7 @@ from minimal_brain import make_ball
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.config import AugmentConfig, Config, DataConfig, ModelConfig, SegmentData
 from jaxcyto.data.loading import iterate
-from jaxcyto.data.pair_batches import PairSource, eval_batches, fit_scales, train_batches
+from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches, pair_train_batches
 from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.data.segment_batches import SegmentSource
 from jaxcyto.data.segment_batches import train_batches as segment_batches
@@ -130,7 +130,7 @@ def test_section_that_fails_in_use_is_named(damage, config):
     source.open_sections(2, None)
     _, section = training_section(table)
     damage(section.image)
-    error = until_error(train_batches(source, table, config, seed=0))
+    error = until_error(pair_train_batches(source, table, config, seed=0))
     assert isinstance(error, ReadError) and error.path == section.image
     assert f"section {section.name}, patch " in str(error) and str(section.image) in str(error)
 
@@ -139,8 +139,8 @@ def test_damaged_tile_is_found_when_it_is_read(config):
     """The directory of the file is whole: only reading the tile can tell."""
     table, source = opened(config)
     _, section = training_section(table)
-    grey = tifffile.imread(section.image)
-    tifffile.imwrite(section.image, grey, tile=(64, 64), compression="zlib")
+    gray = tifffile.imread(section.image)
+    tifffile.imwrite(section.image, gray, tile=(64, 64), compression="zlib")
     with tifffile.TiffFile(section.image) as tiff:
         pages = [level.pages[0] for level in tiff.series[0].levels]
         places = [
@@ -151,7 +151,7 @@ def test_damaged_tile_is_found_when_it_is_read(config):
             file.seek(offset)
             file.write(b"\0" * count)
     source.open_sections(2, None)
-    error = until_error(train_batches(source, table, config, seed=0))
+    error = until_error(pair_train_batches(source, table, config, seed=0))
     assert f"section {section.name}, patch " in str(error)
     assert f"{section.image}: tile" in str(error) and "cannot be decoded" in str(error)
 
@@ -180,7 +180,7 @@ def test_distances_are_not_mapped(damage, brain, config):
     table, source = opened(dataclasses.replace(config, all_distances=True))
     path = brain / "patches_distances.npy"
     damage(path)
-    batches = train_batches(source, table, dataclasses.replace(config, all_distances=True), 0)
+    batches = pair_train_batches(source, table, dataclasses.replace(config, all_distances=True), 0)
     assert str(path) in str(until_error(batches))
 
 
@@ -211,7 +211,7 @@ def test_missing_image_is_found_when_the_brain_is_opened(brain, config):
 def damaged(config):
     """A table whose images are whole, and what a damaged copy of them gives."""
     table, source = opened(config)
-    whole = train_batches(source, table, config, seed=3)
+    whole = pair_train_batches(source, table, config, seed=3)
     whole = [whole[k] for k in range(40)]
     row, section = training_section(table)
     truncate(section.image)
@@ -230,7 +230,7 @@ def test_replacements_follow_from_seed_and_step(damaged, threads, caplog):
     start; each is counted once, and the file is warned of once."""
     config, table, row, section, whole = damaged
     skipped = Skipped()
-    batches = train_batches(
+    batches = pair_train_batches(
         PairSource(table, config), table, config, seed=3, skipped=skipped, for_steps=True
     )
     iterator = iterate(batches, threads, lambda x: x)
@@ -253,13 +253,13 @@ def test_replacements_follow_from_seed_and_step(damaged, threads, caplog):
     assert caplog.text.count("skipped, as others of this file will be") == 1
 
     late = iterate(
-        train_batches(PairSource(table, config), table, config, 3, skipped=Skipped()),
+        pair_train_batches(PairSource(table, config), table, config, 3, skipped=Skipped()),
         threads, lambda x: x, start=11,
     )  # fmt: skip
     np.testing.assert_array_equal(next(late)["patches"], read[11]["patches"])
     late.close()
     parts = [
-        train_batches(
+        pair_train_batches(
             PairSource(table, config), table, config, 3, skipped=Skipped(), process=p, processes=2
         )
         for p in range(2)
@@ -273,12 +273,12 @@ def test_distances_are_those_of_the_replacements(damaged):
     config, *_ = damaged
     config = dataclasses.replace(config, all_distances=True)
     table, source = opened(config)
-    batches = train_batches(source, table, config, seed=3, skipped=Skipped())
+    batches = pair_train_batches(source, table, config, seed=3, skipped=Skipped())
     for k in range(10):
         own = batches[k]["all_distances"][np.arange(0, 16, 2), np.arange(1, 16, 2)]
         np.testing.assert_allclose(own, batches[k]["distance"], rtol=1e-5)
     with pytest.raises(InputError, match="takes one process"):
-        train_batches(source, table, config, 3, skipped=Skipped(), process=0, processes=2)
+        pair_train_batches(source, table, config, 3, skipped=Skipped(), process=0, processes=2)
 
 
 def test_segmentation_replaces_too(tmp_path, caplog):
@@ -325,7 +325,7 @@ def test_if_nothing_can_be_read_it_stops(config):
     for section in table.brains[0].sections:
         truncate(section.image)
     skipped = Skipped()
-    error = until_error(train_batches(source, table, config, seed=0, skipped=skipped))
+    error = until_error(pair_train_batches(source, table, config, seed=0, skipped=skipped))
     assert f"{TRIES + 1} examples in a row cannot be read; the last: section" in str(error)
     with pytest.raises(InputError, match="examples in a row cannot be read"):
         fit_scales(source, table, skipped)
@@ -337,7 +337,7 @@ def test_evaluation_always_raises(config):
     pairs = table.of_split("test")
     section = table.brains[0].sections[table.patches[0].section[table.first[pairs[0]]]]
     truncate(section.image)
-    assert str(section.image) in str(until_error(eval_batches(source, table, config, pairs)))
+    assert str(section.image) in str(until_error(pair_eval_batches(source, table, config, pairs)))
 
 
 # ---- while train.py runs -----------------------------------------------------------------------

@@ -12,7 +12,7 @@ from scipy.spatial import ConvexHull
 
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.registration import registration
-from jaxcyto.brain.sections.label_image import IGNORE
+from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, read_surface, write_surface
 from jaxcyto.errors import InputError
 from jaxcyto.explore.border_contrast import (
@@ -157,7 +157,7 @@ def test_gaps_as_counted_one_by_one():
     rng = np.random.default_rng(0)
     features, window = rng.normal(size=(60, 4)), 3
     curve = np.repeat([0, 1, 2], [25, 4, 31])
-    areas = np.repeat([0, 1, 2, IGNORE, 1], [10, 5, 22, 3, 20])
+    areas = np.repeat([0, 1, 2, UNLABELED, 1], [10, 5, 22, 3, 20])
     usable = np.ones(60, bool)
     usable[50] = False
     gaps = neighbor_gaps(features, curve, areas, window=window, usable=usable)
@@ -168,7 +168,7 @@ def test_gaps_as_counted_one_by_one():
             continue
         jump = features[k - window + 1 : k + 1].mean(0) - features[k + 1 : k + window + 1].mean(0)
         kind = BESIDE
-        if IGNORE in areas[own]:
+        if UNLABELED in areas[own]:
             kind = UNKNOWN
         elif areas[k] != areas[k + 1]:
             kind = BORDER

@@ -19,7 +19,7 @@ from shapes import sphere
 import jaxcyto.explore.run
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.sampling.patches import load_patches
-from jaxcyto.brain.surfaces.smoothing import neighbour_mean
+from jaxcyto.brain.surfaces.smoothing import neighbor_mean
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.brain.surfaces.vertex_maps import vertex_means, write_maps
 from jaxcyto.cli import main
@@ -61,7 +61,7 @@ def test_means_at_vertices_are_those_of_the_walk():
     edge = np.linalg.norm(sides, axis=2).mean()
     found = vertex_means(ball, face, bary, values, 1.5 * edge)
     stay = np.eye(len(ball.vertices))
-    walk = (stay + neighbour_mean(len(ball.vertices), ball.faces).toarray()) / 2
+    walk = (stay + neighbor_mean(len(ball.vertices), ball.faces).toarray()) / 2
     at = stay[ball.faces[face, bary.argmax(axis=1)]].T
     weights = walk @ walk @ at
     some = weights.any(axis=1)

@@ -15,11 +15,11 @@ TRAIN, TEST = np.arange(600) < 400, np.arange(600) >= 400
 
 
 def clusters(spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features [600, 8] around one centre for each of five areas, area 0 most frequent."""
+    """Features [600, 8] around one center for each of five areas, area 0 most frequent."""
     rng = np.random.default_rng(seed)
     areas = rng.choice(5, 600, p=[0.4, 0.2, 0.2, 0.1, 0.1])
-    centres = np.random.default_rng(1).normal(size=(5, 8))
-    features = centres[areas] + spread * rng.normal(size=(600, 8))
+    centers = np.random.default_rng(1).normal(size=(5, 8))
+    features = centers[areas] + spread * rng.normal(size=(600, 8))
     return features.astype(np.float32), areas
 
 

@@ -55,7 +55,7 @@ def test_geometry_of_the_small_size():
     assert SMALL.block_sizes(128) == (124, 58, 25, 9, 1)
     assert (SMALL.output_stride, SMALL.period, SMALL.receptive_field) == (2, 16, 180)
     assert SMALL.smallest_valid_size == 188 and SMALL.output_size(188) == 4
-    # Here image, label and atlas meet exactly: label row r has its centre at 2 r + 0.5.
+    # Here image, label and atlas meet exactly: label row r has its center at 2 r + 0.5.
     for r in (0, 7):
         top = 2 * r - SMALL.label_offset
         assert top + SMALL.output_origin == 2 * r + 0.5
@@ -304,7 +304,7 @@ def test_max_pool_is_ceil_mode(height, width):
 
 
 def test_max_pool_is_flax_max_pool_with_ties():
-    """Few grey values, so that many windows tie: value and gradient are those of Flax."""
+    """Few gray values, so that many windows tie: value and gradient are those of Flax."""
 
     x = np.random.default_rng(8).integers(0, 3, (2, 9, 12, 4)).astype(np.float32)
     weight = np.random.default_rng(9).normal(size=(2, 5, 6, 4)).astype(np.float32)

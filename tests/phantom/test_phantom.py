@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from jaxcyto.brain.annotation.prisms import inside_white, rasterise
+from jaxcyto.brain.annotation.prisms import inside_white, rasterize
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.brain.surfaces.surface import read_surface
@@ -21,7 +21,7 @@ from jaxcyto.phantom import cortex as phantom_shape
 from jaxcyto.phantom import writer as phantom_write
 from jaxcyto.phantom.acquisition import Look
 from jaxcyto.phantom.cells import Stamps
-from jaxcyto.phantom.cortex import Cortex, normalised_profiles
+from jaxcyto.phantom.cortex import Cortex, normalized_profiles
 from jaxcyto.phantom.given_surfaces import GivenHemisphere, paint_surfaces
 from jaxcyto.phantom.make import make_phantom, phantom_cortex
 from jaxcyto.phantom.paint import CELL, NEUROPIL, SectionPainter, enlarge
@@ -57,7 +57,7 @@ def shell(profile_rows) -> Cortex:
         white=white,
         faces=faces,
         area=np.zeros(count, np.int32),
-        profiles=normalised_profiles(*rows),
+        profiles=normalized_profiles(*rows),
         skew=np.zeros(count, np.float32),
         starts=(0, count),
     )
@@ -71,16 +71,16 @@ def shell_painter(um_per_px: float, y_mm: float = 0.0, look: Look = PLAIN):
     affine[:, 3] -= (side - 1) / 2 * (affine[:, 0] + affine[:, 1])
     cut = cut_cortex(cortex, affine)
     painter = SectionPainter(cortex, cut, (side, side), look, um_per_px, (1, 2), (0,))
-    centre = (side - 1) / 2
+    center = (side - 1) / 2
     row, column = np.mgrid[:side, :side]
-    radius_mm = np.sqrt(0.016**2 * ((row - centre) ** 2 + (column - centre) ** 2) + y_mm**2)
+    radius_mm = np.sqrt(0.016**2 * ((row - center) ** 2 + (column - center) ** 2) + y_mm**2)
     return painter, cut, cortex, radius_mm
 
 
 @pytest.mark.parametrize("y_mm", [0.0, 0.7, 1.4])
 def test_cut_of_a_shell_is_a_ring_without_gaps(y_mm):
     _, cut, _, radius = shell_painter(16, y_mm)
-    triangle = rasterise(cut, 0, *radius.shape)
+    triangle = rasterize(cut, 0, *radius.shape)
     white = inside_white(cut, 0, *radius.shape)
     tolerance = 0.004  # mm: chords of the icosphere lie inside the ball
     ring = (radius > INNER_MM) & (radius < OUTER_MM - tolerance)
@@ -90,10 +90,10 @@ def test_cut_of_a_shell_is_a_ring_without_gaps(y_mm):
     assert not white[radius > INNER_MM].any()
 
 
-def test_rasterising_in_parts_equals_rasterising_at_once():
+def test_rasterizing_in_parts_equals_rasterizing_at_once():
     _, cut, _, radius = shell_painter(16)
-    whole = rasterise(cut, -3, 290, radius.shape[1])
-    parts = [rasterise(cut, top, 29, radius.shape[1]) for top in range(-3, 287, 29)]
+    whole = rasterize(cut, -3, 290, radius.shape[1])
+    parts = [rasterize(cut, top, 29, radius.shape[1]) for top in range(-3, 287, 29)]
     assert (np.concatenate(parts) == whole).all()
 
 
@@ -148,7 +148,7 @@ def test_stamps_keep_area_and_place_and_cross_blocks(seed, um_per_px):
     assert whole.sum() * um_per_px**2 == pytest.approx(area.sum(), rel=0.3)  # sizes are binned
     one = stamps.draw((64, 64), 0, [tuple(values[:1] for values in cells)])
     at = [(one.sum(axis) * np.arange(64)).sum() / one.sum() for axis in (1, 0)]
-    # a cell that lies in one pixel has its centre there
+    # a cell that lies in one pixel has its center there
     assert at == pytest.approx([row[0], column[0]], abs=0.2 if diameter[0] > 2 * um_per_px else 0.5)
     parts = [stamps.draw((size, 64), top, [cells]) for top, size in ((0, 30), (30, 34))]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
@@ -329,7 +329,7 @@ def test_given_surfaces(brain, tmp_path):
 
 
 def test_painted_cortex_matches_a_real_section(shared_data, tmp_path):
-    """Grey matter painted on the real surfaces against masks drawn by hand on section 1081."""
+    """Gray matter painted on the real surfaces against masks drawn by hand on section 1081."""
     folder = shared_data / "bigbrain"
     hemisphere = GivenHemisphere(
         "left",
@@ -364,7 +364,7 @@ def test_painted_cortex_matches_a_real_section(shared_data, tmp_path):
     def dice(a, b):
         return 2 * (a & b).sum() / (a.sum() + b.sum())
 
-    drawn = np.array(Image.open(histology / "B20_1081_gmwm.png"))  # 128 grey, 255 white matter
+    drawn = np.array(Image.open(histology / "B20_1081_gmwm.png"))  # 128 gray, 255 white matter
     left = np.arange(drawn.shape[1]) * step + place["x0_mm"] < -1
     white = names.index("white matter")
     assert dice(painted(classes < white)[:, left], (drawn == 128)[:, left]) > 0.87
@@ -374,7 +374,7 @@ def test_painted_cortex_matches_a_real_section(shared_data, tmp_path):
     assert dice(painted(classes == 0)[:, left], area[:, left]) > 0.78
 
 
-def test_colours_of_areas_are_told_apart_with_any_colour_vision():
+def test_colors_of_areas_are_told_apart_with_any_color_vision():
     """CIELAB (D65) of what Machado et al. (2009) compute for missing L, M or S cones."""
     vision = [
         np.eye(3),

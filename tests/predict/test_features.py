@@ -13,7 +13,7 @@ from pretext_run import SCALES, random_variables, write_run
 
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.sampling.patches import load_patches
-from jaxcyto.brain.sections.label_image import IGNORE
+from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.config import DataConfig
 from jaxcyto.data.pair_batches import PairSource
 from jaxcyto.data.pair_table import open_pairs
@@ -38,8 +38,8 @@ def images(number: int) -> np.ndarray:
 @pytest.mark.parametrize("number", [1, 16, 37])
 def test_the_same_as_the_network_on_all_at_once(number):
     variables, patches = random_variables(NET, SIDE), images(number)
-    normalised = (patches.astype(np.float32) - 150) / 40
-    both = jnp.asarray(np.stack([normalised, normalised], axis=1)[..., None])
+    normalized = (patches.astype(np.float32) - 150) / 40
+    both = jnp.asarray(np.stack([normalized, normalized], axis=1)[..., None])
     expected = jax.jit(NET.apply)(variables, both)
     found = forward_all(NET, variables, patches, mean=150.0, std=40.0, batch=16)
     assert found.features.shape == (number, 5) and found.features.dtype == np.float32
@@ -190,7 +190,7 @@ def test_areas_are_those_of_the_label_files_and_of_the_painted_sections(tiny_bra
     brain = read_brain(tiny_brain)
     patches = load_patches(tiny_brain / "patches.npz", brain)
     areas = patch_areas(brain, patches)
-    painted = np.full(len(patches), IGNORE)
+    painted = np.full(len(patches), UNLABELED)
     for number in range(len(patches)):
         hemisphere = brain.hemispheres[patches.hemisphere[number]]
         labels = nibabel.load(hemisphere.labels)
@@ -202,6 +202,6 @@ def test_areas_are_those_of_the_label_files_and_of_the_painted_sections(tiny_bra
         if row.label is not None:
             x, y = ((patches.center_px[number] + 0.5) * row.pixel_um / 16).astype(int)
             painted[number] = tifffile.imread(row.label)[y, x]
-    known = painted != IGNORE
+    known = painted != UNLABELED
     assert known.sum() > 30
     assert (painted == areas)[known].mean() > 0.9  # they differ within half a triangle of a border

@@ -39,7 +39,7 @@ from jaxcyto.predict import (
     NOT_PREDICTED,
     Outputs,
     Predictor,
-    Source,
+    SectionSource,
     map_shape,
     open_class_map,
     predict_brain,
@@ -169,7 +169,7 @@ def test_reduced_images_spare_reading_but_change_nothing(run, tmp_path, monkeypa
     assert (predicted(run, plain, TILE) == predicted(run, pyramid, TILE)).all()
     tiling = Tiling(TINY, TILE)
     with open_section(pyramid) as section:
-        source = Source("s", section, map_shape(section, 32.0))
+        source = SectionSource("s", section, map_shape(section, 32.0))
         assert read_window(source, tiling, 16.0, 0, 0) is not None
         monkeypatch.setattr(windows, "read_image", None)  # it would fail
         assert read_window(source, tiling, 16.0, 100, 100) is None
@@ -200,7 +200,7 @@ def test_atlas_is_read_along(tmp_path, ball):
     source = open_source(run, brain, row)
     without = dataclasses.replace(source, atlas=dataclasses.replace(source.atlas, shape=(0, 0)))
 
-    def probabilities(predictor: Predictor, source: Source) -> np.ndarray:
+    def probabilities(predictor: Predictor, source: SectionSource) -> np.ndarray:
         bands = [band.probabilities for band in predictor.section(source)]
         return np.concatenate(bands, axis=1).astype(int)
 
@@ -215,10 +215,10 @@ def test_atlas_is_read_along(tmp_path, ball):
 
 def noise_section(path: Path, shape, rows, columns, pixel_um: float = 16.0, **options) -> Path:
     """A white section with noise in some of its rows and columns."""
-    grey = np.full(shape, 255, np.uint8)
-    part = grey[slice(*rows), slice(*columns)]
+    gray = np.full(shape, 255, np.uint8)
+    part = gray[slice(*rows), slice(*columns)]
     part[:] = np.random.default_rng(0).integers(0, 240, part.shape)
-    write_section(path, grey, pixel_um, **options)
+    write_section(path, gray, pixel_um, **options)
     return path
 
 
@@ -230,7 +230,7 @@ def predicted(
     predictor = Predictor(loaded, tile_px, probabilities)
     out_um = loaded.out_um
     with open_section(image, pixel_um) as section:
-        source = Source("section", section, map_shape(section, out_um))
+        source = SectionSource("section", section, map_shape(section, out_um))
         bands = list(predictor.section(source))
     assert [band.top for band in bands] == list(range(0, source.shape[0], predictor.tiling.step))
     if probabilities:
@@ -351,7 +351,7 @@ def test_vertices_take_the_class_of_the_section_through_them(tmp_path, ball):
     file = nibabel.load(path)
     labels = file.darrays[0].data
     table = {label.key: (label.label, label.rgba) for label in file.labeltable.labels}
-    assert table[0] == ("unlabelled", (0, 0, 0, 0))
+    assert table[0] == ("unlabeled", (0, 0, 0, 0))
     assert table[1] == ("inner", pytest.approx((0xAA / 255, 0, 0, 1)))
     # Sections at y = -2, 0 and 2 mm, so each speaks for 1 mm to either side.
     x, y, _ = hemisphere_surface(brain.hemispheres[0]).vertices.T

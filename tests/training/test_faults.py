@@ -141,7 +141,7 @@ from absl import flags
 flags.FLAGS.mark_as_parsed()
 from jaxcyto.training import loop, pretext, signals as stop
 stop.GRACE_SECONDS = 3.0
-pretext.Pretraining.validate = block
+pretext.PretextExperiment.validate = block
 loop.train(runpy.run_path({str(config)!r})["get_config"](), {str(tmp_path / "parts")!r})
 """
     with python(code, cache=cache) as process:

@@ -21,7 +21,7 @@ from jaxcyto.config import (
     OptimConfig,
     Term,
 )
-from jaxcyto.data.pair_batches import PairSource, train_batches
+from jaxcyto.data.pair_batches import PairSource, pair_train_batches
 from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.losses import distance_loss
 from jaxcyto.runs.metrics_file import read_metrics
@@ -134,7 +134,7 @@ def config(tiny_brain):
     """Its third batch, and no other, holds a pair whose loss is not finite."""
     data = DataConfig((str(tiny_brain),), patch_px=32, um_per_px=64.0, batch_pairs=8, threads=2)
     table = open_pairs(data)
-    batch = train_batches(PairSource(table, data), table, data, seed=0)[BAD_STEP - 1]
+    batch = pair_train_batches(PairSource(table, data), table, data, seed=0)[BAD_STEP - 1]
     number = int(batch["index"][5])
 
     def bad_pair(outputs, batch):

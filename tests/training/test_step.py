@@ -62,11 +62,11 @@ def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
     distances[:4, 8:] = np.inf  # other hemisphere
     distances[8:, :4] = np.inf
     # every pair has its own brightness, so that the shards' statistics differ
-    grey = rng.integers(0, 100, (PAIRS, 2, SIDE, SIDE, 1)) + 15 * np.arange(PAIRS).reshape(
+    gray = rng.integers(0, 100, (PAIRS, 2, SIDE, SIDE, 1)) + 15 * np.arange(PAIRS).reshape(
         -1, 1, 1, 1, 1
     )
     return {
-        "patches": grey.astype(np.uint8),
+        "patches": gray.astype(np.uint8),
         "distance": rng.uniform(1, 60, PAIRS).astype(np.float32),
         "coordinates": rng.uniform(-40, 40, (PAIRS, 2, 3)).astype(np.float32),
         "index": np.arange(PAIRS, dtype=np.int32) + 1000,

@@ -130,33 +130,33 @@ def _surfaces(root: Path, ball: Surface) -> None:
 
 
 def _images(root: Path, rng: np.random.Generator) -> None:
-    grey = rng.integers(0, 255, SHAPE, np.uint8)
-    grey[10:20] = 200
-    color = np.stack([grey, 255 - grey, grey], -1)
+    gray = rng.integers(0, 255, SHAPE, np.uint8)
+    gray[10:20] = 200
+    color = np.stack([gray, 255 - gray, gray], -1)
     wide = 2 * SHAPE[0], 2 * SHAPE[1]
     tile: dict[str, Any] = {"tile": (16, 16)}
     for name in ("a.tif", "b.tif"):
-        tifffile.imwrite(root / name, grey, **tile)
+        tifffile.imwrite(root / name, gray, **tile)
     seeds = {
-        "raw": (grey, {}),
-        "raw16": (grey.astype(np.uint16) << 4, {"byteorder": ">", "rowsperstrip": 7}),
-        "deflate": (grey, tile | {"compression": "adobe_deflate", "predictor": True}),
-        "lzw": (grey, tile | {"compression": "lzw", "resolution": (5000, 5000, 3)}),
-        "zstd": (grey, {"compression": "zstd", "rowsperstrip": 11, "bigtiff": True}),
-        "lzma": (grey, tile | {"compression": "lzma"}),
-        "packbits": (grey > 99, {"compression": "packbits", "photometric": "miniswhite"}),
-        "jpeg": (grey, tile | {"compression": "jpeg"}),
+        "raw": (gray, {}),
+        "raw16": (gray.astype(np.uint16) << 4, {"byteorder": ">", "rowsperstrip": 7}),
+        "deflate": (gray, tile | {"compression": "adobe_deflate", "predictor": True}),
+        "lzw": (gray, tile | {"compression": "lzw", "resolution": (5000, 5000, 3)}),
+        "zstd": (gray, {"compression": "zstd", "rowsperstrip": 11, "bigtiff": True}),
+        "lzma": (gray, tile | {"compression": "lzma"}),
+        "packbits": (gray > 99, {"compression": "packbits", "photometric": "miniswhite"}),
+        "jpeg": (gray, tile | {"compression": "jpeg"}),
         "ycbcr": (color, tile | {"compression": "jpeg", "photometric": "rgb"}),
-        "jpeg2000": (grey, tile | {"compression": "jpeg2000"}),
+        "jpeg2000": (gray, tile | {"compression": "jpeg2000"}),
         "planes": (color.transpose(2, 0, 1), tile | {"photometric": "rgb"}),
-        "palette": (grey, {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}),
-        "big_tiles": (grey, tile | {"bigtiff": True, "byteorder": ">"}),
-        "ome": (grey, tile | {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 2.0}}),
+        "palette": (gray, {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}),
+        "big_tiles": (gray, tile | {"bigtiff": True, "byteorder": ">"}),
+        "ome": (gray, tile | {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 2.0}}),
     }
     for name, (image, options) in seeds.items():
         tifffile.imwrite(root / f"tiff_{name}", image, **options)
-    write_section(root / "tiff_pyramid", grey, 2.0, tile=16, compression="zstd", levels=3)
-    write_section(root / "tiff_sparse", grey, 2.0, tile=16, levels=2)
+    write_section(root / "tiff_pyramid", gray, 2.0, tile=16, compression="zstd", levels=3)
+    write_section(root / "tiff_sparse", gray, 2.0, tile=16, levels=2)
     label = (np.arange(wide[0] * wide[1]) % 3).astype(np.uint8).reshape(wide)
     tifffile.imwrite(root / "label.tif", label, compression="zlib")
     atlas = np.zeros((2, *wide), np.uint8)
@@ -165,9 +165,9 @@ def _images(root: Path, rng: np.random.Generator) -> None:
     tifffile.imwrite(root / "atlas_s.tif", atlas.transpose(1, 2, 0), **options)
     Image.fromarray(label).save(root / "png_l.png")
     Image.fromarray(color).save(root / "png_rgb.png")
-    Image.fromarray(grey).convert("P").save(root / "png_p.png")
-    Image.fromarray(grey).convert("1").save(root / "png_1.png")
-    Image.fromarray(grey.astype(np.uint16) << 8).save(root / "png_16.png")
+    Image.fromarray(gray).convert("P").save(root / "png_p.png")
+    Image.fromarray(gray).convert("1").save(root / "png_1.png")
+    Image.fromarray(gray.astype(np.uint16) << 8).save(root / "png_16.png")
     Image.fromarray(color).save(root / "whole.jpg")
     plane = Plane(root, wide)
     plane.write(0, label)

@@ -1,9 +1,9 @@
 """Annotations drawn as polygons (GeoJSON, as QuPath exports it) -> label images.
 
-Coordinates are pixels of the section image at full resolution, or micrometres. In both, (0, 0)
+Coordinates are pixels of the section image at full resolution, or micrometers. In both, (0, 0)
 is the upper left CORNER of the image, as in QuPath: pixel k covers k to k + 1. (The section
-table's affine counts from pixel centres; nothing here depends on it.) A pixel of the label image
-belongs to a polygon if its centre lies inside by the even-odd rule, over the outline and the holes
+table's affine counts from pixel centers; nothing here depends on it.) A pixel of the label image
+belongs to a polygon if its center lies inside by the even-odd rule, over the outline and the holes
 together. Later features paint over earlier ones.
 """
 
@@ -20,7 +20,7 @@ from jaxcyto.brain.annotation.geojson import Polygon, class_names, read_polygons
 from jaxcyto.brain.annotation.image_column import image_column, select_sections
 from jaxcyto.brain.annotation.scanline import winding_number
 from jaxcyto.brain.manifest import AreaClass, Brain, SectionRow, read_brain
-from jaxcyto.brain.sections.label_image import IGNORE, LABEL_UM, expected_shape
+from jaxcyto.brain.sections.label_image import LABEL_UM, UNLABELED, expected_shape
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.brain.sections.writer import write_section
 from jaxcyto.errors import InputError
@@ -46,7 +46,7 @@ class Painted:
     sections: int = 0
 
     def describe(self, classes: Sequence[AreaClass]) -> str:
-        """Square millimetres of every class, and of what was painted over, in words."""
+        """Square millimeters of every class, and of what was painted over, in words."""
         lines = [f"{self.sections} label image(s) written"]
         lines += [
             f"{item.name}: {count * PIXEL_MM2:.4g} mm2"
@@ -67,7 +67,7 @@ def annotate_brain(
     unit: str = "px",
     overwrite: bool = False,
 ) -> str:
-    """Rasterises polygons to label images `labels/<section>.tif` and fills the `label` column.
+    """Rasterizes polygons to label images `labels/<section>.tif` and fills the `label` column.
 
     Every file is read and checked before anything is written.
 
@@ -108,8 +108,8 @@ def annotate_brain(
     painted = Painted(sections=len(jobs))
     with image_column(brain, "label", [row for _, row, _ in jobs], overwrite) as place:
         for path, row, polygons in jobs:
-            label = rasterise(polygons, _label_shape(row), painted.over)
-            if (label == IGNORE).all():
+            label = rasterize(polygons, _label_shape(row), painted.over)
+            if (label == UNLABELED).all():
                 raise InputError(
                     f"{path}: its polygons cover no pixel of section {row.name} at "
                     f"{LABEL_UM:g} um; are the coordinates in {unit}?"
@@ -119,19 +119,19 @@ def annotate_brain(
     return painted.describe(brain.classes)
 
 
-def rasterise(
+def rasterize(
     polygons: Sequence[Polygon],
     shape: tuple[int, int],
     over: Counter[tuple[int, int]] | None = None,
 ) -> np.ndarray:
-    """A label image uint8 [height, width] of polygons in the order given; IGNORE elsewhere.
+    """A label image uint8 [height, width] of polygons in the order given; UNLABELED elsewhere.
 
     Args:
-        polygons: on the label grid, pixel centres at whole numbers.
+        polygons: on the label grid, pixel centers at whole numbers.
         shape: (height, width) px.
         over: gets the pixels (old class, new class) that were painted over.
     """
-    label = np.full(shape, IGNORE, np.uint8)
+    label = np.full(shape, UNLABELED, np.uint8)
     for polygon in polygons:
         start = np.concatenate(polygon.rings)
         end = np.concatenate([np.roll(ring, -1, axis=0) for ring in polygon.rings])
@@ -150,7 +150,7 @@ def rasterise(
             window = label[first:last, left:right]
             if over is not None:
                 counts = np.bincount(window[inside], minlength=256)
-                for old in np.flatnonzero(counts[:IGNORE]).tolist():
+                for old in np.flatnonzero(counts[:UNLABELED]).tolist():
                     if old != polygon.number:
                         over[old, polygon.number] += int(counts[old])
             window[inside] = polygon.number
@@ -202,7 +202,7 @@ def _label_shape(row: SectionRow) -> tuple[int, int]:
 def _on_label_grid(
     path: Path, row: SectionRow, polygons: list[Polygon], unit: str
 ) -> list[Polygon]:
-    """Polygons with pixel centres of the label grid at whole numbers."""
+    """Polygons with pixel centers of the label grid at whole numbers."""
     scale = (row.pixel_um if unit == "px" else 1) / LABEL_UM
     height, width = _label_shape(row)
     moved = []

@@ -1,8 +1,8 @@
 """Where a section plane cuts the cortex: prisms between pial and white, on a pixel grid.
 
 Each prism is three tetrahedra; a plane cuts a tetrahedron in one or two triangles, inside which
-depth and barycentric weights are linear. Neighbours share cut points bit for bit, so that the
-rasterised triangles meet without gaps.
+depth and barycentric weights are linear. Neighbors share cut points bit for bit, so that the
+rasterized triangles meet without gaps.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from jaxcyto.brain.annotation.scanline import edge_rows, expand, winding_number
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """The cut in grid coordinates (column, row), pixel centres at whole numbers.
+    """The cut in grid coordinates (column, row), pixel centers at whole numbers.
 
     corner float64 [T, 3, 2]: planar triangles; value float64 [T, 3, 3]: (depth, weight of the
     face's 2nd vertex, of its 3rd) at each corner; face int64 [T]; sorted_faces int64 [F, 3]: vertex
@@ -101,7 +101,7 @@ def _contour(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.where(alone_up[:, None, None], ends, ends[:, ::-1])
 
 
-def rasterise(cut: Cut, top: int, height: int, width: int) -> np.ndarray:
+def rasterize(cut: Cut, top: int, height: int, width: int) -> np.ndarray:
     """The triangle that covers each pixel of a row block: int32 [height, width], -1 for none."""
     out = np.full(height * width, -1, np.int32)
     rows = cut.corner[:, :, 1]

@@ -1,6 +1,6 @@
-"""Polygons on a pixel grid, row by row; pixel centres lie at whole numbers.
+"""Polygons on a pixel grid, row by row; pixel centers lie at whole numbers.
 
-A centre counts as inside from the left edge on (included) to the right edge (excluded), and from
+A center counts as inside from the left edge on (included) to the right edge (excluded), and from
 the upper to the lower alike: shapes that share an edge divide the pixels along it, none twice and
 none left over. Where an edge crosses a row is computed alike for both of its directions, so that
 this holds bit for bit.

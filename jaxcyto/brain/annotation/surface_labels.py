@@ -1,7 +1,7 @@
 """Labels of the cortical surface carried into section planes: label images and atlas images.
 
 The cortex is filled by prisms between corresponding triangles of pial and white. A pixel of a
-section is cortex if its centre lies in a prism; at the same place of the triangle, whatever the
+section is cortex if its center lies in a prism; at the same place of the triangle, whatever the
 depth, the labels of the three vertices are weighted. So a label keeps to its side of a sulcus,
 and borders between areas run straight from pial to white. What lies within the white surfaces is
 white matter, ventricles and subcortical nuclei included.
@@ -21,13 +21,13 @@ from jaxcyto.brain.annotation.prisms import (
     evaluate,
     inside_white,
     planes,
-    rasterise,
+    rasterize,
     weighted_majority,
 )
 from jaxcyto.brain.manifest import Brain, Hemisphere, need_hemispheres, read_brain
 from jaxcyto.brain.registration import AffineRegistration, Registration, registration
 from jaxcyto.brain.sampling.ribbon import no_overlap
-from jaxcyto.brain.sections.label_image import IGNORE, LABEL_UM, expected_shape
+from jaxcyto.brain.sections.label_image import LABEL_UM, UNLABELED, expected_shape
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.brain.sections.writer import write_section
 from jaxcyto.brain.surfaces.smoothing import smooth
@@ -41,15 +41,15 @@ THICKEST_MM = 20.0  # longer than any edge of a prism: what is further off a pla
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LabelledCortex:
+class LabeledCortex:
     """All hemispheres in one mesh.
 
     Attributes:
         pial, white: float64 [V, 3] mm, vertex-matched.
         faces: int64 [F, 3].
-        number: class of each vertex, int32 [V]; IGNORE where it is not known.
-        outside: class of what lies outside of the pial surfaces, or IGNORE.
-        within: class of what lies within the white surfaces, or IGNORE.
+        number: class of each vertex, int32 [V]; UNLABELED where it is not known.
+        outside: class of what lies outside of the pial surfaces, or UNLABELED.
+        within: class of what lies within the white surfaces, or UNLABELED.
     """
 
     pial: np.ndarray
@@ -91,7 +91,7 @@ def carry_labels(
             class, no section meets a surface, or an image is there and `overwrite` is not set.
     """
     brain = read_brain(root)
-    cortex, lines = labelled_cortex(brain, classes or {})
+    cortex, lines = labeled_cortex(brain, classes or {})
     membership = None
     if into == "atlas":
         areas = [k for k, item in enumerate(brain.classes) if item.kind == "area"]
@@ -131,7 +131,7 @@ def carry_labels(
     return "\n".join(lines)
 
 
-def labelled_cortex(brain: Brain, classes: Mapping[int, str]) -> tuple[LabelledCortex, list[str]]:
+def labeled_cortex(brain: Brain, classes: Mapping[int, str]) -> tuple[LabeledCortex, list[str]]:
     """The hemispheres with the class of each vertex, and in words which label became which.
 
     A hemisphere without labels is cortex of unknown class. What lies outside of the pial surfaces
@@ -147,7 +147,7 @@ def labelled_cortex(brain: Brain, classes: Mapping[int, str]) -> tuple[LabelledC
     sizes = [len(pial.vertices) for pial, _ in parts]
     number, lines = vertex_classes(brain, sizes, classes)
     starts = np.cumsum([0, *sizes])
-    cortex = LabelledCortex(
+    cortex = LabeledCortex(
         pial=np.concatenate([pial.vertices for pial, _ in parts]),
         white=np.concatenate([white.vertices for _, white in parts]),
         faces=np.concatenate(
@@ -157,11 +157,11 @@ def labelled_cortex(brain: Brain, classes: Mapping[int, str]) -> tuple[LabelledC
             ]
         ),
         number=np.concatenate(number),
-        outside=kinds.get("background", IGNORE) if len(parts) > 1 else IGNORE,
-        within=kinds.get("white_matter", IGNORE),
+        outside=kinds.get("background", UNLABELED) if len(parts) > 1 else UNLABELED,
+        within=kinds.get("white_matter", UNLABELED),
     )
     for where, value in (("within white", cortex.within), ("outside of pial", cortex.outside)):
-        lines.append(f"{where}: {'not annotated' if value == IGNORE else title[value]}")
+        lines.append(f"{where}: {'not annotated' if value == UNLABELED else title[value]}")
     return cortex, lines
 
 
@@ -176,7 +176,7 @@ def vertex_classes(
         classes: as for `carry_labels`.
 
     Returns:
-        int32 [V] of each hemisphere; IGNORE without labels, or where they say so.
+        int32 [V] of each hemisphere; UNLABELED without labels, or where they say so.
 
     Raises:
         InputError: no hemisphere has labels, no label becomes a class, or a file is damaged.
@@ -203,18 +203,20 @@ def vertex_classes(
     chosen = _classes_of(brain, keys.tolist(), names, classes)
     table = np.array([chosen[key] for key in keys.tolist()], np.int32)
     number = [
-        np.full(count, IGNORE, np.int32) if labels is None else table[np.searchsorted(keys, labels)]
+        np.full(count, UNLABELED, np.int32)
+        if labels is None
+        else table[np.searchsorted(keys, labels)]
         for labels, count in zip(found, num_vertices, strict=True)
     ]
     lines = [
         f"label {key}{f' ({names[key]})' if key in names else ''}, {count} vertices: "
-        + ("not annotated" if chosen[key] == IGNORE else brain.classes[chosen[key]].name)
+        + ("not annotated" if chosen[key] == UNLABELED else brain.classes[chosen[key]].name)
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True)
     ]
     return number, lines
 
 
-def cut_section(cortex: LabelledCortex, place: Registration, pixel_um: float) -> Cut:
+def cut_section(cortex: LabeledCortex, place: Registration, pixel_um: float) -> Cut:
     """Where a section cuts the cortex, on its label grid.
 
     A bent section is made flat: every vertex is taken to (column, row) and its distance to the
@@ -224,12 +226,12 @@ def cut_section(cortex: LabelledCortex, place: Registration, pixel_um: float) ->
     return cut_prisms(pial, white, cortex.faces)
 
 
-def label_blocks(cortex: LabelledCortex, cut: Cut, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+def label_blocks(cortex: LabeledCortex, cut: Cut, shape: tuple[int, int]) -> Iterator[np.ndarray]:
     """The label image [height, width] in blocks of rows, uint8."""
     linear = planes(cut)
     for top in range(0, shape[0], BLOCK):
         height = min(BLOCK, shape[0] - top)
-        triangle = rasterise(cut, top, height, shape[1])
+        triangle = rasterize(cut, top, height, shape[1])
         out = np.full(triangle.shape, cortex.outside, np.uint8)
         out[inside_white(cut, top, height, shape[1])] = cortex.within
         row, column = np.nonzero(triangle >= 0)
@@ -243,7 +245,7 @@ def atlas_channels(membership: np.ndarray, cut: Cut, shape: tuple[int, int]) -> 
     linear = planes(cut)
     out = np.zeros((membership.shape[1], *shape), np.uint8)
     for top in range(0, shape[0], BLOCK):
-        triangle = rasterise(cut, top, min(BLOCK, shape[0] - top), shape[1])
+        triangle = rasterize(cut, top, min(BLOCK, shape[0] - top), shape[1])
         row, column = np.nonzero(triangle >= 0)
         _, ids, weights, _ = evaluate(cut, linear, triangle[row, column], column, row + top)
         for k, channel in enumerate(np.ascontiguousarray(membership.T)):
@@ -271,7 +273,7 @@ def _pial_white(hemisphere: Hemisphere) -> tuple[Surface, Surface]:
 def _classes_of(
     brain: Brain, keys: list[int], names: Mapping[int, str], given: Mapping[int, str]
 ) -> dict[int, int]:
-    """The class, or IGNORE, of every label."""
+    """The class, or UNLABELED, of every label."""
     toml = brain.root / "brain.toml"
     number = {item.name: k for k, item in enumerate(brain.classes)}
     kinds = {item.kind: k for k, item in reversed(list(enumerate(brain.classes)))}
@@ -287,9 +289,9 @@ def _classes_of(
             f"{toml}: classes: none has the name of a label ({listed}); say which class a label "
             f"is, as in --map {keys[-1]}={next(iter(number), 'NAME')}"
         )
-    other = kinds.get("cortex", IGNORE)
+    other = kinds.get("cortex", UNLABELED)
     return {
-        key: IGNORE if given.get(key) == "" else other if value is None else value
+        key: UNLABELED if given.get(key) == "" else other if value is None else value
         for key, value in found.items()
     }
 

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxcyto.brain.geodesics.mesh import NO_TRIANGLES, check_mesh, clean_faces, mesh_sha256
-from jaxcyto.brain.geodesics.oracle import FORMAT as ORACLE_FORMAT
-from jaxcyto.brain.geodesics.oracle import Oracle, load_oracle
+from jaxcyto.brain.geodesics.oracle import ORACLE_FORMAT, Oracle, load_oracle
 from jaxcyto.brain.geodesics.oracle_build import build_oracle
-from jaxcyto.brain.geodesics.single_source import FORMAT, Geodesics, heat_bias
+from jaxcyto.brain.geodesics.single_source import GEODESICS_FORMAT, Geodesics, heat_bias
 from jaxcyto.brain.geodesics.solvers import METHODS, check_exact
 from jaxcyto.brain.surfaces.surface import Surface, check_surface
 from jaxcyto.errors import InputError
@@ -87,7 +86,7 @@ def load(path: str | os.PathLike) -> Geodesics | Oracle:
     try:
         if npz_format(path) == ORACLE_FORMAT:
             return load_oracle(path)
-        file = read_npz(path, FORMAT)
+        file = read_npz(path, GEODESICS_FORMAT)
         surface = Surface(*check_surface(path, file["vertices"], file["faces"]))
         method, bias = str(file["method"]), float(file["bias"])
         settings = json.loads(str(file["settings"]))

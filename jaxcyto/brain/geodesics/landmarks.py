@@ -238,7 +238,7 @@ def network(mesh: WorkingMesh, anchors: Anchors, near: sparse.csr_array) -> spar
     """The network of anchors, a symmetric sparse matrix [A, A] of lengths in mm.
 
     Anchors within reach of each other are linked by their exact distance. So that no part of a
-    component falls off, neighbouring vertices of two owners link these along edges, too.
+    component falls off, neighboring vertices of two owners link these along edges, too.
     """
     number = len(anchors.vertex)
     own = near[anchors.vertex].tocoo()

@@ -32,7 +32,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import READ_ERRORS, atomic_write, read_npz
 from jaxcyto.utils.progress import Progress
 
-FORMAT = "jaxcyto oracle 1"
+ORACLE_FORMAT = "jaxcyto oracle 1"
 ANCHORS = 7500
 # In spacings of the anchors: how far around an anchor distances are solved, and up to where pairs
 # are solved exactly. Both by measurement, docs/geodesics.md.
@@ -222,10 +222,10 @@ class Oracle:
         vertices, faces = self._mesh.surface.vertices, self._mesh.surface.faces
         tree, radius_mm = self._triangles
         face, index = np.unique(np.concatenate([first_face, second_face]), return_inverse=True)
-        centre = tree.data[np.unique(first_face)]
+        center = tree.data[np.unique(first_face)]
         around = np.zeros(len(faces), bool)
-        for begin in range(0, len(centre), 256):
-            balls = tree.query_ball_point(centre[begin : begin + 256], self.near_mm + 2 * radius_mm)
+        for begin in range(0, len(center), 256):
+            balls = tree.query_ball_point(center[begin : begin + 256], self.near_mm + 2 * radius_mm)
             around[np.concatenate(balls).astype(int)] = True
         around[face] = True
         kept = np.flatnonzero(around)
@@ -274,7 +274,7 @@ class Oracle:
         with atomic_write(path) as file:
             np.savez(
                 file,
-                format=FORMAT,
+                format=ORACLE_FORMAT,
                 key=oracle_key(self.surface, self.settings),
                 settings=json.dumps(self.settings, sort_keys=True),
                 vertices=self.surface.vertices,
@@ -302,7 +302,7 @@ def oracle_settings(anchors: int = ANCHORS, reach: float = REACH, seed: int = 0)
 
 def oracle_key(surface: Surface, settings: dict) -> str:
     """SHA-256 of the mesh's content and the settings: what an oracle depends on."""
-    text = f"{FORMAT} {mesh_sha256(surface)} {json.dumps(settings, sort_keys=True)}"
+    text = f"{ORACLE_FORMAT} {mesh_sha256(surface)} {json.dumps(settings, sort_keys=True)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -314,7 +314,7 @@ def load_oracle(path: str | os.PathLike) -> Oracle:
     """
     path = Path(path)
     try:
-        file = read_npz(path, FORMAT)
+        file = read_npz(path, ORACLE_FORMAT)
         surface = Surface(*check_surface(path, file["vertices"], file["faces"]))
         settings = json.loads(str(file["settings"]))
         if str(file["key"]) != oracle_key(surface, settings):

@@ -31,7 +31,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import atomic_write
 from jaxcyto.utils.progress import Progress
 
-FORMAT = "jaxcyto geodesics 1"
+GEODESICS_FORMAT = "jaxcyto geodesics 1"
 
 
 class Geodesics:
@@ -162,7 +162,7 @@ class Geodesics:
         with atomic_write(path) as file:
             np.savez(
                 file,
-                format=FORMAT,
+                format=GEODESICS_FORMAT,
                 method=self.method,
                 bias=np.float64(self.bias),
                 settings=json.dumps(self.settings, sort_keys=True),

@@ -11,15 +11,15 @@ from scipy.spatial import KDTree
 from jaxcyto.errors import InputError
 
 ROUNDS = 6  # random candidates: pairs per pair that is wanted
-# Candidates that are near: one of this many neighbours among all patches, among one in 8, in 64.
-NEIGHBOURS, THINNED = 8, (1, 8, 64)
+# Candidates that are near: one of this many neighbors among all patches, among one in 8, in 64.
+NEIGHBORS, THINNED = 8, (1, 8, 64)
 # Of so many patches at each scale: near pairs are the costly ones, being solved exactly.
 NEAR_SHARE, NEAR_LEAST = 0.05, 500
 BINS = 50
 MOST_NEAR = 100_000_000  # pairs, each counted twice: 1.6 GB
 
 
-def neighbour_pairs(
+def neighbor_pairs(
     group: np.ndarray, position_mm: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of patches that are near in space, at several scales, within their group.
@@ -35,13 +35,13 @@ def neighbour_pairs(
         members = np.flatnonzero(group == number)
         for thin in THINNED:
             share = max(NEAR_LEAST, int(NEAR_SHARE * len(members)))
-            centres = rng.permutation(members)[:share]
+            centers = rng.permutation(members)[:share]
             others = rng.permutation(members)[: max(2, len(members) // thin)]
-            count = min(NEIGHBOURS, len(others))
+            count = min(NEIGHBORS, len(others))
             tree = KDTree(position_mm[others])
-            near = tree.query(position_mm[centres], count)[1].reshape(-1, count)
-            drawn = rng.integers(count, size=(len(centres), 1))
-            firsts.append(centres)
+            near = tree.query(position_mm[centers], count)[1].reshape(-1, count)
+            drawn = rng.integers(count, size=(len(centers), 1))
+            firsts.append(centers)
             seconds.append(others[np.take_along_axis(near, drawn, 1)[:, 0]])
     first, second = np.concatenate(firsts), np.concatenate(seconds)
     return first[first != second], second[first != second]
@@ -143,7 +143,7 @@ def _water_level(taken: np.ndarray, spare: np.ndarray, total: int) -> int:
 def draw_pairs(group: np.ndarray, num_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws `num_pairs` pairs within groups, each patch in at least one.
 
-    Each round puts every group in a random order and pairs neighbours in the resulting cycle, so
+    Each round puts every group in a random order and pairs neighbors in the resulting cycle, so
     that N pairs among N patches use each patch twice. Within the last round pairs are chosen
     so that no patch is left out before others have two.
 

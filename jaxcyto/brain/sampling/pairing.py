@@ -17,7 +17,7 @@ from jaxcyto.brain.sampling.pair_sampling import (
     ROUNDS,
     choose_even,
     draw_pairs,
-    neighbour_pairs,
+    neighbor_pairs,
     pairs_within,
 )
 from jaxcyto.brain.sampling.pairs import Pairs, distances_path
@@ -161,7 +161,7 @@ def _candidates(
     first, second = draw_pairs(group, number * (ROUNDS if even else 1), seed)
     if not even:
         return first, second
-    near = neighbour_pairs(group, patches.position_mm, seed)
+    near = neighbor_pairs(group, patches.position_mm, seed)
     return np.concatenate([first, near[0]]), np.concatenate([second, near[1]])
 
 

@@ -11,7 +11,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import READ_ERRORS, atomic_write, file_sha256, inside, read_npz
 from jaxcyto.utils.matrix_file import MatrixFile, open_matrix
 
-FORMAT = "jaxcyto pairs 1"
+PAIRS_FORMAT = "jaxcyto pairs 1"
 PAIRS_FILE = "pairs.npz"
 
 
@@ -42,7 +42,7 @@ class Pairs:
         with atomic_write(path) as file:
             np.savez(
                 file,
-                format=FORMAT,
+                format=PAIRS_FORMAT,
                 first=self.first,
                 second=self.second,
                 distance_mm=self.distance_mm,
@@ -62,7 +62,7 @@ def load_pairs(path: str | os.PathLike) -> Pairs:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto pair` first")
     try:
-        file = read_npz(path, FORMAT)
+        file = read_npz(path, PAIRS_FORMAT)
         pairs = Pairs(
             first=file["first"],
             second=file["second"],

@@ -14,7 +14,7 @@ from jaxcyto.brain.sections.section import Section
 from jaxcyto.errors import InputError
 from jaxcyto.utils.files import READ_ERRORS, atomic_write, file_sha256, read_npz
 
-FORMAT = "jaxcyto patches 1"
+PATCHES_FORMAT = "jaxcyto patches 1"
 PATCHES_FILE = "patches.npz"
 
 
@@ -25,7 +25,7 @@ class Patches:
     Attributes:
         section: rows of the section table, int32 [N].
         center_px: (column, row) at full resolution, float64 [N, 2].
-        position_mm: positions of the centres, float32 [N, 3].
+        position_mm: positions of the centers, float32 [N, 3].
         hemisphere: index into the brain's hemispheres, int8 [N].
         face: triangle of the carrying surface, int32 [N].
         bary: barycentric coordinates in it, float32 [N, 3].
@@ -62,7 +62,10 @@ class Patches:
         arrays = {name: getattr(self, name) for name in DTYPES}
         with atomic_write(path) as file:
             np.savez(
-                file, format=FORMAT, settings=json.dumps(self.settings, sort_keys=True), **arrays
+                file,
+                format=PATCHES_FORMAT,
+                settings=json.dumps(self.settings, sort_keys=True),
+                **arrays,
             )
 
 
@@ -92,7 +95,7 @@ def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto sample` first")
     try:
-        file = read_npz(path, FORMAT)
+        file = read_npz(path, PATCHES_FORMAT)
         arrays = {name: file[name] for name in DTYPES}
         settings = json.loads(str(file["settings"]))
         number = len(arrays["section"])

@@ -85,7 +85,7 @@ class CutSurface:
         self._low = low[self._order]
         self._extent = float((high - low).max(initial=0))
         used = self.vertices[self.faces.ravel()]
-        self.centre = (used.min(0) + used.max(0)) / 2
+        self.center = (used.min(0) + used.max(0)) / 2
         self.radius = float(np.linalg.norm(used.max(0) - used.min(0))) / 2
 
     def cut(self, registration: Registration) -> Segments:
@@ -98,7 +98,7 @@ class CutSurface:
         flip = np.sign(normal @ self.axis) or 1.0
         # A point of the tilted, bent section lies this close to a plane across `axis`.
         tilt = np.linalg.norm(flip * normal - self.axis)
-        origin = self.centre - ((self.centre - plane) @ normal) * normal
+        origin = self.center - ((self.center - plane) @ normal) * normal
         reach = registration.bend_mm + 2 * tilt * self.radius + 1e-9
         level = origin @ self.axis
         first = np.searchsorted(self._low, level - reach - self._extent, "left")

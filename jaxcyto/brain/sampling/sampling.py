@@ -1,4 +1,4 @@
-"""Patches centred in the cortex: drawn evenly per millimetre where sections cut the surface."""
+"""Patches centered in the cortex: drawn evenly per millimeter where sections cut the surface."""
 
 import os
 import warnings
@@ -16,7 +16,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.progress import Progress
 
 # Assumptions: the paper does not say how patches without tissue were told apart.
-TISSUE_MARGIN = 10  # grey values a pixel differs from the background by
+TISSUE_MARGIN = 10  # gray values a pixel differs from the background by
 TISSUE_WINDOW_PX = 32  # side of the coarse window in which tissue is looked for
 MIN_TISSUE = 0.25  # least share of tissue: at a gyral crown half the window is outside
 ROUNDS = 30  # of redrawing
@@ -43,7 +43,7 @@ def sample_patches(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Patches:
-    """Draws patches evenly per millimetre of cortical ribbon over all sections that have a split.
+    """Draws patches evenly per millimeter of cortical ribbon over all sections that have a split.
 
     The ribbon is where the sections cut the hemispheres' surfaces, and their images cover the cut.
     The draw is stratified: one patch at random in each of `num_patches` equal lengths. Windows
@@ -152,10 +152,10 @@ def _draw_all(
             if end > begin
         ]
         for part in pool.map(lambda job: _draw(cutter, job[0], job[1], extent_um), jobs):
-            share, centre = part.pop("tissue").T
+            share, center = part.pop("tissue").T
             enough = share >= min_tissue
             parts.append({name: values[enough] for name, values in part.items()})
-            looked, on_tissue = looked + len(share), on_tissue + int(centre.sum())
+            looked, on_tissue = looked + len(share), on_tissue + int(center.sum())
             kept += int(enough.sum())
             if progress:
                 progress(kept, wanted)
@@ -186,7 +186,7 @@ def _check_tissue(brain, looked, kept, on_tissue, extent_mm, min_tissue) -> None
     if kept < LEAST_YIELD * looked:
         raise InputError(
             f"{brain.root}: only {kept} of {looked} windows of {extent_mm:.3g} mm hold "
-            f"{100 * min_tissue:g} % tissue (grey values more than {TISSUE_MARGIN} from "
+            f"{100 * min_tissue:g} % tissue (gray values more than {TISSUE_MARGIN} from "
             f"background = {brain.background}); check the registration and `background` in "
             f"brain.toml: {TRAP}"
         )
@@ -247,8 +247,8 @@ def _draw(
 def _tissue(
     brain: Brain, index: int, columns: np.ndarray, rows: np.ndarray, extent_um: float
 ) -> np.ndarray:
-    """Share of tissue in windows of `extent_um` around these centres [n], read coarsely, and
-    whether the centre itself is tissue: [n, 2]."""
+    """Share of tissue in windows of `extent_um` around these centers [n], read coarsely, and
+    whether the center itself is tissue: [n, 2]."""
     section = brain.sections[index]
     coarse_um = max(extent_um / TISSUE_WINDOW_PX, section.pixel_um)
     side = max(1, round(extent_um / coarse_um))

@@ -107,7 +107,7 @@ class Cutter:
             InputError: the ribbons leave no room for them, or there are none.
         """
         direction = np.eye(3)["xyz".index(axis)]
-        # Two square windows whose centres are this far apart along the axis cannot overlap.
+        # Two square windows whose centers are this far apart along the axis cannot overlap.
         gap, longest = GAP_MM, 0.0
         for each in self.registrations:
             frame = each.affine[:, :2] / np.linalg.norm(each.affine[:, :2], axis=0)

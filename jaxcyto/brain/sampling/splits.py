@@ -35,7 +35,7 @@ def assign_splits(
 ) -> Brain:
     """Fills an empty split column by blocks of consecutive sections; a filled one is kept.
 
-    Sections are ordered along their mean normal, at the centre of the surfaces. Held-out blocks
+    Sections are ordered along their mean normal, at the center of the surfaces. Held-out blocks
     lie between training blocks, up to four test and two validation blocks as there is room;
     sections of different splits are at least `gap_mm` apart, those between are excluded. A thinner
     brain gets three blocks. The seed orders the held-out blocks.
@@ -95,7 +95,7 @@ def assign_splits(
 
 
 def _positions_and_ribbons(brain: Brain) -> tuple[np.ndarray, np.ndarray]:
-    """Of each section [S]: position along the mean normal, at the brain's centre, and ribbon; mm.
+    """Of each section [S]: position along the mean normal, at the brain's center, and ribbon; mm.
 
     Blocks share out the length of ribbon, for a section beyond the cortex holds no patch.
     """
@@ -103,8 +103,8 @@ def _positions_and_ribbons(brain: Brain) -> tuple[np.ndarray, np.ndarray]:
     axis = mean_normal(registrations)
     surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
     vertices = [surface.vertices for surface in surfaces]
-    centre = np.mean([(v.min(0) + v.max(0)) / 2 for v in vertices], axis=0)
-    position = [-r.to_px(centre[None])[2][0] * np.sign(r.normal @ axis) for r in registrations]
+    center = np.mean([(v.min(0) + v.max(0)) / 2 for v in vertices], axis=0)
+    position = [-r.to_px(center[None])[2][0] * np.sign(r.normal @ axis) for r in registrations]
     cuts = [CutSurface(surface, np.ones(len(surface.faces), bool), axis) for surface in surfaces]
     ribbon = [sum(cut.cut(r).length_mm.sum() for cut in cuts) for r in registrations]
     # without any overlap sampling says what is wrong; here sections then count alike
@@ -180,7 +180,7 @@ def blocks(
 
 
 def split_distances_mm(patches: Patches) -> dict[str, float]:
-    """Smallest straight distance in mm between patch centres of each two splits, e.g. train-test.
+    """Smallest straight distance in mm between patch centers of each two splits, e.g. train-test.
 
     Only pairs of splits that both have patches are listed.
     """

@@ -1,4 +1,4 @@
-"""Section images of any size: windows as 8-bit grey values, label images, atlas images."""
+"""Section images of any size: windows as 8-bit gray values, label images, atlas images."""
 
 import lazy_loader
 

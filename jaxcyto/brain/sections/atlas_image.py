@@ -95,7 +95,7 @@ def open_atlas(path: Path, factor: int = 1) -> AtlasImage:
                 path=Path(path),
                 shape=(sizes["Y"], sizes["X"]),
                 channels=channels,
-                pages=tuple(tiff_level(path, page, None, as_grey=False) for page in pages),
+                pages=tuple(tiff_level(path, page, None, as_gray=False) for page in pages),
                 stamp=before,
                 factor=factor,
             )

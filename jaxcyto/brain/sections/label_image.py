@@ -1,7 +1,7 @@
-"""Label images: numbers that stand for classes, not for grey.
+"""Label images: numbers that stand for classes, not for gray.
 
 A label image holds class numbers, so it is read only where its samples are the numbers themselves:
-nothing that `sections` would turn into grey values (palettes, colours, other depths, MinIsWhite)
+nothing that `sections` would turn into gray values (palettes, colors, other depths, MinIsWhite)
 and no lossy compression.
 """
 
@@ -18,10 +18,10 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import open_file
 
 LABEL_UM = 16.0  # of label and atlas images (the paper: the network's output resolution)
-IGNORE = 255  # in label images: not annotated
+UNLABELED = 255  # in label images: not annotated
 BAND_PX = 1 << 22  # read at once by `label_counts`
 REMEDY = (
-    "write one 8-bit class number for each pixel, as plain grey values (no palette, no colours) in "
+    "write one 8-bit class number for each pixel, as plain gray values (no palette, no colors) in "
     "a TIFF or PNG without lossy compression"
 )
 # Uncompressed, LZW, deflate (2), PackBits, LZMA, zstd (2): what gives back the numbers written.
@@ -40,7 +40,7 @@ BLOCK = np.dtype(
 
 
 def open_label(path: Path) -> Section:
-    """Opens a label image; what lies outside of it is IGNORE.
+    """Opens a label image; what lies outside of it is UNLABELED.
 
     Raises:
         InputError: not a readable image, or one whose samples are not class numbers as they are.
@@ -53,15 +53,15 @@ def open_label(path: Path) -> Section:
     if head[:4] in TIFF_MAGIC:
         found = _tiff_kind(path)
     elif head[:8] == PNG_MAGIC:
-        bits, colour = head[24:26] if len(head) == 26 else (8, 0)  # IHDR (PNG, 11.2.2)
-        kinds = {0: "grey", 2: "colours", 3: "a palette", 4: "grey and alpha", 6: "colours"}
-        kind = kinds.get(colour, "unknown")
-        found = "" if (bits, colour) == (8, 0) else f"a PNG with {kind} of {bits} bits"
+        bits, color = head[24:26] if len(head) == 26 else (8, 0)  # IHDR (PNG, 11.2.2)
+        kinds = {0: "gray", 2: "colors", 3: "a palette", 4: "gray and alpha", 6: "colors"}
+        kind = kinds.get(color, "unknown")
+        found = "" if (bits, color) == (8, 0) else f"a PNG with {kind} of {bits} bits"
     else:
         found = "neither TIFF nor PNG"
     if found:
         raise InputError(f"{path}: a label image that is {found}; {REMEDY}")
-    return open_section(path, LABEL_UM, IGNORE)
+    return open_section(path, LABEL_UM, UNLABELED)
 
 
 def label_counts(label: Section) -> np.ndarray:
@@ -98,7 +98,7 @@ def section_label(row: SectionRow, section_shape: tuple[int, int]) -> Section:
     if not same_shape(label.shape, (height, width)):
         raise InputError(
             f"section {row.name}: label {row.label} has {label.shape[0]} x {label.shape[1]} px, "
-            f"but the image calls for {height} x {width} px at {LABEL_UM:g} um; rasterise the "
+            f"but the image calls for {height} x {width} px at {LABEL_UM:g} um; rasterize the "
             "annotation at that size"
         )
     return label
@@ -110,12 +110,12 @@ def check_numbers(row: SectionRow, counts: np.ndarray, num_classes: int) -> None
     Raises:
         InputError: some are not classes.
     """
-    unknown = [n for n in np.flatnonzero(counts[:IGNORE]).tolist() if n >= num_classes]
+    unknown = [n for n in np.flatnonzero(counts[:UNLABELED]).tolist() if n >= num_classes]
     if unknown:
         known = f"0 ... {num_classes - 1} and " if num_classes else ""
         raise InputError(
             f"section {row.name}: label {row.label} holds {unknown[:8]}, but brain.toml lists "
-            f"{num_classes} classes ({known}{IGNORE} = not annotated are known); add the "
+            f"{num_classes} classes ({known}{UNLABELED} = not annotated are known); add the "
             "classes or correct the image"
         )
 
@@ -124,7 +124,7 @@ def majority(label: np.ndarray, factor: int) -> np.ndarray:
     """Labels on a grid `factor` times coarser: the most frequent class of each block.
 
     Pixels that are not annotated do not count; of classes equally frequent the lowest is taken; a
-    block without annotated pixels is IGNORE.
+    block without annotated pixels is UNLABELED.
 
     Args:
         label: uint8 [factor * h, factor * w].
@@ -136,9 +136,9 @@ def majority(label: np.ndarray, factor: int) -> np.ndarray:
     if factor == 1:
         return label
     height, width = (side // factor for side in label.shape)
-    out = np.full((height, width), IGNORE, np.uint8)
+    out = np.full((height, width), UNLABELED, np.uint8)
     most = np.zeros((height, width), np.uint16)
-    present = np.asarray(Image.fromarray(label).histogram())[:IGNORE]
+    present = np.asarray(Image.fromarray(label).histogram())[:UNLABELED]
     for number in np.flatnonzero(present):
         found = label == number
         rows = np.zeros((height, label.shape[1]), np.uint16)
@@ -198,7 +198,7 @@ def annotated_blocks(
         window = label.read(factor * top, 0, factor * band, factor * side * across)
         check_numbers(row, np.asarray(Image.fromarray(window).histogram()), num_classes)
         labels = majority(window, factor)
-        annotated = labels != IGNORE
+        annotated = labels != UNLABELED
         if not annotated.any():
             continue
         counts = np.bincount(first_key[annotated] + labels[annotated])

@@ -12,7 +12,7 @@ ONE = 1 << 16
 
 def source_range(start: int, size: int, ratio: float) -> tuple[int, int]:
     """First and one past the last source pixel that output pixels [start, start + size) need."""
-    if ratio < 1:  # linear interpolation between pixel centres
+    if ratio < 1:  # linear interpolation between pixel centers
         first = np.floor(ratio * (start + 0.5) - 0.5)
         return int(first), int(np.floor(ratio * (start + size - 0.5) - 0.5)) + 2
     return int(np.floor(start * ratio)), int(np.ceil((start + size) * ratio))
@@ -22,7 +22,7 @@ def resample(source: np.ndarray, top: int, left: int, height: int, width: int, r
     """Resamples uint8 `source`, which covers `source_range` of both axes.
 
     Output pixel m covers source pixels [m ratio, (m + 1) ratio): their mean by covered area if
-    ratio >= 1, else linear interpolation at its centre ratio (m + 0.5) - 0.5. Halves round up.
+    ratio >= 1, else linear interpolation at its center ratio (m + 0.5) - 0.5. Halves round up.
 
     Returns:
         uint8 [height, width].

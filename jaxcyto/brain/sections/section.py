@@ -1,8 +1,8 @@
 """Windows of section images of any size, at full resolution or resampled.
 
-Pixel (column, row) has its centre at whole numbers at full resolution (level 0). What lies
+Pixel (column, row) has its center at whole numbers at full resolution (level 0). What lies
 outside of the image, and tiles that the file leaves out, are background. The order of pixels is
-that of the file: an orientation tag changes nothing. How samples become grey values: `tiff_grey`.
+that of the file: an orientation tag changes nothing. How samples become gray values: `tiff_gray`.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from jaxcyto.brain.sections.grey import luma
+from jaxcyto.brain.sections.gray import luma
 from jaxcyto.brain.sections.headers import check_chunks, check_pages
 from jaxcyto.brain.sections.resample import resample, source_range
 from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
@@ -38,26 +38,26 @@ def open_section(
     Args:
         path: the image.
         file_pixel_um: pixel size at full resolution; None takes what the file states.
-        background: grey value outside of the image.
+        background: gray value outside of the image.
 
     Raises:
-        InputError: not such an image, truncated, or of a kind that has no grey value.
+        InputError: not such an image, truncated, or of a kind that has no gray value.
     """
     section = Section(path, file_pixel_um, background)
     section._opened()
     return section
 
 
-def array_section(grey: np.ndarray, pixel_um: float, background: int = 255) -> "Section":
+def array_section(gray: np.ndarray, pixel_um: float, background: int = 255) -> "Section":
     """A section whose pixels are in memory already; not to be closed before its last use.
 
     Args:
-        grey: uint8 [H, W].
+        gray: uint8 [H, W].
         pixel_um: size of a pixel.
-        background: grey value outside of the image.
+        background: gray value outside of the image.
     """
     section = Section("array", pixel_um, background)
-    section._file = _WholeImage(grey)
+    section._file = _WholeImage(gray)
     return section
 
 
@@ -131,7 +131,7 @@ class Section:
         """uint8 [height, width] on the grid of pixels of `um_per_px`.
 
         With f = um_per_px / pixel_um, pixel m of that grid covers pixels [m f, (m + 1) f) of
-        level 0, so its centre is at f (m + 0.5) - 0.5 there. Taken from the coarsest level that
+        level 0, so its center is at f (m + 0.5) - 0.5 there. Taken from the coarsest level that
         is at least as fine, by mean over the covered area; finer than level 0 by linear
         interpolation. Any window equals the same crop of a larger one.
 
@@ -201,12 +201,12 @@ class _WholeImage:
     pixel_um = None
     factors = (1,)
 
-    def __init__(self, grey: np.ndarray):
-        self.shapes = [grey.shape]
-        self._grey = grey
+    def __init__(self, gray: np.ndarray):
+        self.shapes = [gray.shape]
+        self._gray = gray
 
     def read_into(self, level: int, top: int, left: int, out: np.ndarray) -> None:
-        out[:] = self._grey[top : top + out.shape[0], left : left + out.shape[1]]
+        out[:] = self._gray[top : top + out.shape[0], left : left + out.shape[1]]
 
 
 def _size(number: int) -> int:
@@ -314,7 +314,7 @@ def _open_whole(path: Path) -> _WholeImage:
                 return _WholeImage(np.asarray(image.convert("L")))
             if image.mode in ("P", "PA", "RGB", "RGBA"):
                 return _WholeImage(luma(np.asarray(image.convert("RGB"))))
-            raise InputError(f"{path}: pixels are {image.mode}; convert it to grey or RGB")
+            raise InputError(f"{path}: pixels are {image.mode}; convert it to gray or RGB")
     except InputError:
         raise
     except Exception as error:

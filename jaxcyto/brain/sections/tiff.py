@@ -1,4 +1,4 @@
-"""Windows of one resolution of a TIFF, as 8-bit grey values (see `tiff_grey.py`).
+"""Windows of one resolution of a TIFF, as 8-bit gray values (see `tiff_gray.py`).
 
 Reads only the tiles or strips that a window touches, and of uncompressed ones only the rows it
 touches. Any number of threads may read at once: `os.pread` has no file position to share.
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from jaxcyto.brain.sections.grey import JPEG, Grey, grey_rule
+from jaxcyto.brain.sections.gray import JPEG, Gray, gray_rule
 from jaxcyto.brain.sections.headers import jpeg_2000_pixels, jpeg_pixels
 from jaxcyto.errors import InputError
 
 MAX_SEGMENT_BYTES = 1 << 30  # of one decoded tile or strip
 WIDE_ROW_BYTES = 1 << 13  # of which reading more than is needed costs more than another system call
-MAX_SIDE_PX = 1 << 20  # half a metre at half a micrometre
+MAX_SIDE_PX = 1 << 20  # half a meter at half a micrometer
 JPEG_2000 = (33004, 33005, 34712)
 # None, LZW, deflate, PackBits, LZMA, zstd: their decoders never give more than they are asked for.
 SIZED = (1, 5, 8, 32946, 32773, 34925, 34926, 50000)
@@ -43,7 +43,7 @@ class TiffLevel:
         decode: encoded bytes and index -> samples [h, w, samples in a segment].
         raw: the type of the samples as they lie in the file, if they can be read unchanged.
         samples: samples a pixel has in one segment.
-        grey: samples [h, w, samples of all planes] -> what is read; None: the first one, as it is.
+        gray: samples [h, w, samples of all planes] -> what is read; None: the first one, as it is.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class TiffLevel:
     decode: Callable[[np.ndarray, int], np.ndarray]
     raw: np.dtype | None
     samples: int
-    grey: Grey | None
+    gray: Gray | None
 
     def read_into(self, fd: int, top: int, left: int, out: np.ndarray) -> None:
         """Fills `out` uint8 [h, w] from a window that lies inside; left-out tiles change nothing.
@@ -77,7 +77,7 @@ class TiffLevel:
                 return
             planes.append(samples)
         samples = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-        out[:] = samples[:, :, 0] if self.grey is None else self.grey(samples)
+        out[:] = samples[:, :, 0] if self.gray is None else self.gray(samples)
 
     def _samples(self, fd, plane, row, column, rows: slice, columns: slice) -> np.ndarray | None:
         offset, count = int(self.offsets[plane, row, column]), int(self.counts[plane, row, column])
@@ -132,7 +132,7 @@ class TiffLevel:
 
 
 def tiff_level(
-    path: Path, page: tifffile.TiffPage, bits_used: int | None, as_grey: bool = True
+    path: Path, page: tifffile.TiffPage, bits_used: int | None, as_gray: bool = True
 ) -> TiffLevel:
     """Prepares a page.
 
@@ -140,14 +140,14 @@ def tiff_level(
         path: the file, for messages.
         page: the page.
         bits_used: the bits of a sample in use, where metadata states them.
-        as_grey: else the samples stay as they are, and windows are read into [h, w, samples].
+        as_gray: else the samples stay as they are, and windows are read into [h, w, samples].
 
     Raises:
-        InputError: a kind of image that has no grey value here, or tiles beyond the file's end.
+        InputError: a kind of image that has no gray value here, or tiles beyond the file's end.
     """
     samples = page.samplesperpixel
     separate = page.planarconfig == 2 and samples > 1
-    grey, used = grey_rule(path, page, bits_used) if as_grey else (_as_it_is, samples)
+    gray, used = gray_rule(path, page, bits_used) if as_gray else (_as_it_is, samples)
     height, width = page.imagelength, page.imagewidth
     _check_page(path, page)
     tiled, segment = page.is_tiled, _segment(page)
@@ -164,7 +164,7 @@ def tiff_level(
     counts = np.array(page.databytecounts[:number], np.int64)
     in_segment = 1 if separate else samples
     raw = None
-    assert page.dtype is not None  # or there were no rule for grey values
+    assert page.dtype is not None  # or there were no rule for gray values
     stride = segment[1] * in_segment * page.dtype.itemsize
     plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1
     if plain and page.bitspersample in (8, 16) and not page.is_subsampled:
@@ -199,7 +199,7 @@ def tiff_level(
         decode=_decoder(page),
         raw=raw,
         samples=in_segment,
-        grey=grey,
+        gray=gray,
     )
 
 

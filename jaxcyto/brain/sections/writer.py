@@ -25,7 +25,7 @@ def write_section(
     levels: int = 1,
     workers: int = 1,
 ) -> None:
-    """Writes a grey image under a temporary name, then renames it into place.
+    """Writes a gray image under a temporary name, then renames it into place.
 
     Args:
         path: the file to write.

@@ -1,4 +1,4 @@
-"""Surface meshes in millimetres, their labels, and maps on them."""
+"""Surface meshes in millimeters, their labels, and maps on them."""
 
 import lazy_loader
 

@@ -238,10 +238,10 @@ def parse_mni_obj(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     vertices = take(3 * points, "points").reshape(-1, 3)
     take(3 * points, "normals")
     items = int(whole(1, "number of items")[0])
-    flag = int(whole(1, "colour flag")[0])
+    flag = int(whole(1, "color flag")[0])
     if flag not in (0, 1, 2):
-        raise InputError(f"{path}: an MNI .obj with colour flag {flag}; 0, 1 or 2 expected")
-    take(4 * (1, items, points)[flag], "colours")
+        raise InputError(f"{path}: an MNI .obj with color flag {flag}; 0, 1 or 2 expected")
+    take(4 * (1, items, points)[flag], "colors")
     ends = whole(items, "end indices")
     if not np.array_equal(ends, 3 * np.arange(1, items + 1)):
         raise InputError(f"{path}: an MNI .obj with items that are no triangles; triangulate it")

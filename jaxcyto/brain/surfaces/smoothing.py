@@ -8,8 +8,8 @@ from scipy.sparse.linalg import splu
 from jaxcyto.brain.surfaces.surface import Surface
 
 STEPS = 8  # implicit ones: the variance is right with any number, the Gaussian's shape needs some
-STEP = 0.9  # towards the neighbours' mean; at 1 a vertex would forget its own place
-SPAN = 0.25  # of the mesh, that neighbours' means reach: sqrt(rounds) edges. Looked at, no more
+STEP = 0.9  # toward the neighbors' mean; at 1 a vertex would forget its own place
+SPAN = 0.25  # of the mesh, that neighbors' means reach: sqrt(rounds) edges. Looked at, no more
 MOST_ROUNDS = 2000
 
 
@@ -35,7 +35,7 @@ def smooth(surface: Surface, values: np.ndarray, fwhm_mm: float) -> np.ndarray:
 
 
 def inflate(surface: Surface) -> tuple[Surface, np.ndarray]:
-    """Moves each vertex towards the mean of its neighbours, again and again.
+    """Moves each vertex toward the mean of its neighbors, again and again.
 
     The area is kept by scaling after the last round. Distances and angles are not: this is for
     looking at, not for measuring.
@@ -48,7 +48,7 @@ def inflate(surface: Surface) -> tuple[Surface, np.ndarray]:
         valley of the mesh as given, bool [V].
     """
     vertices, faces = surface.vertices, surface.faces
-    mean = neighbour_mean(len(vertices), faces)
+    mean = neighbor_mean(len(vertices), faces)
     valley = (mean @ vertices - vertices) * vertex_normals(surface)
     depth = valley.sum(axis=1)
     for _ in range(10):
@@ -65,8 +65,8 @@ def inflate(surface: Surface) -> tuple[Surface, np.ndarray]:
     return Surface((moved - moved.mean(axis=0)) * scale + middle, faces), depth > 0
 
 
-def neighbour_mean(number: int, faces: np.ndarray) -> sparse.csr_array:
-    """The matrix [V, V] that takes the mean over each vertex's neighbours; 1 where it has none."""
+def neighbor_mean(number: int, faces: np.ndarray) -> sparse.csr_array:
+    """The matrix [V, V] that takes the mean over each vertex's neighbors; 1 where it has none."""
     start, end = faces.ravel(), np.roll(faces, 1, axis=1).ravel()
     rows, columns = np.concatenate([start, end]), np.concatenate([end, start])
     linked = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(number, number))

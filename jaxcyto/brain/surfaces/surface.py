@@ -1,6 +1,6 @@
-"""Surface meshes in millimetres, whatever format they come in.
+"""Surface meshes in millimeters, whatever format they come in.
 
-Formats are recognised by content (see `surface_files.py`). Coordinates are taken as the file
+Formats are recognized by content (see `surface_files.py`). Coordinates are taken as the file
 stores them: a GIFTI coordinate transform and FreeSurfer's `c_ras` are not applied, as in nibabel
 and FreeSurfer itself, so that all surfaces of a brain and the affines of its sections must share
 the space the numbers stand in. A transform that would move the vertices is said in a warning.

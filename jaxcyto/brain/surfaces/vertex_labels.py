@@ -1,7 +1,7 @@
 """Read area labels, one whole number for each vertex of a surface, in the formats of the field.
 
 FreeSurfer's .annot is parsed here: big-endian int32 throughout. The number of vertices; for each
-its number and its colour code (red + 256 green + 65536 blue); 1; the table. A table of version 2:
+its number and its color code (red + 256 green + 65536 blue); 1; the table. A table of version 2:
 -2, the highest index + 1, the length and name of the file it came from, the number of entries, and
 for each its index, the length and text of its name, and red, green, blue and transparency. In older
 tables the number of entries takes the place of the first two and of the fourth, and entries have no
@@ -138,7 +138,7 @@ def parse_annot(path: Path, data: bytes) -> tuple[np.ndarray, dict[int, str]]:
 
 
 def _table(data: bytes, place: int) -> dict[int, tuple[int, str]]:
-    """Colour code and name of each index."""
+    """Color code and name of each index."""
 
     def number() -> int:
         nonlocal place

@@ -7,7 +7,7 @@ import numpy as np
 from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
 from scipy import sparse
 
-from jaxcyto.brain.surfaces.smoothing import neighbour_mean
+from jaxcyto.brain.surfaces.smoothing import neighbor_mean
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.utils.files import atomic_write
 
@@ -34,7 +34,7 @@ def vertex_means(
     total = np.column_stack([at @ values.astype(np.float64), at.sum(axis=1)])
     sides = surface.vertices[surface.faces] - surface.vertices[np.roll(surface.faces, 1, axis=1)]
     edge_mm = max(float(np.linalg.norm(sides, axis=2).mean()), 1e-9)
-    mean = neighbour_mean(number, surface.faces)
+    mean = neighbor_mean(number, surface.faces)
     for _ in range(int(np.ceil(reach_mm / edge_mm))):
         total = (total + mean @ total) / 2
     weight = total[:, -1:]

@@ -44,7 +44,7 @@ def share() -> dict[str, int]:
     return {"process": jax.process_index(), "processes": jax.process_count()}
 
 
-def from_first(tree: Any) -> Any:
+def broadcast_state(tree: Any) -> Any:
     """The arrays of process 0, bit for bit, in every process; `tree` has the shapes in all."""
     if jax.process_count() == 1:
         return tree

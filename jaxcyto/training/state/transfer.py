@@ -63,7 +63,7 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
 def pretraining_scales(
     run: str | os.PathLike, um_per_px: float, held_out: Sequence[str]
 ) -> InputScales:
-    """The standardisation of the input that a pre-training run was trained with.
+    """The standardization of the input that a pre-training run was trained with.
 
     Args:
         run: the pre-training run, or an export of it.

@@ -20,7 +20,7 @@ from minimal_brain import LABEL_PX, PIXEL_UM, make_ball, replace
 
 from jaxcyto.brain.annotation import polygons as module
 from jaxcyto.brain.annotation.geojson import Polygon, read_polygons
-from jaxcyto.brain.annotation.polygons import annotate_brain, rasterise
+from jaxcyto.brain.annotation.polygons import annotate_brain, rasterize
 from jaxcyto.brain.check import check_brain
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.cli import main
@@ -57,51 +57,51 @@ def run(*arguments):
 
 
 def by_matplotlib(rings, shape) -> np.ndarray:
-    """Even-odd inside test of every pixel centre: the parity over the rings."""
+    """Even-odd inside test of every pixel center: the parity over the rings."""
     row, column = np.mgrid[: shape[0], : shape[1]]
-    centres = np.stack([column.ravel(), row.ravel()], 1)
-    inside = np.zeros(len(centres), int)
+    centers = np.stack([column.ravel(), row.ravel()], 1)
+    inside = np.zeros(len(centers), int)
     for ring in rings:
         # a winding number test would fill where a ring overlaps itself: fans of triangles
         for first, second in pairwise(ring[1:]):
-            inside += Outline([ring[0], first, second, ring[0]]).contains_points(centres)
+            inside += Outline([ring[0], first, second, ring[0]]).contains_points(centers)
     return (inside % 2).reshape(shape).astype(bool)
 
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), corners=st.integers(3, 12), rings=st.integers(1, 3))
-def test_pixel_centres_inside_by_the_even_odd_rule(seed, corners, rings):
+def test_pixel_centers_inside_by_the_even_odd_rule(seed, corners, rings):
     """Random polygons that cross themselves, each other and the border, against matplotlib."""
     rng = np.random.default_rng(seed)
     points = [rng.uniform(-15, 60, (corners, 2)) for _ in range(rings)]
-    found = rasterise([Polygon(3, points, "")], SHAPE)
+    found = rasterize([Polygon(3, points, "")], SHAPE)
     assert set(np.unique(found)) <= {3, 255}
     np.testing.assert_array_equal(found == 3, by_matplotlib(points, SHAPE))
 
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_neighbours_share_no_pixel_and_leave_none(seed):
-    """A square cut by a line through pixel centres, edges on centres too."""
+def test_neighbors_share_no_pixel_and_leave_none(seed):
+    """A square cut by a line through pixel centers, edges on centers too."""
     rng = np.random.default_rng(seed)
     x = np.sort(rng.integers(5, 30, 2)).astype(float)
     left = np.array([[0, 0], [x[0], 0], [x[1], 30], [0, 30]], float)
     right = np.array([[x[0], 0], [30, 0], [30, 30], [x[1], 30]], float)
     over = Counter()
-    found = rasterise([Polygon(0, [left], ""), Polygon(1, [right], "")], SHAPE, over)
+    found = rasterize([Polygon(0, [left], ""), Polygon(1, [right], "")], SHAPE, over)
     assert not over
     assert (found[:30, :30] < 2).all() and (found < 2).sum() == 900
 
 
 def test_bands_and_one_go_are_alike(monkeypatch):
     points = np.random.default_rng(0).uniform(0, 40, (30, 2))
-    whole = rasterise([Polygon(0, [points], "")], SHAPE)
+    whole = rasterize([Polygon(0, [points], "")], SHAPE)
     monkeypatch.setattr(module, "BAND_PX", 7)
-    np.testing.assert_array_equal(rasterise([Polygon(0, [points], "")], SHAPE), whole)
+    np.testing.assert_array_equal(rasterize([Polygon(0, [points], "")], SHAPE), whole)
     assert 0.1 < (whole == 0).mean() < 0.9
 
 
-def test_pixels_and_micrometres_count_from_the_corner(brain, tmp_path):
+def test_pixels_and_micrometers_count_from_the_corner(brain, tmp_path):
     """At 32 um a section pixel is 2 x 2 label pixels: edges at whole px cut none in halves."""
     path = export(tmp_path / "a.geojson", feature("outer", SQUARE))
     for unit, factor in (("px", PIXEL_UM / 16), ("um", 1 / 16)):
@@ -285,14 +285,14 @@ def test_memory_follows_the_label_image_not_the_polygon():
     code = """
 import resource
 import numpy as np
-from jaxcyto.brain.annotation.polygons import rasterise
+from jaxcyto.brain.annotation.polygons import rasterize
 from jaxcyto.brain.annotation.geojson import Polygon
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 teeth = np.arange(1_000)
 comb = np.stack([teeth / 2, np.where(teeth % 2, 9_999.2, 0.2)], 1)
-label = rasterise([Polygon(0, [comb], "")], (10_000, 1_000))
+label = rasterize([Polygon(0, [comb], "")], (10_000, 1_000))
 print((label == 0).mean(), peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -55,7 +55,7 @@ def label_of(root, name) -> np.ndarray:
 
 
 def label_positions(y: float) -> tuple[np.ndarray, np.ndarray]:
-    """Distance from the centre, and z, of label pixels in mm, from the affine by hand."""
+    """Distance from the center, and z, of label pixels in mm, from the affine by hand."""
     side = (np.arange(LABEL_PX) + 0.5) * 0.016 - SIDE_PX * PIXEL_UM / 2000
     x, z = np.meshgrid(side, -side)
     return np.sqrt(x**2 + y**2 + z**2), z
@@ -83,7 +83,7 @@ def test_concentric_spheres(brain, name, y):
 
 
 def test_pixels_are_not_off_by_a_half(brain):
-    """The carried ring is centred: opposite halves of the section at y = 0 are alike."""
+    """The carried ring is centered: opposite halves of the section at y = 0 are alike."""
     carry_labels(brain, classes=MAP, sections=["b"])
     ring = label_of(brain, "b") < 255
     assert dice(ring, ring[::-1]) > 0.998 and dice(ring, ring[:, ::-1]) > 0.998
@@ -173,8 +173,8 @@ def test_names_of_a_label_file_are_classes(brain):
     """GIFTI label tables and FreeSurfer .annot name their areas."""
     areas = np.loadtxt(brain / "areas.txt").astype(np.int32)
     names = ["unknown", "inner", "outer"]
-    colours = np.array([[9, 9, 9, 0, 0], [200, 0, 0, 0, 0], [0, 200, 0, 0, 0]])
-    write_annot(str(brain / "x.annot"), areas, colours, names, fill_ctab=True)
+    colors = np.array([[9, 9, 9, 0, 0], [200, 0, 0, 0, 0], [0, 200, 0, 0, 0]])
+    write_annot(str(brain / "x.annot"), areas, colors, names, fill_ctab=True)
     array = GiftiDataArray(areas, "NIFTI_INTENT_LABEL", "NIFTI_TYPE_INT32")
     table = GiftiLabelTable()
     for key, name in enumerate(names):
@@ -308,9 +308,9 @@ def test_the_recipe_for_a_probabilistic_volume(brain, monkeypatch):
 def test_hoc1_meets_v1_drawn_by_hand(shared_data, tmp_path):
     """BigBrain section 1081: hOc1 of the left surface against a manual mask of V1.
 
-    The mask covers 312 px of 563 um in what was drawn as grey matter on the same section and 97
+    The mask covers 312 px of 563 um in what was drawn as gray matter on the same section and 97
     outside of it, so that no label of the cortex could exceed a Dice of 0.87 over all pixels. Where
-    along the cortex the area lies is told by the pixels drawn as grey.
+    along the cortex the area lies is told by the pixels drawn as gray.
     """
     folder, histology = shared_data / "bigbrain", shared_data / "histology" / "bigbrain_sections"
     for kind in ("pial", "white"):
@@ -331,15 +331,15 @@ def test_hoc1_meets_v1_drawn_by_hand(shared_data, tmp_path):
     assert "label 1 (hOc1), 5316 vertices: hOc1" in carry_labels(tmp_path)
     label = label_of(tmp_path, "1081")
     row, column = (((np.arange(n) + 0.5) * step / 0.016).astype(int) for n in place["shape"])
-    carried = label[np.ix_(row, column)]  # at the centres of the drawings' pixels
+    carried = label[np.ix_(row, column)]  # at the centers of the drawings' pixels
 
     tissue = np.array(Image.open(histology / "B20_1081_gmwm.png"))
     v1 = np.array(Image.open(histology / "B20_1081_v1.png")) > 0
     # the gap between the hemispheres lies at x = 1 ... 4 mm here
     left = np.zeros(v1.shape, bool)
     left[:, np.arange(v1.shape[1]) * step + place["x0_mm"] < 2] = True
-    grey = left & (tissue == 128)
-    assert dice((carried == 0) & grey, v1 & grey) > 0.85
+    gray = left & (tissue == 128)
+    assert dice((carried == 0) & gray, v1 & gray) > 0.85
     assert dice((carried == 0) & left, v1 & left) > 0.78
-    assert dice(np.isin(carried, (0, 2)) & left, grey) > 0.89
+    assert dice(np.isin(carried, (0, 2)) & left, gray) > 0.89
     assert dice((carried == 1) & left, left & (tissue == 255)) > 0.94

@@ -149,10 +149,10 @@ def test_cube_closed_forms():
     # Along an edge, across one side, and over two unfolded sides.
     got = oracle.vertex_distances([0, 0, 0, 3], [1, 3, 7, 3])
     np.testing.assert_allclose(got, [1, 2**0.5, 5**0.5, 0], rtol=1e-9)
-    # Centres of opposite and of neighbouring sides, at the middles of their diagonals.
+    # Centers of opposite and of neighboring sides, at the middles of their diagonals.
     surface = oracle.surface
 
-    def centre(axis, side):
+    def center(axis, side):
         middle = np.full(3, 0.5)
         middle[axis] = side
         for face, corners in enumerate(surface.faces):
@@ -162,7 +162,7 @@ def test_cube_closed_forms():
                     return face, bary
         raise AssertionError
 
-    (a, left), (b, right), (c, top) = centre(0, 0), centre(0, 1), centre(1, 0)
+    (a, left), (b, right), (c, top) = center(0, 0), center(0, 1), center(1, 0)
     got = oracle.distances([a, a], [left, left], [b, c], [right, top])
     np.testing.assert_allclose(got, [2, 1], atol=2 * 2 * CLEARANCE * 2**0.5)
 
@@ -264,7 +264,7 @@ def test_repeated_and_degenerate_triangles_change_nothing():
     expected = build(flat).vertex_distances(*pairs)
     got = build(Surface(flat.vertices, faces)).vertex_distances(*pairs)
     np.testing.assert_allclose(got, expected, atol=1e-12)
-    # A side of no length, and triangles of no area: vertex 12 falls onto its neighbour 11.
+    # A side of no length, and triangles of no area: vertex 12 falls onto its neighbor 11.
     vertices = flat.vertices.copy()
     vertices[12] = vertices[11]
     squeezed = build(Surface(vertices, flat.faces)).vertex_distances(*pairs).reshape(25, 25)

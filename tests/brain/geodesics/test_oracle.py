@@ -18,7 +18,7 @@ from jaxcyto.brain.geodesics.oracle_build import (
     parts_folder,
     solve_shard,
 )
-from jaxcyto.brain.sampling.pair_sampling import choose_even, neighbour_pairs
+from jaxcyto.brain.sampling.pair_sampling import choose_even, neighbor_pairs
 from jaxcyto.brain.surfaces.surface import Surface, read_surface
 from jaxcyto.errors import InputError
 
@@ -366,7 +366,7 @@ def test_even_draw_is_even_and_leaves_no_patch_out():
     rng = np.random.default_rng(0)
     group = rng.integers(2, size=400)
     position = rng.normal(size=(400, 3))
-    near = neighbour_pairs(group, position, seed=0)
+    near = neighbor_pairs(group, position, seed=0)
     assert (group[near[0]] == group[near[1]]).all() and (near[0] != near[1]).all()
     first = np.concatenate([rng.integers(400, size=40_000), near[0]])
     second = np.concatenate([(first[:40_000] + rng.integers(1, 400, 40_000)) % 400, near[1]])

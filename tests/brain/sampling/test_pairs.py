@@ -23,7 +23,7 @@ from jaxcyto.brain.surfaces.surface import Surface, write_surface
 from jaxcyto.cli import main
 from jaxcyto.errors import InputError
 
-CENTRES = np.array([[-20.0, 0, 0], [20.0, 0, 0]])
+CENTERS = np.array([[-20.0, 0, 0], [20.0, 0, 0]])
 
 
 def ball(steps: int = 24) -> Surface:
@@ -44,9 +44,9 @@ def make(root: Path, number=120, seed=0) -> tuple[Brain, Patches]:
     """Two unit spheres as hemispheres, with random patches in all splits, written to disk."""
     surface, rng = ball(), np.random.default_rng(seed)
     hemispheres = []
-    for name, centre in zip("LR", CENTRES, strict=True):
+    for name, center in zip("LR", CENTERS, strict=True):
         path = root / f"{name}.gii"
-        write_surface(path, Surface(surface.vertices + centre, surface.faces))
+        write_surface(path, Surface(surface.vertices + center, surface.faces))
         hemispheres.append(Hemisphere(name, mid=path))
     hemisphere = rng.integers(2, size=number).astype(np.int8)
     face = rng.integers(len(surface.faces), size=number).astype(np.int32)
@@ -55,7 +55,7 @@ def make(root: Path, number=120, seed=0) -> tuple[Brain, Patches]:
     patches = Patches(
         section=np.zeros(number, np.int32),
         center_px=np.zeros((number, 2)),
-        position_mm=np.float32(position + CENTRES[hemisphere]),
+        position_mm=np.float32(position + CENTERS[hemisphere]),
         hemisphere=hemisphere,
         face=face,
         bary=bary,
@@ -67,7 +67,7 @@ def make(root: Path, number=120, seed=0) -> tuple[Brain, Patches]:
 
 
 def great_circle(patches: Patches, first, second) -> np.ndarray:
-    unit = patches.position_mm - CENTRES[patches.hemisphere]
+    unit = patches.position_mm - CENTERS[patches.hemisphere]
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     return np.arccos(np.clip((unit[first] * unit[second]).sum(1), -1, 1))
 

@@ -43,13 +43,13 @@ def ball(radius: float, steps: int = 48) -> Surface:
 
 
 def coronal(y: float, size=200) -> np.ndarray:
-    """A coronal section of `size` px centred at x = z = 0: columns +x, rows -z."""
+    """A coronal section of `size` px centered at x = z = 0: columns +x, rows -z."""
     pixel = PIXEL_UM / 1000
     middle = pixel * (size - 1) / 2
     return np.array([[pixel, 0, 0, -middle], [0, 0, 0, y], [0, -pixel, 0, middle]])
 
 
-def make_brain(root: Path, positions, splits=None, grey=120, extra="", affines=None) -> Brain:
+def make_brain(root: Path, positions, splits=None, gray=120, extra="", affines=None) -> Brain:
     """Two concentric spheres (pial 8, white 6 mm), dark discs of 8.5 mm as sections."""
     root.mkdir(parents=True, exist_ok=True)
     write_surface(root / "pial.gii", ball(8))
@@ -59,7 +59,7 @@ def make_brain(root: Path, positions, splits=None, grey=120, extra="", affines=N
         affine = coronal(y) if affines is None else affines[number]
         row, column = np.mgrid[:200, :200]
         radius = np.hypot(row - 99.5, column - 99.5) * PIXEL_UM / 1000
-        image = np.where(radius**2 + y**2 < 8.5**2, grey, 255).astype(np.uint8)
+        image = np.where(radius**2 + y**2 < 8.5**2, gray, 255).astype(np.uint8)
         Image.fromarray(image).save(root / f"{number}.png")
         text = " ".join(str(float(value)) for value in affine.ravel())
         lines.append(f"s{number},{number}.png,{PIXEL_UM},{text},{splits[number] if splits else ''}")
@@ -114,13 +114,13 @@ def test_patches_lie_where_they_say(brain):
         np.testing.assert_allclose(mm, patches.position_mm[own], atol=1e-5)
         assert (patches.split[own] == SPLITS.index(row.split)).all()
     assert (patches.bary >= 0).all()
-    # Evenly per millimetre: sections and angles get what their length says, to a patch or so.
+    # Evenly per millimeter: sections and angles get what their length says, to a patch or so.
     lengths = 2 * np.pi * np.sqrt(49 - np.array([-3.0, 0.5, 4.0]) ** 2)
     expected = 1000 * lengths / lengths.sum()
     assert np.abs(np.bincount(patches.section) - expected).max() < 3
     own = patches.position_mm[patches.section == 0]
     angle = np.unwrap(np.arctan2(own[:, 0], own[:, 2]))
-    steps = np.abs(np.diff(angle))  # consecutive patches are neighbours on the ribbon
+    steps = np.abs(np.diff(angle))  # consecutive patches are neighbors on the ribbon
     assert steps.max() < 2.1 * 2 * np.pi / len(own)
     assert abs(steps.sum() - 2 * np.pi) < 4 * np.pi / len(own)
 

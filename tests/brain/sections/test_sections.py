@@ -135,9 +135,9 @@ def test_codecs_and_layouts(tmp_path, compression, layout, byteorder):
                     metadata=None,
                     **LAYOUTS[layout],
                 )
-                grey = luma(whole) if samples == 3 else whole >> (8 * whole.itemsize - 8)
+                gray = luma(whole) if samples == 3 else whole >> (8 * whole.itemsize - 8)
                 with open_section(path, background=BACKGROUND) as section:
-                    check_windows(section, grey.astype(np.uint8), 6)
+                    check_windows(section, gray.astype(np.uint8), 6)
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -169,7 +169,7 @@ def test_planar_rgb_and_alpha(tmp_path):
     check_windows(open_section(path), luma(whole16 >> 8), 5)
 
 
-def test_grey_rules(tmp_path):
+def test_gray_rules(tmp_path):
     path = tmp_path / "section.tif"
     whole = image()
     tifffile.imwrite(path, whole, photometric="miniswhite")
@@ -428,7 +428,7 @@ def test_refused_in_words(tmp_path, monkeypatch):
     refused("int16 samples", image().astype(np.int16))
     refused("uint32 samples", image().astype(np.uint32))
     refused("5 planes", np.stack([image()] * 5), photometric="minisblack")
-    refused("colours are", image(samples=4), photometric="separated")
+    refused("colors are", image(samples=4), photometric="separated")
     Image.new("CMYK", (5, 5)).save(path, "JPEG")
     refused("pixels are CMYK")
     Image.new("L", (3000, 10)).save(path, "PNG")

@@ -129,9 +129,9 @@ def test_freesurfer_binary_by_content(tmp_path, gzipped):
     np.testing.assert_array_equal(surface.faces, OCTAHEDRON.faces)
 
 
-def mni_obj(colour_flag: int = 0) -> bytes:
+def mni_obj(color_flag: int = 0) -> bytes:
     vertices, faces = OCTAHEDRON.vertices, OCTAHEDRON.faces
-    colours = {0: 1, 1: len(faces), 2: len(vertices)}[colour_flag]
+    colors = {0: 1, 1: len(faces), 2: len(vertices)}[color_flag]
     parts = [
         f"P 0.3 0.3 0.4 10 1 {len(vertices)}",
         *(f"{x} {y} {z}" for x, y, z in vertices),
@@ -139,7 +139,7 @@ def mni_obj(colour_flag: int = 0) -> bytes:
         *("0 0 1" for _ in vertices),
         "",
         f"{len(faces)}",
-        f"{colour_flag} " + "1 1 1 1\n" * colours,
+        f"{color_flag} " + "1 1 1 1\n" * colors,
         " ".join(str(3 * i + 3) for i in range(len(faces))),
         "",
         " ".join(map(str, faces.ravel())),
@@ -147,10 +147,10 @@ def mni_obj(colour_flag: int = 0) -> bytes:
     return "\n".join(parts).encode()
 
 
-@pytest.mark.parametrize("colour_flag", [0, 1, 2])
-def test_mni_obj(tmp_path, colour_flag):
+@pytest.mark.parametrize("color_flag", [0, 1, 2])
+def test_mni_obj(tmp_path, color_flag):
     path = tmp_path / "surface"
-    path.write_bytes(mni_obj(colour_flag))
+    path.write_bytes(mni_obj(color_flag))
     surface = read_surface(path)
     np.testing.assert_array_equal(surface.vertices, OCTAHEDRON.vertices)
     np.testing.assert_array_equal(surface.faces, OCTAHEDRON.faces)

@@ -1,4 +1,4 @@
-"""How the samples of a TIFF become 8-bit grey values.
+"""How the samples of a TIFF become 8-bit gray values.
 
 The rule is for every pixel alone, so that values depend on no window and no tile:
 * more than 8 bits: the upper 8 bits of those that the file says it uses (MaxSampleValue, or OME
@@ -20,16 +20,16 @@ from jaxcyto.errors import InputError
 
 JPEG = (6, 7, 34892, 33007)  # compressions whose decoder takes tables apart from the data
 
-Grey = Callable[[np.ndarray], np.ndarray]
+Gray = Callable[[np.ndarray], np.ndarray]
 
 
-def grey_rule(
+def gray_rule(
     path: Path, page: tifffile.TiffPage, bits_used: int | None
-) -> tuple[Grey | None, int]:
-    """The rule for one page (None: its samples are the grey values), and how many planes it needs.
+) -> tuple[Gray | None, int]:
+    """The rule for one page (None: its samples are the gray values), and how many planes it needs.
 
     Raises:
-        InputError: a kind of image that has no grey value here.
+        InputError: a kind of image that has no gray value here.
     """
     photometric, bits, dtype = int(page.photometric), page.bitspersample, page.dtype
     if not isinstance(bits, int) or bits > 16 or dtype is None or dtype.kind not in "ub":
@@ -37,9 +37,9 @@ def grey_rule(
             f"{path}: {dtype} samples of {bits} bits; convert it to 8 or 16 bits without sign"
         )
     if photometric not in (0, 1, 2, 3, 6) or page.compression == 33003:  # Aperio's YCbCr JPEG 2000
-        raise InputError(f"{path}: colours are {page.photometric!r}; convert it to grey or RGB")
+        raise InputError(f"{path}: colors are {page.photometric!r}; convert it to gray or RGB")
     if photometric == 6 and page.compression not in JPEG:
-        raise InputError(f"{path}: YCbCr that is not JPEG; convert it to grey or RGB")
+        raise InputError(f"{path}: YCbCr that is not JPEG; convert it to gray or RGB")
     eight = _eight_bits(page, bits, bits_used)
     if photometric in (2, 6):  # RGB, YCbCr
         if page.samplesperpixel < 3:
@@ -56,7 +56,7 @@ def grey_rule(
     return (None if eight is None else lambda samples: eight(samples[:, :, 0])), 1
 
 
-def _eight_bits(page: tifffile.TiffPage, bits: int, bits_used: int | None) -> Grey | None:
+def _eight_bits(page: tifffile.TiffPage, bits: int, bits_used: int | None) -> Gray | None:
     """Samples of `bits` bits -> uint8; None where they are that already."""
     if bits == 8:
         return None
