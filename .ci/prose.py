@@ -3,8 +3,9 @@
     python .ci/prose.py                 # figures of the whole checkout; exit status 1 beyond LIMITS
     python .ci/prose.py --list runs     # the places below a path that contains this text
 
-Counted are docstrings of jaxcyto/, benchmarks/, configs/ and train.py, and README.md, CONTRIBUTING.md
-and docs/**/*.md, all without code: fenced and indented blocks, text between backticks, tables' rules.
+It counts docstrings of jaxcyto/, benchmarks/, configs/ and train.py, and the pages README.md,
+CONTRIBUTING.md and docs/**/*.md. Code is left out: fenced and indented blocks, and text between
+backticks.
 """
 
 import argparse

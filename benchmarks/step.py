@@ -73,11 +73,11 @@ def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
         task: Any = PretextTask(net, config.loss, config.augment, scales, optimizer)
         batch = {
             "patches": rng.integers(0, 256, (size, 2, side, side, 1), np.uint8),
-            "distance": rng.random(size, np.float32),
-            "coordinates": rng.random((size, 2, 3), np.float32),
+            "distance_mm": rng.random(size, np.float32),
+            "coordinates_mm": rng.random((size, 2, 3), np.float32),
         }
         if data.all_distances:
-            batch["all_distances"] = rng.random((2 * size, 2 * size), np.float32)
+            batch["all_distances_mm"] = rng.random((2 * size, 2 * size), np.float32)
         example = (jnp.zeros((1, 2, side, side, 1)),)
     else:
         size, side, classes = data.batch_images, data.image_px, 16

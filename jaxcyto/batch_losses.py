@@ -1,8 +1,8 @@
 """Loss terms of pre-training that compare all patches of a batch (`losses.batchwise`).
 
-They are not the paper's. Both read the distances between all patches of the batch, which the
-loader adds with `data.all_distances = True` (`jaxcyto pair BRAIN --all-distances`); row and column
-2 i + j are patch j of pair i.
+The paper does not use them. Both read the distances between all patches of the batch, which the
+loader adds if `data.all_distances` is True. `jaxcyto pair BRAIN --all-distances` writes them. Row
+and column 2 i + j belong to patch j of pair i.
 """
 
 import jax
@@ -14,22 +14,26 @@ from jaxcyto.losses import Arrays, batchwise
 
 @batchwise
 def all_pairs_distance_loss(outputs: Arrays, batch: Arrays) -> jax.Array:
-    """|predicted - true distance| of each patch to all others of its hemisphere in the batch.
+    """Compare predicted and true distance of each patch to all others of its hemisphere.
 
-    A batch of B pairs holds B (2B - 1) distances, and more of them cost no further forward pass.
+    A batch of B pairs holds B (2B - 1) distances, and using all of them needs no further forward
+    pass.
 
     Args:
         outputs: `features` [B, 2, F], scaled units.
-        batch: `all_distances_target` [2B, 2B] in scaled units, infinite between hemispheres.
+        batch: `all_distances_scaled` [2B, 2B], infinite between hemispheres.
 
     Returns:
-        [B] float32, mean over both patches of a pair and over their partners.
+        [B] float32, absolute error averaged over both patches of a pair and over their partners.
+
+    Raises:
+        ValueError: the features have another shape.
     """
     features = _patches(outputs)
     predicted = jnp.sum(jnp.square(features[:, None] - features[None]), axis=-1)
-    target = batch["all_distances_target"]
+    target = batch["all_distances_scaled"]
     use = jnp.isfinite(target) & ~jnp.eye(len(features), dtype=bool)
-    # inf is replaced before the subtraction: inf times zero in the gradient would be NaN
+    # Replace inf before the subtraction, because inf times zero in the gradient would be NaN.
     error = jnp.where(use, jnp.abs(predicted - jnp.where(use, target, 0.0)), 0.0)
     return _per_pair(error.sum(axis=1) / jnp.maximum(use.sum(axis=1), 1))
 
@@ -38,40 +42,43 @@ def all_pairs_distance_loss(outputs: Arrays, batch: Arrays) -> jax.Array:
 def colocation_loss(
     outputs: Arrays, batch: Arrays, *, near_mm: float = 2.0, temperature: float = 0.1
 ) -> jax.Array:
-    """Contrastive: patches near along the cortex are to be told from those far away.
+    """Contrast patches that are close along the cortex with patches that are far apart.
 
-    In the manner of CytoNet's SpatialNCE (2025): InfoNCE (van den Oord et al. 2018, eq. 4) on the
-    cosine of features, positives being all patches within `near_mm`. Each positive stands against
-    the negatives alone, its logarithms are averaged (as Khosla et al. 2020, eq. 2, but for the
-    other positives in the denominator). Patches of the other hemisphere, whose place may
-    correspond, are no negatives. Radius and temperature are assumptions.
+    This follows CytoNet's SpatialNCE (2025). It is InfoNCE (van den Oord et al. 2018, eq. 4) on the
+    cosine of features, and all patches within `near_mm` are positives. Each positive is compared
+    with the negatives alone, and the logarithms are averaged, as in Khosla et al. 2020, eq. 2, but
+    without the other positives in the denominator. Patches of the other hemisphere are not used as
+    negatives, because their location may correspond. Radius and temperature are assumptions.
 
     Args:
         outputs: `features` [B, 2, F].
-        batch: `all_distances` [2B, 2B] in mm, infinite between hemispheres. Draw pairs that are
-            near (`jaxcyto pair --within`), so that every patch has a positive.
-        near_mm: distance along the cortex up to which patches count as the same place.
-        temperature: of the softmax.
+        batch: `all_distances_mm` [2B, 2B], infinite between hemispheres. Draw near pairs
+            (`jaxcyto pair --within`), so that every patch has a positive.
+        near_mm: distance along the cortex up to which patches are positives.
+        temperature: temperature of the softmax.
 
     Returns:
-        [B] float32, in nats; a patch without a positive counts 0.
+        [B] float32, in nats. A patch without a positive contributes 0.
+
+    Raises:
+        ValueError: the features have another shape.
     """
     features = _patches(outputs)
-    # the bound keeps the gradient of a zero vector finite
+    # The lower bound keeps the gradient of a zero vector finite.
     unit = features / optax.safe_norm(features, 1e-6, axis=-1, keepdims=True)
     logits = unit @ unit.T / temperature
-    distance = batch["all_distances"]
+    distance = batch["all_distances_mm"]
     others = ~jnp.eye(len(features), dtype=bool)
     positive = (distance <= near_mm) & others
     negative = (distance > near_mm) & jnp.isfinite(distance)
-    # not -inf: a row without negatives would make NaN of the gradient
+    # Use -1e9 instead of -inf, because a row without negatives would give a NaN gradient.
     against = jax.nn.logsumexp(jnp.where(negative, logits, -1e9), axis=1, keepdims=True)
     nats = jnp.where(positive, jnp.logaddexp(logits, against) - logits, 0.0)
     return _per_pair(nats.sum(axis=1) / jnp.maximum(positive.sum(axis=1), 1))
 
 
 def _patches(outputs: Arrays) -> jax.Array:
-    """Features [2B, F] float32 of all patches of the batch."""
+    """Return the features [2B, F] float32 of all patches of the batch."""
     features = outputs["features"]
     if features.ndim != 3 or features.shape[1] != 2:
         raise ValueError(f"outputs['features'] has shape {features.shape}, expected [B, 2, F]")
@@ -79,5 +86,5 @@ def _patches(outputs: Arrays) -> jax.Array:
 
 
 def _per_pair(values: jax.Array) -> jax.Array:
-    """[2B] -> [B], the mean over both patches of a pair."""
+    """Average [2B] over both patches of each pair, giving [B]."""
     return values.reshape(-1, 2).mean(axis=1)

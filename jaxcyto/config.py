@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import optax
 
 from jaxcyto import losses
+
+Array = Any  # numpy or JAX, float
 
 FEATURES = 32  # width of the dense layer (paper, section 2)
 
@@ -146,6 +149,33 @@ class Scales:
     coordinate_median_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     input_mean: float = 0.0  # gray value
     input_std: float = 1.0
+
+    def distance_to_mm(self, scaled: Array) -> Array:
+        """Convert distances of any shape from scaled units to millimeters."""
+        return scaled * self.distance_mm
+
+    def distance_from_mm(self, mm: Array) -> Array:
+        """Convert distances of any shape from millimeters to scaled units."""
+        return mm / self.distance_mm
+
+    def coordinates_to_mm(self, scaled: Array) -> Array:
+        """Convert coordinates [..., 3] from scaled units to millimeters."""
+        low, high = self._range_mm(scaled.ndim)
+        return low + (scaled + 1) / 2 * (high - low)
+
+    def coordinates_from_mm(self, mm: Array) -> Array:
+        """Convert coordinates [..., 3] from millimeters to scaled units."""
+        low, high = self._range_mm(mm.ndim)
+        return 2 * (mm - low) / (high - low) - 1
+
+    def _range_mm(self, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the range of the training coordinates, float32, shaped to broadcast over [..., 3].
+
+        The rank is explicit because jaxcyto runs with JAX's rank promotion forbidden.
+        """
+        shape = (1,) * (ndim - 1) + (3,)
+        low = np.array(self.coordinate_low_mm, np.float32).reshape(shape)
+        return low, np.array(self.coordinate_high_mm, np.float32).reshape(shape)
 
 
 @dataclasses.dataclass

@@ -1,14 +1,14 @@
-"""Loss terms: pure functions `(outputs, batch) -> [B]`, one float32 value per example.
+"""Loss terms: pure functions `(outputs, batch) -> [B]` that return one float32 value per example.
 
-Pre-training: a term reads the outputs of the network (`features` [B, 2, F], `coordinates`
-[B, 2, 3], in scaled units) and the batch. Targets in scaled units are `batch["distance_target"]`
-[B] and `batch["coordinate_target"]` [B, 2, 3]; the training step puts them beside the fields in mm.
-Where they are missing, `distance` and `coordinates` are taken as they are.
+Pre-training terms read the outputs `features` [B, 2, F] and `coordinates_scaled` [B, 2, 3]. Their
+targets are `batch["distance_scaled"]` [B] and `batch["coordinates_scaled"]` [B, 2, 3], which the
+training step derives from `distance_mm` and `coordinates_mm`. A term never falls back from scaled
+units to millimeters. It raises an error if its target is missing.
 
-Segmentation: outputs are `logits` [B, h, w, C], the batch holds `label` [B, h, w]. Pixels labeled
-255 are not annotated and enter no term.
+Segmentation terms read the output `logits` [B, h, w, C] and `batch["label"]` [B, h, w]. Pixels with
+the label 255 are not annotated and contribute to no term.
 
-Your own term is a function of the same form in your own file: see docs/losses.md.
+To add your own term, write a function of the same form in your own file. See docs/losses.md.
 """
 
 from __future__ import annotations
@@ -22,27 +22,42 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey
 
+from jaxcyto.errors import InputError
+
 Arrays = Mapping[str, jax.Array]
 Loss = Callable[[Arrays, Arrays], jax.Array]
-Terms = Sequence[Any]  # of (function, weight): pairs, or `config.Term`s
+Terms = Sequence[Any]  # pairs (function, weight), or `config.Term`s
 
 FORMS = ("l1", "l2", "huber")
-IGNORE = 255  # label of pixels that nobody annotated
+IGNORE = 255  # label of pixels that are not annotated
+# Old key -> new key, for losses that were written for version 0.1.
+RENAMED_OUTPUTS = {"coordinates": "coordinates_scaled"}
+RENAMED_FIELDS = {
+    "distance": "distance_mm",
+    "coordinates": "coordinates_mm",
+    "all_distances": "all_distances_mm",
+    "distance_target": "distance_scaled",
+    "coordinate_target": "coordinates_scaled",
+    "all_distances_target": "all_distances_scaled",
+}
 
 
 # ---- terms of pre-training ----------------------------------------------------------------------
 
 
 def predicted_distance(features: jax.Array) -> jax.Array:
-    """Squared Euclidean distance of the two feature vectors (Spitzer et al. 2018, section 2).
+    """Return the squared Euclidean distance of features (Spitzer et al. 2018, section 2).
 
-    Its gradient at equal features is zero, not NaN: no square root is taken.
+    No square root is taken, so the gradient at equal features is zero and not NaN.
 
     Args:
         features: [B, 2, F], scaled units.
 
     Returns:
         [B] float32, predicted distance in scaled units.
+
+    Raises:
+        ValueError: the features have another shape.
     """
     if features.ndim != 3 or features.shape[1] != 2:
         raise ValueError(f"outputs['features'] has shape {features.shape}, expected [B, 2, F]")
@@ -53,52 +68,56 @@ def predicted_distance(features: jax.Array) -> jax.Array:
 def distance_loss(
     outputs: Arrays, batch: Arrays, *, form: str = "l1", huber_delta: float = 1.0
 ) -> jax.Array:
-    """Difference of predicted and true distance along the surface.
+    """Compare predicted and true distance along the surface.
 
     Args:
         outputs: `features` [B, 2, F].
-        batch: `distance_target` [B] in scaled units, or `distance` [B].
-        form: "l1", "l2" (the plain square, without 1/2) or "huber"; the paper does not say which.
-            On a phantom the others predict distances 0.3 to 0.4 mm better, and l1 is not worse
-            where it counts, after fine-tuning (three seeds, docs/results.md).
-        huber_delta: where "huber" turns from quadratic to linear, scaled units.
+        batch: `distance_scaled` [B].
+        form: "l1", "l2" (the plain square, without the factor 1/2) or "huber". The paper does not
+            specify it, so the default is an assumption. On a phantom, "l2" and "huber" predict
+            distances 0.3 to 0.4 mm better, but after fine-tuning "l1" is not worse (three seeds,
+            docs/results.md).
+        huber_delta: error at which "huber" changes from quadratic to linear, scaled units.
 
     Returns:
         [B] float32.
 
     Raises:
-        ValueError: on an unknown form, or shapes that do not match.
+        ValueError: the form is unknown, the target is missing, or shapes do not match.
     """
     predicted = predicted_distance(outputs["features"])
-    target = _target(batch, "distance_target", "distance", predicted.shape)
+    target = _target(batch, "distance_scaled", predicted.shape)
     return _outer(predicted - target, form, huber_delta)
 
 
 def coordinate_loss(
     outputs: Arrays, batch: Arrays, *, form: str = "l1", huber_delta: float = 1.0
 ) -> jax.Array:
-    """Difference of predicted and true 3D position, mean over both patches and the three axes.
+    """Compare predicted and true 3D position, averaged over both patches and the three axes.
 
-    The mean over axes, where a sum would do as well, is an assumption.
+    Averaging over axes instead of summing is an assumption.
 
     Args:
-        outputs: `coordinates` [B, 2, 3].
-        batch: `coordinate_target` [B, 2, 3] in scaled units, or `coordinates` [B, 2, 3].
-        form: "l1", "l2" (the plain square, without 1/2) or "huber"; the paper does not say which.
-            On a phantom the others predict distances 0.3 to 0.4 mm better, and l1 is not worse
-            where it counts, after fine-tuning (three seeds, docs/results.md).
-        huber_delta: where "huber" turns from quadratic to linear, scaled units.
+        outputs: `coordinates_scaled` [B, 2, 3].
+        batch: `coordinates_scaled` [B, 2, 3].
+        form: "l1", "l2" (the plain square, without the factor 1/2) or "huber". The paper does not
+            specify it, so the default is an assumption. On a phantom, "l2" and "huber" predict
+            distances 0.3 to 0.4 mm better, but after fine-tuning "l1" is not worse (three seeds,
+            docs/results.md).
+        huber_delta: error at which "huber" changes from quadratic to linear, scaled units.
 
     Returns:
         [B] float32.
 
     Raises:
-        ValueError: on an unknown form, or shapes that do not match.
+        ValueError: the form is unknown, the target is missing, or shapes do not match.
     """
-    predicted = _at_least_float32(outputs["coordinates"])
+    predicted = _at_least_float32(outputs["coordinates_scaled"])
     if predicted.ndim != 3 or predicted.shape[1:] != (2, 3):
-        raise ValueError(f"outputs['coordinates'] has shape {predicted.shape}, expected [B, 2, 3]")
-    target = _target(batch, "coordinate_target", "coordinates", predicted.shape)
+        raise ValueError(
+            f"outputs['coordinates_scaled'] has shape {predicted.shape}, expected [B, 2, 3]"
+        )
+    target = _target(batch, "coordinates_scaled", predicted.shape)
     return jnp.mean(_outer(predicted - target, form, huber_delta), axis=(1, 2))
 
 
@@ -106,19 +125,20 @@ def coordinate_loss(
 
 
 def cross_entropy(outputs: Arrays, batch: Arrays) -> jax.Array:
-    """Softmax cross-entropy, mean over the annotated pixels of an example (0 without any).
+    """Average the softmax cross-entropy over the annotated pixels of each example.
 
-    That each example weighs the same, however many of its pixels are annotated, is an assumption.
+    An example without annotated pixels contributes 0. Weighing all examples equally, regardless of
+    how many of their pixels are annotated, is an assumption.
 
     Args:
         outputs: `logits` [B, h, w, C].
-        batch: `label` [B, h, w], class numbers; 255 = not annotated.
+        batch: `label` [B, h, w], class indices. 255 means not annotated.
 
     Returns:
         [B] float32, in nats.
 
     Raises:
-        ValueError: on shapes that do not match.
+        ValueError: shapes do not match.
     """
     logits, label, annotated = _pixels(outputs, batch)
     values = optax.losses.softmax_cross_entropy_with_integer_labels(logits, label)
@@ -126,18 +146,18 @@ def cross_entropy(outputs: Arrays, batch: Arrays) -> jax.Array:
 
 
 def focal_loss(outputs: Arrays, batch: Arrays, *, gamma: float = 2.0) -> jax.Array:
-    """Focal loss of each class against the others, summed over classes (Lin et al. 2017, eq. 4).
+    """Sum the focal losses of each class against the others (Lin et al. 2017, eq. 4).
 
     Args:
         outputs: `logits` [B, h, w, C].
-        batch: `label` [B, h, w], class numbers; 255 = not annotated.
-        gamma: how much less a pixel counts that is already right.
+        batch: `label` [B, h, w], class indices. 255 means not annotated.
+        gamma: exponent that lowers the weight of pixels that are already classified correctly.
 
     Returns:
         [B] float32, mean over the annotated pixels of an example (0 without any).
 
     Raises:
-        ValueError: on shapes that do not match.
+        ValueError: shapes do not match.
     """
     logits, label, annotated = _pixels(outputs, batch)
     one_hot = jax.nn.one_hot(label, logits.shape[-1])
@@ -146,22 +166,22 @@ def focal_loss(outputs: Arrays, batch: Arrays, *, gamma: float = 2.0) -> jax.Arr
 
 
 def dice_loss(outputs: Arrays, batch: Arrays, *, smooth: float = 1.0) -> jax.Array:
-    """Soft Dice loss of an example, mean over all classes (Milletari et al. 2016).
+    """Average the soft Dice loss of each example over all classes (Milletari et al. 2016).
 
     Args:
         outputs: `logits` [B, h, w, C].
-        batch: `label` [B, h, w], class numbers; 255 = not annotated.
-        smooth: pixels added to numerator and denominator, so that absent classes cost little.
+        batch: `label` [B, h, w], class indices. 255 means not annotated.
+        smooth: pixel count added to numerator and denominator, so that absent classes cost little.
 
     Returns:
         [B] float32.
 
     Raises:
-        ValueError: on shapes that do not match.
+        ValueError: shapes do not match.
     """
     logits, label, annotated = _pixels(outputs, batch)
     classes = logits.shape[-1]
-    # Pixels without annotation go, as a whole, to one class more, which is then left out.
+    # Assign pixels without annotation to an extra class, which the mean below leaves out.
     logits = jnp.where(annotated[..., None], logits, -1e9)
     extra = jnp.where(annotated, -1e9, 0.0)[..., None]
     target = jax.nn.one_hot(jnp.where(annotated, label, classes), classes + 1)
@@ -175,31 +195,38 @@ def dice_loss(outputs: Arrays, batch: Arrays, *, smooth: float = 1.0) -> jax.Arr
 
 
 def batchwise[F: Callable[..., jax.Array]](loss: F) -> F:
-    """Marks a term whose value for one example depends on the others (all pairs, contrastive).
+    """Mark a term whose value for one example depends on the others (all pairs, contrastive).
 
-    The training step hands such a term the outputs and the batch of all devices, gathered, so
-    that its value does not depend on their number. It returns [B] for all examples of these.
+    The training step passes the outputs and the batch gathered from all devices to such a term, so
+    that its value does not depend on the number of devices. The term returns [B] for the global
+    batch.
     """
     loss.batchwise = True  # type: ignore[attr-defined]
     return loss
 
 
 def is_batchwise(loss: Callable[..., Any]) -> bool:
-    """Whether `batchwise` marks this function, or the one inside a `functools.partial`."""
+    """Return whether `batchwise` marks this function, or the one inside a `functools.partial`."""
     return bool(getattr(loss, "batchwise", False) or getattr(_inner(loss), "batchwise", False))
 
 
 def term_means(terms: Terms, outputs: Arrays, batch: Arrays) -> dict[str, jax.Array]:
-    """Mean of each term over the valid examples, unweighted, by name of its function.
+    """Average each term over the valid examples, without its weight.
 
     Args:
-        terms: (function, weight), ...; a function that comes twice gets `_2` on its name.
-        outputs: what the network returned.
-        batch: the batch; `valid` bool [B], if present, leaves the others out.
+        terms: pairs (function, weight). A function that occurs twice gets the suffix `_2`.
+        outputs: outputs of the network.
+        batch: fields of the batch. If `valid` bool [B] is present, other examples are left out.
+
+    Returns:
+        A scalar per term, by the name of its function.
 
     Raises:
-        ValueError: if a term does not return one value per example.
+        ValueError: a term does not return one value per example.
+        InputError: a term reads a key that was renamed.
     """
+    outputs = _Fields(outputs, "outputs", RENAMED_OUTPUTS)
+    batch = _Fields(batch, "batch", RENAMED_FIELDS)
     size = len(jax.tree.leaves(dict(outputs))[0])
     valid = batch.get("valid", None)
     if valid is not None and valid.shape != (size,):
@@ -227,15 +254,18 @@ def term_means(terms: Terms, outputs: Arrays, batch: Arrays) -> dict[str, jax.Ar
 
 
 def total_loss(terms: Terms, outputs: Arrays, batch: Arrays) -> jax.Array:
-    """Weighted sum of the terms, each averaged over the valid examples.
+    """Return the weighted sum of the terms, each averaged over the valid examples.
 
     Args:
-        terms: (function, weight), ...
-        outputs: what the network returned.
-        batch: the batch; `valid` bool [B], if present, leaves the others out.
+        terms: pairs (function, weight).
+        outputs: outputs of the network.
+        batch: fields of the batch. If `valid` bool [B] is present, other examples are left out.
 
     Returns:
-        Scalar, float32. Weight decay is not in it: see `weight_decay`.
+        Scalar, float32, without weight decay (see `weight_decay`).
+
+    Raises:
+        ValueError, InputError: as `term_means`.
     """
     means = term_means(terms, outputs, batch).values()
     zero = jnp.zeros((), jnp.float32)
@@ -243,10 +273,10 @@ def total_loss(terms: Terms, outputs: Arrays, batch: Arrays) -> jax.Array:
 
 
 def weight_decay(params: Any) -> jax.Array:
-    """||w||^2 over the kernels of convolutions and dense layers.
+    """Return ||w||^2 over the kernels of convolutions and dense layers.
 
-    That batch norm's scales and all biases are spared is an assumption; the paper writes
-    lambda ||w||^2 and no more.
+    The paper writes lambda ||w||^2 and does not define w. Leaving out batch normalization's scales
+    and all biases is an assumption.
 
     Args:
         params: parameters of a Flax module.
@@ -275,7 +305,7 @@ def _outer(error: jax.Array, form: str, huber_delta: float) -> jax.Array:
 
 
 def _pixels(outputs: Arrays, batch: Arrays) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits [B, h, w, C], labels with 0 for what is not annotated, and what is annotated."""
+    """Return logits [B, h, w, C], labels with 0 where not annotated, and the annotated mask."""
     logits, label = _at_least_float32(outputs["logits"]), jnp.asarray(batch["label"])
     if logits.ndim != 4 or label.shape != logits.shape[:3]:
         raise ValueError(
@@ -287,21 +317,61 @@ def _pixels(outputs: Arrays, batch: Arrays) -> tuple[jax.Array, jax.Array, jax.A
 
 
 def _mean_where(values: jax.Array, where: jax.Array) -> jax.Array:
-    """Mean [B] over pixels [B, h, w], 0 where there are none."""
+    """Average [B, h, w] over the masked pixels of each example, 0 where there are none."""
     total = jnp.sum(jnp.where(where, values, 0), axis=(1, 2))
     return total / jnp.maximum(jnp.sum(where, axis=(1, 2)), 1)
 
 
-def _target(batch: Arrays, scaled: str, raw: str, shape: tuple[int, ...]) -> jax.Array:
-    name = scaled if scaled in batch else raw
+def _target(batch: Arrays, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """Return a target of the batch, at least float32.
+
+    Raises:
+        ValueError: it is missing, or has another shape. Broadcasting would give a plausible but
+            wrong loss.
+    """
+    if name not in batch:
+        raise ValueError(
+            f"batch['{name}'] is missing; losses take scaled targets, which "
+            "config.Scales converts from millimeters"
+        )
     target = _at_least_float32(batch[name])
-    if target.shape != shape:  # silent broadcasting would give a plausible, wrong loss
-        raise ValueError(f"batch['{name}'] has shape {target.shape}, the outputs call for {shape}")
+    if target.shape != shape:
+        raise ValueError(f"batch['{name}'] has shape {target.shape}, expected {shape}")
     return target
 
 
+class _Fields(dict):
+    """Arrays by name. Reading a key of version 0.1 raises an error that names the new key."""
+
+    def __init__(self, arrays: Arrays, kind: str, renamed: Mapping[str, str]):
+        super().__init__(arrays)
+        self._kind, self._renamed = kind, renamed
+
+    def __missing__(self, key: str) -> jax.Array:
+        if key in self._renamed:
+            raise InputError(
+                f"a loss reads {self._kind}[{key!r}]; the key is now "
+                f"{self._kind}[{self._renamed[key]!r}] (docs/losses.md lists all of them)"
+            )
+        raise KeyError(f"{self._kind}[{key!r}] does not exist; there are {', '.join(self)}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a field or the default, and raise for a renamed key."""
+        return self[key] if key in self or key in self._renamed else default
+
+
+def _unflatten(keys: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return dict(zip(keys, values, strict=True))
+
+
+# A subclass of dict is no tree for JAX until it is registered.
+jax.tree_util.register_pytree_node(
+    _Fields, lambda fields: (tuple(fields.values()), tuple(fields)), _unflatten
+)
+
+
 def _at_least_float32(x: jax.Array) -> jax.Array:
-    """float32, except that float64 (the reference in tests) stays what it is."""
+    """Convert to float32, but keep float64, which tests use as the reference."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -100,7 +100,7 @@ def test_embed_is_that_of_whole_brains(pretext, tmp_path, exported):
     expected = embed(load_pretext_run(pretext), patches)
     found = net.embed(patches)
     np.testing.assert_array_equal(found.features, expected.features)
-    np.testing.assert_array_equal(found.coordinates, expected.coordinates)
+    np.testing.assert_array_equal(found.coordinates_mm, expected.coordinates_mm)
     few = net.embed(patches[:3]).features
     np.testing.assert_allclose(few, expected.features[:3], rtol=1e-4, atol=1e-5)
     assert net.embed(patches[:0]).features.shape == (0, 5)

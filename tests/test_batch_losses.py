@@ -45,7 +45,7 @@ def test_all_pairs_against_a_loop(outputs, distances):
     for i in range(2 * B):
         others = np.flatnonzero((HEMISPHERE == HEMISPHERE[i]) & (np.arange(2 * B) != i))
         expected.append(np.abs(predicted[i, others] - target[i, others]).mean())
-    batch = {"all_distances_target": jnp.asarray(target)}
+    batch = {"all_distances_scaled": jnp.asarray(target)}
     found = jax.jit(all_pairs_distance_loss)(outputs, batch)
     np.testing.assert_allclose(found, np.reshape(expected, (B, 2)).mean(1), rtol=1e-5)
 
@@ -53,8 +53,8 @@ def test_all_pairs_against_a_loop(outputs, distances):
 def test_all_pairs_of_one_pair_is_the_pair_loss(outputs):
     one = {"features": outputs["features"][:1]}
     target = jnp.asarray([[0, 7.0], [7, 0]])
-    found = all_pairs_distance_loss(one, {"all_distances_target": target})
-    expected = distance_loss(one, {"distance_target": jnp.asarray([7.0])})
+    found = all_pairs_distance_loss(one, {"all_distances_scaled": target})
+    expected = distance_loss(one, {"distance_scaled": jnp.asarray([7.0])})
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -70,7 +70,7 @@ def test_colocation_against_a_loop(near_mm, outputs, distances):
             among = logits[i, [j, *negative]]
             expected[i] += (logsumexp(among) - logits[i, j]) / len(positive)
     loss = functools.partial(colocation_loss, near_mm=near_mm, temperature=0.5)
-    batch = {"all_distances": jnp.asarray(distances)}
+    batch = {"all_distances_mm": jnp.asarray(distances)}
     found = jax.jit(loss)(outputs, batch)
     np.testing.assert_allclose(found, expected.reshape(B, 2).mean(1), rtol=1e-5, atol=1e-6)
     assert (near_mm == 0.1) == (not found.any())
@@ -81,8 +81,8 @@ def test_gradients_are_finite_where_features_vanish_or_nobody_is_near(outputs, d
     alone = np.where(np.eye(2 * B, dtype=bool), 0, np.inf).astype(np.float32)
     for all_distances in (distances, alone):
         batch = {
-            "all_distances": jnp.asarray(all_distances),
-            "all_distances_target": jnp.asarray(all_distances),
+            "all_distances_mm": jnp.asarray(all_distances),
+            "all_distances_scaled": jnp.asarray(all_distances),
         }
         for loss in (all_pairs_distance_loss, colocation_loss):
             total = functools.partial(total_loss, ((loss, 1.0),))
@@ -95,7 +95,7 @@ def test_features_that_follow_the_place_cost_less(distances):
     """Directions that turn with the place, against the same ones shuffled."""
     angle = np.array([0, 1, 5, 6, 20, 21.5, 21, 40, 0, 0.5, 1, 1.5]) * np.pi / 40
     good = np.stack([np.cos(angle), np.sin(angle)], -1).reshape(B, 2, 2).astype(np.float32)
-    batch = {"all_distances": jnp.asarray(distances)}
+    batch = {"all_distances_mm": jnp.asarray(distances)}
     bad = np.random.default_rng(1).permutation(good.reshape(-1, 2)).reshape(good.shape)
     cost = [float(colocation_loss({"features": jnp.asarray(f)}, batch).mean()) for f in (good, bad)]
     assert cost[0] < 0.5 * cost[1]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -226,3 +227,18 @@ def test_the_quickstart_makes_no_phantom_where_a_brain_is_misspelled(tmp_path):
     missing = tmp_path / "mien"
     message = refused("configs/quickstart.py", tmp_path / "run", f"--config.data.brains={missing}")
     assert "no such folder; name a brain's folder" in message and not missing.exists()
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_scales_convert_and_return(array):
+    scales = C.Scales(
+        distance_mm=40.0,
+        coordinate_low_mm=(-70.0, -100.0, -40.0),
+        coordinate_high_mm=(10.0, 70.0, 80.0),
+    )
+    scaled = array(np.array([[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0]], np.float32))
+    mm = scales.coordinates_to_mm(scaled)
+    np.testing.assert_allclose(mm, [[-70.0, 70.0, 20.0], [-30.0, -100.0, 80.0]], rtol=1e-6)
+    assert mm.dtype == np.float32
+    np.testing.assert_allclose(scales.coordinates_from_mm(mm[None, None]), scaled[None, None])
+    assert scales.distance_to_mm(0.25) == 10.0 and scales.distance_from_mm(10.0) == 0.25

@@ -13,6 +13,7 @@ import scipy.special
 import sklearn.metrics
 
 from jaxcyto import losses
+from jaxcyto.errors import InputError
 from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
 
 B = 5
@@ -23,7 +24,7 @@ def outputs() -> dict:
     rng = np.random.default_rng(1)
     return {
         "features": jnp.asarray(rng.normal(size=(B, 2, 32)), jnp.float32),
-        "coordinates": jnp.asarray(rng.normal(size=(B, 2, 3)), jnp.float32),
+        "coordinates_scaled": jnp.asarray(rng.normal(size=(B, 2, 3)), jnp.float32),
     }
 
 
@@ -31,10 +32,10 @@ def outputs() -> dict:
 def batch() -> dict:
     rng = np.random.default_rng(2)
     return {
-        "distance": jnp.asarray(rng.uniform(0, 90, B), jnp.float32),
-        "coordinates": jnp.asarray(rng.uniform(-70, 70, (B, 2, 3)), jnp.float32),
-        "distance_target": jnp.asarray(rng.uniform(0, 2, B), jnp.float32),
-        "coordinate_target": jnp.asarray(rng.uniform(-1, 1, (B, 2, 3)), jnp.float32),
+        "distance_mm": jnp.asarray(rng.uniform(0, 90, B), jnp.float32),
+        "coordinates_mm": jnp.asarray(rng.uniform(-70, 70, (B, 2, 3)), jnp.float32),
+        "distance_scaled": jnp.asarray(rng.uniform(0, 2, B), jnp.float32),
+        "coordinates_scaled": jnp.asarray(rng.uniform(-1, 1, (B, 2, 3)), jnp.float32),
     }
 
 
@@ -48,7 +49,7 @@ OUTER = {
 def test_distance_by_hand():
     """(3, 4) apart: 25, against 20 that is 5, 25 or, beyond delta, 5 - 1/2."""
     outputs = {"features": jnp.asarray([[[1.0, 1.0], [4.0, 5.0]]])}
-    batch = {"distance": jnp.asarray([20.0])}
+    batch = {"distance_scaled": jnp.asarray([20.0])}
     assert losses.predicted_distance(outputs["features"]) == 25
     for form, expected in [("l1", 5), ("l2", 25), ("huber", 4.5)]:
         assert distance_loss(outputs, batch, form=form) == expected
@@ -58,30 +59,58 @@ def test_distance_by_hand():
 @pytest.mark.parametrize("form", OUTER)
 def test_numpy_oracle(form, outputs, batch):
     first, second = np.float64(outputs["features"]).transpose(1, 0, 2)
-    error = ((first - second) ** 2).sum(1) - np.float64(batch["distance_target"])
+    error = ((first - second) ** 2).sum(1) - np.float64(batch["distance_scaled"])
     result = jax.jit(functools.partial(distance_loss, form=form))(outputs, batch)
     np.testing.assert_allclose(result, OUTER[form](error), rtol=1e-5)
     assert result.dtype == jnp.float32
 
-    error = np.float64(outputs["coordinates"]) - np.float64(batch["coordinate_target"])
+    error = np.float64(outputs["coordinates_scaled"]) - np.float64(batch["coordinates_scaled"])
     result = jax.jit(functools.partial(coordinate_loss, form=form))(outputs, batch)
     np.testing.assert_allclose(result, OUTER[form](error).reshape(B, 6).mean(1), rtol=1e-5)
     assert result.dtype == jnp.float32 and result.shape == (B,)
 
 
 def test_optax_peer(outputs, batch):
-    predicted, target = outputs["coordinates"], batch["coordinate_target"]
+    predicted, target = outputs["coordinates_scaled"], batch["coordinates_scaled"]
     for form, peer in [("l2", optax.losses.squared_error), ("huber", optax.losses.huber_loss)]:
         expected = peer(predicted, target).mean(axis=(1, 2))
         np.testing.assert_allclose(coordinate_loss(outputs, batch, form=form), expected, rtol=1e-6)
 
 
-def test_raw_fields_serve_where_no_targets_are(outputs, batch):
-    raw = {name: batch[name] for name in ("distance", "coordinates")}
-    as_target = {"distance_target": raw["distance"], "coordinate_target": raw["coordinates"]}
-    for loss in (distance_loss, coordinate_loss):
-        np.testing.assert_array_equal(loss(outputs, raw), loss(outputs, as_target))
-        assert not np.allclose(loss(outputs, raw), loss(outputs, batch))
+def test_millimeters_do_not_stand_in_for_a_missing_target(outputs, batch):
+    only_mm = {name: batch[name] for name in ("distance_mm", "coordinates_mm")}
+    for loss, name in ((distance_loss, "distance"), (coordinate_loss, "coordinates")):
+        with pytest.raises(ValueError, match=rf"batch\['{name}_scaled'\] is missing"):
+            loss(outputs, only_mm)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [("outputs", *item) for item in losses.RENAMED_OUTPUTS.items()]
+    + [("batch", *item) for item in losses.RENAMED_FIELDS.items()],
+)
+def test_a_key_of_an_earlier_version_names_the_new_one(kind, old, new, outputs, batch):
+    def by_item(outputs, batch):
+        return {"outputs": outputs, "batch": batch}[kind][old]
+
+    def by_get(outputs, batch):
+        return {"outputs": outputs, "batch": batch}[kind].get(old)
+
+    for loss in (by_item, by_get):
+        with pytest.raises(
+            InputError, match=rf"{kind}\['{old}'\]; the key is now {kind}\['{new}'\]"
+        ):
+            jax.eval_shape(functools.partial(total_loss, ((loss, 1.0),)), outputs, batch)
+
+
+def test_other_keys_fail_or_default_as_in_any_dict(outputs, batch):
+    def loss(outputs, batch):
+        assert batch.get("weight") is None and batch.get("weight", 1.0) == 1.0
+        assert set(jax.tree.map(jnp.shape, batch)) == set(batch)  # still a tree of arrays
+        return outputs["feature"]
+
+    with pytest.raises(KeyError, match=r"'feature'.*features, coordinates_scaled"):
+        total_loss(((loss, 1.0),), outputs, batch)
 
 
 def test_symmetric_and_independent_of_other_examples(outputs, batch):
@@ -97,7 +126,7 @@ def test_symmetric_and_independent_of_other_examples(outputs, batch):
 def test_gradient_is_finite_at_zero_distance(form):
     features = jnp.ones((2, 2, 32))
     for target in (0.0, 1.0):
-        batch = {"distance": jnp.full(2, target)}
+        batch = {"distance_scaled": jnp.full(2, target)}
 
         def mean(features, batch=batch):
             return distance_loss({"features": features}, batch, form=form).mean()
@@ -115,11 +144,15 @@ def test_low_precision_outputs_are_compared_in_float32():
 @pytest.mark.parametrize(
     ("loss", "change", "words"),
     [
-        (distance_loss, {"distance": (B, 1)}, r"distance'\] has shape \(5, 1\).*\(5,\)"),
-        (distance_loss, {"distance": (1,)}, r"\(1,\).*\(5,\)"),
-        (distance_loss, {"distance": ()}, r"\(\).*\(5,\)"),
-        (coordinate_loss, {"coordinates": (B, 1, 3)}, r"\(5, 1, 3\).*\(5, 2, 3\)"),
-        (coordinate_loss, {"coordinates": (B, 3)}, r"\(5, 3\).*\(5, 2, 3\)"),
+        (
+            distance_loss,
+            {"distance_scaled": (B, 1)},
+            r"distance_scaled'\] has shape \(5, 1\).*\(5,\)",
+        ),
+        (distance_loss, {"distance_scaled": (1,)}, r"\(1,\).*\(5,\)"),
+        (distance_loss, {"distance_scaled": ()}, r"\(\).*\(5,\)"),
+        (coordinate_loss, {"coordinates_scaled": (B, 1, 3)}, r"\(5, 1, 3\).*\(5, 2, 3\)"),
+        (coordinate_loss, {"coordinates_scaled": (B, 3)}, r"\(5, 3\).*\(5, 2, 3\)"),
     ],
 )
 def test_shape_mismatch_is_an_error_while_tracing(loss, change, words, outputs, batch):
@@ -129,11 +162,11 @@ def test_shape_mismatch_is_an_error_while_tracing(loss, change, words, outputs, 
 
 
 def test_outputs_of_wrong_shape():
-    batch = {"distance": jnp.ones(4), "coordinates": jnp.ones((4, 2, 3))}
+    batch = {"distance_scaled": jnp.ones(4), "coordinates_scaled": jnp.ones((4, 2, 3))}
     with pytest.raises(ValueError, match=r"\(8, 32\).*\[B, 2, F\]"):
         distance_loss({"features": jnp.ones((8, 32))}, batch)
     with pytest.raises(ValueError, match=r"\(4, 2, 2\).*\[B, 2, 3\]"):
-        coordinate_loss({"coordinates": jnp.ones((4, 2, 2))}, batch)
+        coordinate_loss({"coordinates_scaled": jnp.ones((4, 2, 2))}, batch)
 
 
 def test_unknown_form(outputs, batch):
@@ -232,7 +265,7 @@ def test_documented_relative_loss(my_losses, outputs):
     distances = rng.uniform(0, 2, (2 * B, 2 * B)).astype(np.float32)
     hemisphere = np.repeat([0, 0, 1, 1, 1], 2)
     distances[hemisphere[:, None] != hemisphere] = np.inf
-    batch = {"all_distances_target": jnp.asarray(distances)}
+    batch = {"all_distances_scaled": jnp.asarray(distances)}
 
     features = np.float64(outputs["features"]).reshape(2 * B, -1)
     expected = []
@@ -249,9 +282,9 @@ def test_documented_relative_loss(my_losses, outputs):
 
 def test_documented_own_term(my_losses, outputs, batch):
     near = functools.partial(my_losses.close_pairs_loss, reach=1.0)
-    expected = np.where(batch["distance_target"] < 1.0, distance_loss(outputs, batch), 0).mean()
+    expected = np.where(batch["distance_scaled"] < 1.0, distance_loss(outputs, batch), 0).mean()
     np.testing.assert_allclose(total_loss(((near, 0.5),), outputs, batch), expected / 2, rtol=1e-6)
-    assert 0 < np.sum(batch["distance_target"] < 1.0) < B
+    assert 0 < np.sum(batch["distance_scaled"] < 1.0) < B
 
 
 # ---- segmentation --------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from jaxcyto import metrics
 def pairs(size: int, seed: int = 0) -> tuple[dict, dict]:
     rng = np.random.default_rng(seed)
     make = lambda: {  # noqa: E731
-        "distance": rng.uniform(0, 90, size).astype(np.float32),
-        "coordinates": rng.uniform(-70, 70, (size, 2, 3)).astype(np.float32),
+        "distance_mm": rng.uniform(0, 90, size).astype(np.float32),
+        "coordinates_mm": rng.uniform(-70, 70, (size, 2, 3)).astype(np.float32),
     }
     return make(), make()
 
@@ -26,10 +26,10 @@ def pairs(size: int, seed: int = 0) -> tuple[dict, dict]:
 def test_by_hand():
     """One pair: 3 mm wrong in distance; its patches off by (3, 4, 0) and (0, 0, -1)."""
     predicted = {
-        "distance": jnp.asarray([7.0]),
-        "coordinates": jnp.asarray([[[3.0, 4.0, 0.0], [0.0, 0.0, -1.0]]]),
+        "distance_mm": jnp.asarray([7.0]),
+        "coordinates_mm": jnp.asarray([[[3.0, 4.0, 0.0], [0.0, 0.0, -1.0]]]),
     }
-    batch = {"distance": jnp.asarray([10.0]), "coordinates": jnp.zeros((1, 2, 3))}
+    batch = {"distance_mm": jnp.asarray([10.0]), "coordinates_mm": jnp.zeros((1, 2, 3))}
     result = metrics.compute(metrics.pretext_metrics(predicted, batch))
     assert result == {
         "distance_mae_mm": 3.0,
@@ -40,9 +40,11 @@ def test_by_hand():
 
 
 def numpy_metrics(predicted: dict, batch: dict) -> dict:
-    offset = np.float64(predicted["coordinates"]) - batch["coordinates"]
+    offset = np.float64(predicted["coordinates_mm"]) - batch["coordinates_mm"]
     return {
-        "distance_mae_mm": np.abs(np.float64(predicted["distance"]) - batch["distance"]).mean(),
+        "distance_mae_mm": np.abs(
+            np.float64(predicted["distance_mm"]) - batch["distance_mm"]
+        ).mean(),
         "coordinate_mae_mm": np.sqrt((offset**2).sum(-1)).mean(),
         "coordinate_mae_mm_per_axis": np.abs(offset).reshape(-1, 3).mean(0),
     }
@@ -91,25 +93,11 @@ def test_psum_over_devices_equals_one_device():
 def test_constant_predictor_is_scored_alike():
     _, batch = pairs(50)
     constant = {
-        "distance": np.broadcast_to(np.median(batch["distance"]), 50),
-        "coordinates": np.broadcast_to(np.median(batch["coordinates"], (0, 1)), (50, 2, 3)),
+        "distance_mm": np.broadcast_to(np.median(batch["distance_mm"]), 50),
+        "coordinates_mm": np.broadcast_to(np.median(batch["coordinates_mm"], (0, 1)), (50, 2, 3)),
     }
     result = metrics.compute(metrics.pretext_metrics(constant, batch))
     assert_close(result, numpy_metrics(constant, batch))
-
-
-def test_predictions_return_to_mm():
-    low, high = np.array([-70.0, -100.0, -40.0]), np.array([10.0, 70.0, 80.0])
-    outputs = {
-        "features": jnp.asarray([[[0.0, 0.0], [0.0, 0.5]]]),
-        "coordinates": jnp.asarray([[[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0]]]),
-    }
-    predicted = jax.jit(metrics.predictions_mm)(
-        outputs, distance_scale_mm=40.0, low_mm=low, high_mm=high
-    )
-    np.testing.assert_allclose(predicted["distance"], [10.0])
-    expected = [[[-70.0, 70.0, 20.0], [-30.0, -100.0, 80.0]]]
-    np.testing.assert_allclose(predicted["coordinates"], expected, rtol=1e-6)
 
 
 def test_nothing_counted_is_nan_and_names_may_be_missing():
@@ -120,7 +108,7 @@ def test_nothing_counted_is_nan_and_names_may_be_missing():
     assert metrics.compute(merged) == {"a": 2.0, "c": 0.5}
 
 
-@pytest.mark.parametrize("name", ["distance", "coordinates"])
+@pytest.mark.parametrize("name", ["distance_mm", "coordinates_mm"])
 def test_shape_mismatch(name):
     predicted, batch = pairs(4)
     predicted[name] = predicted[name][:1]

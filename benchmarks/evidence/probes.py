@@ -80,7 +80,7 @@ def heads(
     predicted = np.square(features[first] - features[second]).sum(axis=1)
     predicted = predicted * network.scales.distance_mm
     true = true[first, second]
-    offset = found.coordinates[test] - position_mm[test]
+    offset = found.coordinates_mm[test] - position_mm[test]
     constant = np.array(network.scales.coordinate_median_mm) - position_mm[test]
     kept = np.random.default_rng(0).permutation(len(true))[:SCATTER]
     return {

@@ -124,7 +124,8 @@ def make(asked: dict[str, Any]) -> tuple[Callable[[], float], float]:
     optimizer = optax.sgd(0.001, momentum=0.9, nesterov=True)
     if asked["net"] == "siamese":
         task: Any = PretextTask(model, LossConfig(), off, Scales(**SCALES), optimizer)
-        batch["patches"] = images
+        # These scales are 1 mm and -1 ... 1 mm, so scaled units equal millimeters.
+        batch = {f"{name}_mm": value for name, value in batch.items()} | {"patches": images}
     else:
         loss = LossConfig(terms=(Term(cross_entropy),))
         task = SegmentTask(model, loss, off, InputScales(**SCALES), optimizer)

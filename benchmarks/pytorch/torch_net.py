@@ -2,7 +2,7 @@
 
     python benchmarks/pytorch/torch_net.py OUT/model.safetensors images.npy outputs.npz [atlas.npy]
 
-`images.npy`: uint8 [N, H, W], all of one size. `outputs.npz`: `features` and `coordinates` (scaled)
+`images.npy`: uint8 [N, H, W], all of one size. `outputs.npz`: `features` and `coordinates_scaled`
 of a pre-training network, `logits` [N, h, w, classes] of a segmentation network, which may take an
 atlas, uint8 [N, h', w', areas].
 
@@ -231,7 +231,7 @@ def main(path: str, images: str, out: str, *atlas: str) -> None:
     if isinstance(net, UNet):
         np.savez(out, logits=found.permute(0, 2, 3, 1).numpy())
     else:
-        np.savez(out, features=found[0].numpy(), coordinates=found[1].numpy())
+        np.savez(out, features=found[0].numpy(), coordinates_scaled=found[1].numpy())
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ class PairSource:
         """Everything of a pair but its images."""
         table = self._table
         return {
-            "distance": table.distance_mm[index],
-            "coordinates": table.coordinates_mm[[table.first[index], table.second[index]]],
+            "distance_mm": table.distance_mm[index],
+            "coordinates_mm": table.coordinates_mm[[table.first[index], table.second[index]]],
             "index": np.int32(index),
             "valid": np.bool_(True),
         }
@@ -186,7 +186,7 @@ def pair_train_batches(
             patches = np.stack([table.first[index], table.second[index]], axis=1).reshape(-1)
             rows = len(patches) // processes
             block = table.distances_mm(patches)[process * rows : (process + 1) * rows]
-            return batch | {"all_distances": block}
+            return batch | {"all_distances_mm": block}
 
         batches = batches.map_with_index(add_distances)
     return batches
@@ -218,7 +218,7 @@ def pair_eval_batches(
         batch["valid"] = (np.arange(size) < len(index))[own]
         if config.all_distances:
             patches = np.stack([table.first[padded], table.second[padded]], axis=1).reshape(-1)
-            batch["all_distances"] = table.distances_mm(patches)[2 * own.start : 2 * own.stop]
+            batch["all_distances_mm"] = table.distances_mm(patches)[2 * own.start : 2 * own.stop]
         return batch
 
     return grain.MapDataset.range(steps).map(load)

@@ -42,7 +42,7 @@ def embedding_columns(found: Embedding) -> dict[str, np.ndarray]:
     """`feature_00`, `feature_01`, ... and the predicted position, mm."""
     columns = {f"feature_{k:02d}": values for k, values in enumerate(found.features.T)}
     axes = enumerate("xyz")
-    return columns | {f"predicted_{axis}_mm": found.coordinates[:, k] for k, axis in axes}
+    return columns | {f"predicted_{axis}_mm": found.coordinates_mm[:, k] for k, axis in axes}
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray], source: Mapping[str, str]) -> None:

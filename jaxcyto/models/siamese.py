@@ -49,7 +49,7 @@ class SiameseNet(nn.Module):
 
         Returns:
             `features` [B, 2, features] float32; their squared Euclidean distance is the predicted
-            distance. `coordinates` [B, 2, 3] float32. Both in scaled units.
+            distance. `coordinates_scaled` [B, 2, 3] float32. Both in scaled units.
 
         Raises:
             ValueError: if `patches` has another shape, or a side that does not end in a 1x1 map
@@ -74,7 +74,7 @@ class SiameseNet(nn.Module):
         dense = nn.Dense(self.features, dtype=head_dtype, kernel_init=start, name="features")
         features = dense(last)
         coordinates = nn.Dense(3, dtype=head_dtype, name="coordinates")(features)
-        return {"features": features, "coordinates": coordinates}
+        return {"features": features, "coordinates_scaled": coordinates}
 
     def _check(self, patches: jax.Array) -> None:
         if patches.ndim != 5 or patches.shape[1] != 2 or patches.shape[4] != 1:

@@ -37,7 +37,7 @@ def pretext_figures(
         workdir: the run.
         table: its pairs.
         source: their images.
-        predictions: of test pairs: `index` [P], `distance` [P] and `coordinates` [P, 2, 3] in mm.
+        predictions: of test pairs: `index` [P], `distance_mm` [P] and `coordinates_mm` [P, 2, 3].
     """
     figures = {
         "curves.png": loss_curves(
@@ -52,12 +52,13 @@ def pretext_figures(
     }
     if predictions is not None:
         figures["distance.png"] = predicted_distance(
-            table.distance_mm[predictions["index"]], predictions["distance"]
+            table.distance_mm[predictions["index"]], predictions["distance_mm"]
         )
         index = predictions["index"]
         patches = np.stack([table.first[index], table.second[index]], axis=1)
         figures["coordinates.png"] = predicted_coordinates(
-            table.coordinates_mm[patches].reshape(-1, 3), predictions["coordinates"].reshape(-1, 3)
+            table.coordinates_mm[patches].reshape(-1, 3),
+            predictions["coordinates_mm"].reshape(-1, 3),
         )
     save_figures(workdir / "figures", figures)
 

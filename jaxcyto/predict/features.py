@@ -41,11 +41,11 @@ class Embedding(NamedTuple):
     Attributes:
         features: float32 [N, F]; squared Euclidean distances are distances in units of the mean
             training distance.
-        coordinates: float32 [N, 3]; in mm from `embed`, in the network's units from `forward_all`.
+        coordinates_mm: float32 [N, 3], predicted positions; (|x|, y, z) if `run.absolute_x`.
     """
 
     features: np.ndarray
-    coordinates: np.ndarray
+    coordinates_mm: np.ndarray
 
 
 def embed_brain(
@@ -93,7 +93,7 @@ def embed(
         Features, and positions in mm: (|x|, y, z) if `run.absolute_x`.
     """
     scales = run.scales
-    found = forward_all(
+    features, coordinates_scaled = forward_all(
         run.model,
         run.variables,
         images,
@@ -103,11 +103,7 @@ def embed(
         batch=batch,
         progress=progress,
     )
-    low, high = (
-        np.array(limit, np.float32)
-        for limit in (scales.coordinate_low_mm, scales.coordinate_high_mm)
-    )
-    return found._replace(coordinates=low + (found.coordinates + 1) / 2 * (high - low))
+    return Embedding(features, scales.coordinates_to_mm(coordinates_scaled))
 
 
 def forward_all(
@@ -120,7 +116,7 @@ def forward_all(
     total: int = 0,
     batch: int = BATCH,
     progress: Progress | None = None,
-) -> Embedding:
+) -> tuple[np.ndarray, np.ndarray]:
     """The network's own outputs for patches, with stored batch statistics, on all local devices.
 
     Memory is in proportion to `batch`; compiled once, the last batch is padded.
@@ -136,7 +132,7 @@ def forward_all(
         progress: called with (patches done, total).
 
     Returns:
-        Features and scaled coordinates.
+        `features` float32 [N, F] and `coordinates_scaled` float32 [N, 3].
     """
     devices = 2 * jax.local_device_count()  # the network takes patches in twos
     batch = -(-batch // devices) * devices
@@ -148,7 +144,7 @@ def forward_all(
     def fetch() -> None:
         count, outputs = pending.popleft()
         outputs = parallel.join_devices(outputs)
-        for parts, name in ((features, "features"), (coordinates, "coordinates")):
+        for parts, name in ((features, "features"), (coordinates, "coordinates_scaled")):
             parts.append(outputs[name].reshape(batch, -1)[:count])
         if progress:
             progress(sum(map(len, features)), max(total, sum(map(len, features))))
@@ -162,8 +158,8 @@ def forward_all(
     while pending:
         fetch()
     if not features:
-        return Embedding(np.zeros((0, model.features), np.float32), np.zeros((0, 3), np.float32))
-    return Embedding(np.concatenate(features), np.concatenate(coordinates))
+        return np.zeros((0, model.features), np.float32), np.zeros((0, 3), np.float32)
+    return np.concatenate(features), np.concatenate(coordinates)
 
 
 @functools.lru_cache(maxsize=8)

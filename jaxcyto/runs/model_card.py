@@ -18,7 +18,7 @@ Spitzer et al., MICCAI 2018, arXiv 1806.05104, where the config names `init_from
 USE_PRETEXT = """\
 found = net.embed(patches)              # uint8 [N, {side}, {side}], {um:g} um/px
 found.features                          # float32 [N, {features}]
-found.coordinates                       # float32 [N, 3], mm"""
+found.coordinates_mm                    # float32 [N, 3]"""
 USE_SEGMENT = """\
 found = net.segment(image)             # uint8 [H, W] at {um:g} um/px
 found.classes                          # uint8 [h, w], class numbers on pixels of {out:g} um

@@ -17,6 +17,7 @@ from jaxcyto.config_io import scales_from_json
 from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches, pair_train_batches
 from jaxcyto.data.pair_table import PairTable, open_pairs
 from jaxcyto.data.skipping import Skipped
+from jaxcyto.losses import predicted_distance
 from jaxcyto.models import SiameseNet
 from jaxcyto.runs import record
 from jaxcyto.runs.pair_predictions import save_predictions
@@ -51,12 +52,11 @@ class PretextTask:
             keys: [B] one key an example; None: no augmentation.
         """
         scales = self.scales
-        low, high = self._range_mm()
         batch = dict(take_patches(batch))
-        batch["distance_target"] = batch["distance"] / scales.distance_mm
-        batch["coordinate_target"] = 2 * (batch["coordinates"] - low) / (high - low) - 1
-        if "all_distances" in batch:
-            batch["all_distances_target"] = batch["all_distances"] / scales.distance_mm
+        batch["distance_scaled"] = scales.distance_from_mm(batch["distance_mm"])
+        batch["coordinates_scaled"] = scales.coordinates_from_mm(batch["coordinates_mm"])
+        if "all_distances_mm" in batch:
+            batch["all_distances_scaled"] = scales.distance_from_mm(batch["all_distances_mm"])
         mean, std = scales.input_mean, scales.input_std
         if keys is None:
             patches = augment.normalize(batch["patches"], mean, std)
@@ -69,7 +69,7 @@ class PretextTask:
     def forward(
         self, model: Any, variables: dict[str, Any], batch: Batch, train: bool
     ) -> tuple[Batch, Any]:
-        """`features` and `coordinates` in scaled units, and the batch statistics."""
+        """`features` and `coordinates_scaled`, and the batch statistics."""
         outputs, updated = model.apply(
             variables, batch["patches"], train=train, mutable=["batch_stats"]
         )
@@ -80,20 +80,11 @@ class PretextTask:
         return metrics.pretext_metrics(self.predictions(outputs, batch), batch)
 
     def predictions(self, outputs: Batch, batch: Batch) -> Batch:
-        """Predictions in mm: `distance` [B] and `coordinates` [B, 2, 3]."""
-        low, high = self._range_mm()
-        return metrics.predictions_mm(
-            outputs,
-            distance_scale_mm=self.scales.distance_mm,
-            low_mm=low[0, 0],
-            high_mm=high[0, 0],
-        )
-
-    def _range_mm(self) -> tuple[jax.Array, jax.Array]:
-        scales = self.scales
-        low = jnp.asarray(scales.coordinate_low_mm, jnp.float32)
-        high = jnp.asarray(scales.coordinate_high_mm, jnp.float32)
-        return low[None, None], high[None, None]
+        """Return `distance_mm` [B] and `coordinates_mm` [B, 2, 3] as predicted."""
+        return {
+            "distance_mm": self.scales.distance_to_mm(predicted_distance(outputs["features"])),
+            "coordinates_mm": self.scales.coordinates_to_mm(outputs["coordinates_scaled"]),
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -224,11 +215,11 @@ class PretextExperiment:
         return {
             "pair": pair,
             "distance_mm": table.distance_mm[pair],
-            "predicted_distance_mm": predictions["distance"],
+            "predicted_distance_mm": predictions["distance_mm"],
             "coordinates_mm": table.coordinates_mm[
                 np.stack([table.first[pair], table.second[pair]], axis=1)
             ],
-            "predicted_coordinates_mm": predictions["coordinates"],
+            "predicted_coordinates_mm": predictions["coordinates_mm"],
         }
 
     def _eval_batches(self, pairs: np.ndarray) -> grain.MapDataset:

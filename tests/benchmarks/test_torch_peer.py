@@ -52,7 +52,7 @@ def test_features_and_coordinates(tmp_path, layout, side):
     found = by_torch(tmp_path / "run", tmp_path, images)
     mean, std = run.scales.input_mean, run.scales.input_std
     both = jax.jit(net.apply)(run.variables, normalize(images[None, ..., None], mean, std))
-    for name in ("features", "coordinates"):
+    for name in ("features", "coordinates_scaled"):
         expected = np.asarray(both[name][0])
         assert expected.std() > 0.1
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-4)

@@ -34,15 +34,19 @@ def test_batch_has_the_contract(config, table, source):
     batch = pair_train_batches(source, table, config, seed=0)[0]
     assert batch["patches"].shape == (8, 2, 32, 32, 1)
     assert batch["patches"].dtype == np.uint8
-    assert batch["distance"].dtype == np.float32 and batch["distance"].shape == (8,)
-    assert batch["coordinates"].dtype == np.float32 and batch["coordinates"].shape == (8, 2, 3)
-    assert batch["all_distances"].shape == (16, 16)
+    assert batch["distance_mm"].dtype == np.float32 and batch["distance_mm"].shape == (8,)
+    assert batch["coordinates_mm"].dtype == np.float32 and batch["coordinates_mm"].shape == (
+        8,
+        2,
+        3,
+    )
+    assert batch["all_distances_mm"].shape == (16, 16)
     assert batch["valid"].all()
     index = batch["index"]
-    np.testing.assert_array_equal(batch["distance"], table.distance_mm[index])
-    own = batch["all_distances"][np.arange(0, 16, 2), np.arange(1, 16, 2)]
-    np.testing.assert_allclose(own, batch["distance"], rtol=1e-5)
-    np.testing.assert_array_equal(batch["all_distances"], batch["all_distances"].T)
+    np.testing.assert_array_equal(batch["distance_mm"], table.distance_mm[index])
+    own = batch["all_distances_mm"][np.arange(0, 16, 2), np.arange(1, 16, 2)]
+    np.testing.assert_allclose(own, batch["distance_mm"], rtol=1e-5)
+    np.testing.assert_array_equal(batch["all_distances_mm"], batch["all_distances_mm"].T)
 
 
 def test_patch_is_centered_on_its_point(config, table, source):
@@ -73,7 +77,7 @@ def test_order_is_that_of_the_seed_alone(config, table, source):
             joined = np.concatenate([part[k]["index"] for part in parts])
             assert sorted(joined) == sorted(batch["index"])
             np.testing.assert_array_equal(parts[1][k]["index"], batch["index"][1::processes])
-            rows = np.concatenate([part[k]["all_distances"] for part in parts])
+            rows = np.concatenate([part[k]["all_distances_mm"] for part in parts])
             pairs = np.stack([table.first[joined], table.second[joined]], axis=1).reshape(-1)
             np.testing.assert_array_equal(rows, table.distances_mm(pairs))
     late = iterate(

@@ -18,7 +18,7 @@ from jaxcyto.data.loading import iterate
 from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches, pair_train_batches
 from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.data.segment_batches import SegmentSource
-from jaxcyto.data.segment_batches import train_batches as segment_batches
+from jaxcyto.data.segment_batches import segment_train_batches as segment_batches
 from jaxcyto.data.segment_table import open_windows
 from jaxcyto.data.skipping import TRIES, ReadError, Skipped
 from jaxcyto.errors import InputError
@@ -275,8 +275,8 @@ def test_distances_are_those_of_the_replacements(damaged):
     table, source = opened(config)
     batches = pair_train_batches(source, table, config, seed=3, skipped=Skipped())
     for k in range(10):
-        own = batches[k]["all_distances"][np.arange(0, 16, 2), np.arange(1, 16, 2)]
-        np.testing.assert_allclose(own, batches[k]["distance"], rtol=1e-5)
+        own = batches[k]["all_distances_mm"][np.arange(0, 16, 2), np.arange(1, 16, 2)]
+        np.testing.assert_allclose(own, batches[k]["distance_mm"], rtol=1e-5)
     with pytest.raises(InputError, match="takes one process"):
         pair_train_batches(source, table, config, 3, skipped=Skipped(), process=0, processes=2)
 

@@ -118,7 +118,7 @@ def test_the_table_holds_all_patches(explored, run, tiny_brain):
         features = [row[f"feature_{number:02d}"] for number in range(5)]
         np.testing.assert_allclose(features, expected.features[k], rtol=1e-6)
         place = [row[f"predicted_{axis}_mm"] for axis in "xyz"]
-        np.testing.assert_allclose(place, expected.coordinates[k], rtol=1e-6)
+        np.testing.assert_allclose(place, expected.coordinates_mm[k], rtol=1e-6)
 
 
 def test_maps_of_features_and_of_distances(explored, tiny_brain):

@@ -156,7 +156,7 @@ def test_exact_parameter_counts(net, side, conv, bn):
     init = functools.partial(SiameseNet(**net).init_with_output, jax.random.key(0))
     outputs, variables = jax.eval_shape(init, patches)
     assert outputs["features"].shape == (2, 2, 32)
-    assert outputs["coordinates"].shape == (2, 2, 3)
+    assert outputs["coordinates_scaled"].shape == (2, 2, 3)
 
     params = variables["params"]
     assert set(params) == {"encoder", "features", "coordinates"}
@@ -181,12 +181,12 @@ def test_both_patches_share_weights_and_nothing_else():
     apply = jax.jit(functools.partial(SiameseNet(**SMALL_NET).apply, small_variables()))
     outputs = apply(patches)
     swapped = apply(patches[::-1, ::-1])
-    for name in ("features", "coordinates"):
+    for name in ("features", "coordinates_scaled"):
         np.testing.assert_allclose(swapped[name][::-1, ::-1], outputs[name], atol=1e-5)
         assert np.ptp(outputs[name], axis=(0, 1)).min() > 1e-3
     head = small_variables()["params"]["coordinates"]
     expected = outputs["features"] @ head["kernel"] + head["bias"][None, None]
-    np.testing.assert_allclose(outputs["coordinates"], expected, atol=1e-5)
+    np.testing.assert_allclose(outputs["coordinates_scaled"], expected, atol=1e-5)
 
 
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():
@@ -196,7 +196,7 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32():
         assert leaf.dtype == jnp.float32
     outputs = jax.jit(half.apply)(small_variables(), patches)
     full = jax.jit(SiameseNet(**SMALL_NET).apply)(small_variables(), patches)
-    for name in ("features", "coordinates"):
+    for name in ("features", "coordinates_scaled"):
         assert outputs[name].dtype == jnp.float32
         # 8 bits of mantissa through ten layers: some per cent, but not another function.
         error = np.linalg.norm(outputs[name] - full[name]) / np.linalg.norm(full[name])
@@ -336,8 +336,8 @@ def test_gradients_at_1019_px_jitted_op_by_op_and_in_float64():
     rng = np.random.default_rng(8)
     patches = rng_patches(pairs, 1019)
     batch = {
-        "distance": rng.uniform(0, 2, pairs).astype(np.float32),
-        "coordinates": rng.uniform(-1, 1, (pairs, 2, 3)).astype(np.float32),
+        "distance_scaled": rng.uniform(0, 2, pairs).astype(np.float32),
+        "coordinates_scaled": rng.uniform(-1, 1, (pairs, 2, 3)).astype(np.float32),
     }
     terms = ((distance_loss, 1.0), (coordinate_loss, 10.0))
     variables = jax.jit(SiameseNet().init)(jax.random.key(0), patches[:1])

@@ -41,24 +41,22 @@ def test_the_same_as_the_network_on_all_at_once(number):
     normalized = (patches.astype(np.float32) - 150) / 40
     both = jnp.asarray(np.stack([normalized, normalized], axis=1)[..., None])
     expected = jax.jit(NET.apply)(variables, both)
-    found = forward_all(NET, variables, patches, mean=150.0, std=40.0, batch=16)
-    assert found.features.shape == (number, 5) and found.features.dtype == np.float32
-    np.testing.assert_allclose(found.features, expected["features"][:, 0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        found.coordinates, expected["coordinates"][:, 1], rtol=1e-4, atol=1e-5
-    )
+    features, scaled = forward_all(NET, variables, patches, mean=150.0, std=40.0, batch=16)
+    assert features.shape == (number, 5) and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected["features"][:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scaled, expected["coordinates_scaled"][:, 1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_patch_does_not_depend_on_its_company():
     variables, patches = random_variables(NET, SIDE), images(40)
-    whole = forward_all(NET, variables, patches, mean=150.0, std=40.0, batch=16)
-    alone = forward_all(NET, variables, patches[21:22], mean=150.0, std=40.0, batch=16)
-    np.testing.assert_allclose(alone.features[0], whole.features[21], rtol=1e-5, atol=1e-6)
+    whole, _ = forward_all(NET, variables, patches, mean=150.0, std=40.0, batch=16)
+    alone, _ = forward_all(NET, variables, patches[21:22], mean=150.0, std=40.0, batch=16)
+    np.testing.assert_allclose(alone[0], whole[21], rtol=1e-5, atol=1e-6)
 
 
 def test_none_at_all():
-    found = forward_all(NET, random_variables(NET, SIDE), [], mean=0.0, std=1.0)
-    assert found.features.shape == (0, 5) and found.coordinates.shape == (0, 3)
+    features, scaled = forward_all(NET, random_variables(NET, SIDE), [], mean=0.0, std=1.0)
+    assert features.shape == (0, 5) and scaled.shape == (0, 3)
 
 
 def test_reads_only_a_few_batches_ahead_and_tells_how_far_it_is():
@@ -83,9 +81,9 @@ def test_reads_only_a_few_batches_ahead_and_tells_how_far_it_is():
 
 def test_coordinates_in_mm(run):
     loaded = load_pretext_run(run)
-    scaled = forward_all(NET, loaded.variables, images(3), mean=150.0, std=40.0).coordinates
+    _, scaled = forward_all(NET, loaded.variables, images(3), mean=150.0, std=40.0)
     low, high = np.array(SCALES["coordinate_low_mm"]), np.array(SCALES["coordinate_high_mm"])
-    found = embed(loaded, images(3)).coordinates
+    found = embed(loaded, images(3)).coordinates_mm
     np.testing.assert_allclose(found, np.interp(scaled, [-2e3, 2e3], [-1e3, 1e3]) * (high - low)
                                + (low + high) / 2, rtol=1e-4)  # fmt: skip
 

@@ -161,7 +161,7 @@ def test_documented_loss_runs_through_the_command(page, term, tiny_brain, tmp_pa
 
 def test_loss_that_is_not_finite_stops_with_step_and_pairs(config, tmp_path):
     def explode(outputs, batch):
-        return jnp.full(batch["distance"].shape, jnp.inf) * outputs["features"][:, 0, 0]
+        return jnp.full(batch["distance_mm"].shape, jnp.inf) * outputs["features"][:, 0, 0]
 
     config.loss = LossConfig(terms=(Term(distance_loss), Term(explode)))
     with pytest.raises(FloatingPointError, match=r"step 1; pairs \[\d+.*learning_rate"):

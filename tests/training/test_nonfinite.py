@@ -37,12 +37,12 @@ FAR_MM = 1000.0  # a distance that no pair has: the mark of a bad example
 def infinite_loss(outputs, batch):
     """Its gradient is zero."""
     del outputs
-    return jnp.where(batch["distance"] >= FAR_MM, jnp.inf, 0.0)
+    return jnp.where(batch["distance_mm"] >= FAR_MM, jnp.inf, 0.0)
 
 
 def infinite_gradient(outputs, batch):
     """Its value is zero: the slope of the square root at zero."""
-    far = (batch["distance"] >= FAR_MM).astype(jnp.float32)
+    far = (batch["distance_mm"] >= FAR_MM).astype(jnp.float32)
     size = jnp.sum(outputs["features"] ** 2, axis=(1, 2))
     return jnp.sqrt(size * (1 - far)) * 0 * far
 
@@ -54,7 +54,7 @@ def both(outputs, batch):
 def bad_batch(seed):
     """One example of all is bad: one device of many sees it."""
     batch = make_batch(seed)
-    batch["distance"][PAIRS // 2] = FAR_MM
+    batch["distance_mm"][PAIRS // 2] = FAR_MM
     return batch
 
 

@@ -30,7 +30,7 @@ from jaxcyto.losses import batchwise, coordinate_loss, distance_loss
 def all_pairs(outputs, batch):
     features = outputs["features"].reshape(-1, outputs["features"].shape[-1])
     predicted = jnp.sum(jnp.square(features[:, None] - features[None]), axis=-1)
-    target = batch["all_distances_target"]
+    target = batch["all_distances_scaled"]
     use = jnp.isfinite(target) & ~jnp.eye(len(features), dtype=bool)
     error = jnp.where(use, jnp.abs(predicted - jnp.where(use, target, 0.0)), 0.0)
     return error.mean(axis=1).reshape(-1, 2).mean(axis=1)

@@ -67,11 +67,11 @@ def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
     )
     return {
         "patches": gray.astype(np.uint8),
-        "distance": rng.uniform(1, 60, PAIRS).astype(np.float32),
-        "coordinates": rng.uniform(-40, 40, (PAIRS, 2, 3)).astype(np.float32),
+        "distance_mm": rng.uniform(1, 60, PAIRS).astype(np.float32),
+        "coordinates_mm": rng.uniform(-40, 40, (PAIRS, 2, 3)).astype(np.float32),
         "index": np.arange(PAIRS, dtype=np.int32) + 1000,
         "valid": np.ones(PAIRS, bool),
-        "all_distances": distances,
+        "all_distances_mm": distances,
     }
 
 
@@ -135,7 +135,7 @@ def test_devices_agree(devices):
 def test_shards_differ():
     """The equality above means something: the local statistics of one shard are others."""
     task = make_task()
-    batch = jax.tree.map(lambda x: x[:2], make_batch() | {"all_distances": np.zeros((2, 2))})
+    batch = jax.tree.map(lambda x: x[:2], make_batch() | {"all_distances_mm": np.zeros((2, 2))})
     state = fresh_state(task)
     one, _ = jax.jit(functools.partial(train_step, task=task))(state, batch)
     whole, _ = jax.jit(functools.partial(train_step, task=task))(state, make_batch())
@@ -181,7 +181,7 @@ def test_reestimated_statistics_are_those_of_one_large_batch():
     first, second = make_batch(0), make_batch(5)
     average = jax.tree.map(lambda a, b: (a + b) / 2, step(state, first), step(state, second))
     union = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
-    union.pop("all_distances")
+    union.pop("all_distances_mm")
     both = from_moments(step(state, union))
     layer = ("encoder", "block1", "bn1")
     for found, wanted in zip(
@@ -201,7 +201,7 @@ def test_evaluation_ignores_padding():
     batch = make_batch()
     batch["valid"][5:] = False
     errors, predictions = step(state, batch)
-    expected = np.abs(predictions["distance"] - batch["distance"])[:5].mean()
+    expected = np.abs(predictions["distance_mm"] - batch["distance_mm"])[:5].mean()
     total, count = errors["eval"]["distance_mae_mm"]
     assert count == 5
     np.testing.assert_allclose(total / count, expected, rtol=1e-5)
