@@ -51,24 +51,17 @@ def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
     import numpy as np
 
     from jaxcyto.config import Config, InputScales, Scales
-    from jaxcyto.models import Geometry, SiameseNet, UNet
+    from jaxcyto.models import Geometry, build_siamese, build_unet
     from jaxcyto.training.pretext import PretextTask
     from jaxcyto.training.segment import SegmentTask
     from jaxcyto.training.state.optim import make_optimizer
     from jaxcyto.training.state.state import init_state
 
     rng, data, model = np.random.default_rng(0), config.data, config.model
-    layout: Any = {
-        "stem_kernel": model.stem_kernel,
-        "stem_stride": model.stem_stride,
-        "widths": tuple(model.widths),
-        "dtype": jnp.dtype(model.dtype),
-        "remat": model.remat,
-    }
     optimizer = make_optimizer(config.optim, config.steps or 1000)
     if isinstance(config, Config):
         size, side = data.batch_pairs, data.patch_px
-        net: Any = SiameseNet(features=model.features, **layout)
+        net: Any = build_siamese(model)
         scales = Scales(input_mean=128.0, input_std=50.0)
         task: Any = PretextTask(net, config.loss, config.augment, scales, optimizer)
         batch = {
@@ -83,7 +76,7 @@ def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
         size, side, classes = data.batch_images, data.image_px, 16
         geometry = Geometry.of(model)
         out = geometry.output_size(side)
-        net = UNet(num_classes=classes, **layout)
+        net = build_unet(model, classes)
         scales = InputScales(128.0, 50.0)
         task = SegmentTask(net, config.loss, config.augment, scales, optimizer)
         batch = {

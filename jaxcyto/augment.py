@@ -34,8 +34,19 @@ def example_keys(root_key: jax.Array, step: jax.Array | int, index: jax.Array) -
 
 
 def normalize(image: jax.Array, mean: float | jax.Array, std: float | jax.Array) -> jax.Array:
-    """(image - mean) / std in float32; mean and std of the training set, gray values 0 ... 255."""
+    """Standardize gray values 0 ... 255 to (image - mean) / std, float32.
+
+    Args:
+        image: any shape.
+        mean: mean of the training set, gray values.
+        std: standard deviation of the training set, gray values.
+    """
     return (image.astype(jnp.float32) - mean) / std
+
+
+def normalize_atlas(atlas: jax.Array) -> jax.Array:
+    """Convert an 8-bit atlas image of any shape to probabilities 0 ... 1, float32."""
+    return atlas.astype(jnp.float32) / 255
 
 
 # ---- symmetries ---------------------------------------------------------------------------------

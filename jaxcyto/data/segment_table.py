@@ -131,10 +131,29 @@ class SegmentTable:
 
 
 def open_windows(config: SegmentData, model: ModelConfig) -> SegmentTable:
-    """Reads the brains named by a config and finds where their sections are annotated.
+    """Open the annotated sections of a config, with windows for `config.image_px`.
 
-    Label images are read once as a whole; a PNG then stays in memory, of a TIFF only its table of
-    tiles.
+    Raises:
+        InputError: as `open_window_tables`.
+    """
+    return open_window_tables(config, model, [config.image_px])[0]
+
+
+def open_window_tables(
+    config: SegmentData, model: ModelConfig, image_px: Sequence[int]
+) -> list[SegmentTable]:
+    """Open the annotated sections of a config once, with windows of several sizes.
+
+    Each label image is read once as a whole. A PNG then stays in memory, of a TIFF only the table
+    of its tiles.
+
+    Args:
+        config: brains and sections. Its `image_px` is not used.
+        model: the network.
+        image_px: side of the images, for each table.
+
+    Returns:
+        A table for each size. They share the open sections.
 
     Raises:
         InputError: an image is missing, damaged or of another size, or brains, sections and sizes
@@ -143,25 +162,17 @@ def open_windows(config: SegmentData, model: ModelConfig) -> SegmentTable:
     geometry = Geometry.of(model)
     factor = label_factor(config.um_per_px, geometry)
     try:
-        side = geometry.output_size(config.image_px)
+        sides = [geometry.output_size(px) for px in image_px]
     except ValueError as error:
         raise InputError(f"data.image_px: {error}") from None
-    if not config.brains:
-        raise InputError("data.brains is empty; give one or more folders with a brain.toml")
-    brains = tuple(read_brain(folder) for folder in config.brains)
-    folders = [brain.root.name for brain in brains]
-    if twice := [name for name in folders if folders.count(name) > 1]:
-        raise InputError(
-            f"data.brains: two folders named {twice[0]!r}; results tell brains apart by it: rename "
-            "one, or leave it out if it is the same"
-        )
+    brains = _read_brains(config.brains)
     classes = _shared_classes(brains)
-    chosen = _choose(brains, config.train_sections)
+    chosen = _chosen_sections(brains, config.train_sections)
 
-    def scan(entry: tuple[Brain, SectionRow]) -> tuple[AnnotatedSection, np.ndarray]:
+    def scan(entry: tuple[Brain, SectionRow]) -> tuple[AnnotatedSection, list[np.ndarray]]:
         section = _open(*entry, factor if config.atlas else None)
-        blocks = annotated_blocks(section.row, section.label, factor, side, len(classes))
-        if section.row.split == "train" and not len(blocks):
+        blocks = annotated_blocks(section.row, section.label, factor, sides, len(classes))
+        if section.row.split == "train" and not len(blocks[0]):
             raise InputError(
                 f"section {section.row.name}: label {section.row.label} has no annotated pixel, "
                 "but its split is train; annotate it, or clear its label in the section table"
@@ -169,29 +180,51 @@ def open_windows(config: SegmentData, model: ModelConfig) -> SegmentTable:
         return section, blocks
 
     with ThreadPoolExecutor(max(1, config.threads)) as pool:
-        found = list(pool.map(scan, chosen))
-    for number, (_, part) in enumerate(found):
-        part["section"] = number
-    blocks = np.concatenate([part for _, part in found])
-    places = blocks[["section", "row", "column"]]
-    table = SegmentTable(
-        brains=brains,
-        classes=classes,
-        sections=tuple(section for section, _ in found),
-        blocks=blocks,
-        windows=np.flatnonzero(np.r_[True, places[1:] != places[:-1]]),
-        geometry=geometry,
-        um_per_px=config.um_per_px,
-        factor=factor,
-        side=side,
-        keys=tuple(_key([row for each, row in chosen if each is brain]) for brain in brains),
-    )
-    never = [classes[c].name for c in np.flatnonzero(table.class_pixels("train") == 0)]
-    if never:
+        scanned = list(pool.map(scan, chosen))
+    for index, (_, parts) in enumerate(scanned):
+        for part in parts:
+            part["section"] = index
+    keys = tuple(_key([row for each, row in chosen if each is brain]) for brain in brains)
+    tables = []
+    for k, side in enumerate(sides):
+        blocks = np.concatenate([parts[k] for _, parts in scanned])
+        places = blocks[["section", "row", "column"]]
+        table = SegmentTable(
+            brains=brains,
+            classes=classes,
+            sections=tuple(section for section, _ in scanned),
+            blocks=blocks,
+            windows=np.flatnonzero(np.r_[True, places[1:] != places[:-1]]),
+            geometry=geometry,
+            um_per_px=config.um_per_px,
+            factor=factor,
+            side=side,
+            keys=keys,
+        )
+        tables.append(table)
+    if never := [classes[c].name for c in np.flatnonzero(tables[0].class_pixels("train") == 0)]:
         warnings.warn(
             f"no training pixel of {', '.join(never)}: never drawn, and not learned", stacklevel=2
         )
-    return table
+    return tables
+
+
+def _read_brains(folders: Sequence[str]) -> tuple[Brain, ...]:
+    """Read the brains of a config.
+
+    Raises:
+        InputError: there is none, or two folders have one name, by which results tell them apart.
+    """
+    if not folders:
+        raise InputError("data.brains is empty; give one or more folders with a brain.toml")
+    brains = tuple(read_brain(folder) for folder in folders)
+    names = [brain.root.name for brain in brains]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"data.brains: two folders named {twice[0]!r}; results tell brains apart by it: rename "
+            "one, or leave it out if it is the same"
+        )
+    return brains
 
 
 def _shared_classes(brains: Sequence[Brain]) -> tuple[AreaClass, ...]:
@@ -214,37 +247,23 @@ def _shared_classes(brains: Sequence[Brain]) -> tuple[AreaClass, ...]:
     return first.classes
 
 
-def _choose(
+def _chosen_sections(
     brains: Sequence[Brain], train_sections: Sequence[str]
 ) -> list[tuple[Brain, SectionRow]]:
-    """The sections with a label in one of the three splits; of "train" only those named."""
-    chosen = []
-    for brain in brains:
-        labeled = [row for row in brain.sections if row.label is not None]
-        empty = [row.name for row in labeled if not row.split]
-        if empty:
-            raise InputError(
-                f"{brain.root / brain.section_table}: split: empty for {len(empty)} annotated "
-                f"sections ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)}); fill in train, "
-                f"val, test or exclude, or let `jaxcyto sample {brain.root}` fill the column"
-            )
-        chosen += [(brain, row) for row in labeled if row.split != "exclude"]
-    training = {row.name for _, row in chosen if row.split == "train"}
+    """Return the labeled sections of the three splits, of "train" only the named ones.
+
+    Raises:
+        InputError: a labeled section has no split, a named section is not one of them, or no
+            training section remains.
+    """
+    labeled = [(brain, row) for brain in brains for row in _labeled_sections(brain)]
+    training = {row.name for _, row in labeled if row.split == "train"}
     tables = ", ".join(str(brain.root / brain.section_table) for brain in brains)
-    missing = [name for name in train_sections if name not in training]
-    if missing:
-        rows = {row.name: row for brain in brains for row in brain.sections}
-        row = rows.get(missing[0])
-        why = (
-            "no section of that name"
-            if row is None
-            else "it has no label image"
-            if row.label is None
-            else f"its split is {row.split}"
-        )
+    if missing := [name for name in train_sections if name not in training]:
         raise InputError(
-            f"data.train_sections: {missing[0]!r}: {why} ({tables}); known are the annotated "
-            f"sections of the split train: {', '.join(sorted(training)) or 'none'}"
+            f"data.train_sections: {missing[0]!r}: {_why_not_training(brains, missing[0])} "
+            f"({tables}); known are the annotated sections of the split train: "
+            f"{', '.join(sorted(training)) or 'none'}"
         )
     if not training:
         raise InputError(
@@ -252,7 +271,31 @@ def _choose(
             "split, or correct the column"
         )
     wanted = set(train_sections) or training
-    return [(brain, row) for brain, row in chosen if row.split != "train" or row.name in wanted]
+    return [(brain, row) for brain, row in labeled if row.split != "train" or row.name in wanted]
+
+
+def _labeled_sections(brain: Brain) -> list[SectionRow]:
+    """Return the sections with a label image, without those of the split "exclude".
+
+    Raises:
+        InputError: one of them has no split.
+    """
+    labeled = [row for row in brain.sections if row.label is not None]
+    if empty := [row.name for row in labeled if not row.split]:
+        raise InputError(
+            f"{brain.root / brain.section_table}: split: empty for {len(empty)} annotated "
+            f"sections ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)}); fill in train, "
+            f"val, test or exclude, or let `jaxcyto sample {brain.root}` fill the column"
+        )
+    return [row for row in labeled if row.split != "exclude"]
+
+
+def _why_not_training(brains: Sequence[Brain], name: str) -> str:
+    """Explain why a section cannot be trained on."""
+    rows = [row for brain in brains for row in brain.sections if row.name == name]
+    if not rows:
+        return "no section of that name"
+    return "it has no label image" if rows[-1].label is None else f"its split is {rows[-1].split}"
 
 
 def _open(brain: Brain, row: SectionRow, atlas_factor: int | None) -> AnnotatedSection:

@@ -6,7 +6,6 @@ found = embed_brain(run, brain, patches)         found.features [N, 32]
 area = patch_areas(brain, patches)               class numbers [N]
 """
 
-import collections
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.models import SiameseNet
 from jaxcyto.runs.load import PretextRun
 from jaxcyto.training.devices import parallel
+from jaxcyto.utils.ahead import dispatch_ahead
 from jaxcyto.utils.progress import Progress
 
 BATCH = 64  # patches: fills two cores; of 1019 px, some 2 GB of activations
@@ -138,25 +138,21 @@ def forward_all(
     batch = -(-batch // devices) * devices
     forward = _compiled(model, mean, std)  # pyright: ignore  (flax modules are hashable)
     placed = parallel.replicate(dict(variables))
-    pending: collections.deque[tuple[int, Any]] = collections.deque()
-    features, coordinates = [], []
 
-    def fetch() -> None:
-        count, outputs = pending.popleft()
+    def dispatched() -> Iterator[tuple[int, Any]]:
+        for some in itertools.batched(images, batch):
+            block = np.stack([*some, *[some[-1]] * (batch - len(some))])
+            twos = block.reshape(-1, 2, *block.shape[1:], 1)
+            yield len(some), forward(placed, parallel.split_over_devices(twos))
+
+    features, coordinates, done = [], [], 0
+    for count, outputs in dispatch_ahead(dispatched(), IN_FLIGHT):
         outputs = parallel.join_devices(outputs)
-        for parts, name in ((features, "features"), (coordinates, "coordinates_scaled")):
-            parts.append(outputs[name].reshape(batch, -1)[:count])
+        features.append(outputs["features"].reshape(batch, -1)[:count])
+        coordinates.append(outputs["coordinates_scaled"].reshape(batch, -1)[:count])
+        done += count
         if progress:
-            progress(sum(map(len, features)), max(total, sum(map(len, features))))
-
-    for some in itertools.batched(images, batch):
-        block = np.stack([*some, *[some[-1]] * (batch - len(some))])
-        twos = block.reshape(-1, 2, *block.shape[1:], 1)
-        pending.append((len(some), forward(placed, parallel.split_over_devices(twos))))
-        if len(pending) > IN_FLIGHT:
-            fetch()
-    while pending:
-        fetch()
+            progress(done, max(total, done))
     if not features:
         return np.zeros((0, model.features), np.float32), np.zeros((0, 3), np.float32)
     return np.concatenate(features), np.concatenate(coordinates)

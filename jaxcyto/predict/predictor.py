@@ -8,14 +8,14 @@ algorithms, whose logits differ by less than 1e-4.
 import collections
 import dataclasses
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcyto.augment import normalize
+from jaxcyto.augment import normalize, normalize_atlas
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry, UNet
 from jaxcyto.predict.maps import NOT_PREDICTED
@@ -23,6 +23,7 @@ from jaxcyto.predict.reading import SectionSource, WindowImages, read_window
 from jaxcyto.predict.tiling import Tiling, choose_tile
 from jaxcyto.runs.load import SegmentRun
 from jaxcyto.training.devices import parallel
+from jaxcyto.utils.ahead import map_ahead
 
 READERS = 4  # threads
 IN_FLIGHT = 2  # batches given to the devices before the first one's result is fetched
@@ -120,7 +121,6 @@ class Predictor:
 
     def _read(self, tiles: Iterator[_Tile], pool: ThreadPoolExecutor) -> Iterator[_Tile]:
         """Tiles with their windows, in order; a few are read ahead."""
-        ahead = READERS + jax.local_device_count()
         broken: set[SectionSource] = set()
 
         def read(tile: _Tile) -> _Tile:
@@ -134,17 +134,7 @@ class Predictor:
                     tile.error = error
             return tile
 
-        pending: collections.deque[Future[_Tile]] = collections.deque()
-        try:
-            for tile in tiles:
-                pending.append(pool.submit(read, tile))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        return map_ahead(read, tiles, pool, READERS + jax.local_device_count())
 
     def _computed(self, tiles: Iterator[_Tile]) -> Iterator[_Tile]:
         """Tiles with the network's output, in order; those without tissue wait for their turn."""
@@ -245,7 +235,7 @@ def forward(
     del axis_name  # examples do not depend on each other
     atlas = batch.get("atlas")
     if atlas is not None:
-        atlas = atlas.astype(jnp.float32) / 255
+        atlas = normalize_atlas(atlas)
     logits: Any = model.apply(variables, normalize(batch["image"], mean, std), atlas)
     outputs = {"classes": jnp.argmax(logits, axis=-1).astype(jnp.uint8)}
     if probabilities:

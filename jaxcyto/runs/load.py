@@ -26,10 +26,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from jaxcyto.brain.manifest import AreaClass, read_classes
-from jaxcyto.config import Scales
+from jaxcyto.config import FEATURES, ModelConfig, Scales
 from jaxcyto.config_io import scales_from_json
 from jaxcyto.errors import InputError
-from jaxcyto.models import Geometry, SiameseNet, UNet
+from jaxcyto.models import Geometry, SiameseNet, UNet, build_siamese, build_unet
 from jaxcyto.runs.export_file import EXPORT, read_metadata
 from jaxcyto.utils.files import atomic_write
 
@@ -237,7 +237,7 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
         if faults or not classes:
             raise ValueError(faults[0] if faults else "classes")
         channels = sum(entry.kind == "area" for entry in classes) if data["atlas"] else 0
-        model = UNet(num_classes=len(classes), **_layout(config))
+        model = build_unet(_model_config(config), len(classes))
         side = int(data["image_px"])
         shapes: list[tuple[int, ...]] = [(1, side, side, 1)]
         if channels:
@@ -280,8 +280,7 @@ def load_pretext_run(run: str | os.PathLike) -> PretextRun:
             raise ValueError("input_mean")
         for name in ("distance_mm", "input_std"):
             _positive(name, getattr(scales, name))
-        features = int(_positive("features", config["model"]["features"]))
-        model = SiameseNet(features=features, **_layout(config))
+        model = build_siamese(_model_config(config))
         side = int(data["patch_px"])
         _check_leaves(place, model, variables, [(1, 2, side, side, 1)])
         return PretextRun(
@@ -310,17 +309,18 @@ def _damage(place: Place) -> Iterator[None]:
         ) from None
 
 
-def _layout(config: dict[str, Any]) -> dict[str, Any]:
-    """What both networks are made from."""
+def _model_config(config: dict[str, Any]) -> ModelConfig:
+    """The `model` of a config.json."""
     table = config["model"]
     if table["dtype"] not in ("float32", "bfloat16"):
         raise ValueError("model.dtype")
-    return {
-        "stem_kernel": table["stem_kernel"],
-        "stem_stride": table["stem_stride"],
-        "widths": tuple(table["widths"]),
-        "dtype": jnp.dtype(table["dtype"]),
-    }
+    return ModelConfig(
+        stem_kernel=table["stem_kernel"],
+        stem_stride=table["stem_stride"],
+        widths=tuple(table["widths"]),
+        features=int(_positive("features", table.get("features", FEATURES))),
+        dtype=table["dtype"],
+    )
 
 
 def _training_sections(config: dict[str, Any]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches,
 from jaxcyto.data.pair_table import PairTable, open_pairs
 from jaxcyto.data.skipping import Skipped
 from jaxcyto.losses import predicted_distance
-from jaxcyto.models import SiameseNet
+from jaxcyto.models import SiameseNet, build_siamese
 from jaxcyto.runs import record
 from jaxcyto.runs.pair_predictions import save_predictions
 from jaxcyto.training.devices import distributed, parallel
@@ -246,15 +246,7 @@ def open_pretraining(config: Config, saved: dict[str, Any] | None) -> PretextExp
     else:
         scales = config.scales or fit_scales(source, table, skipped)
     steps = total_steps(config, len(table.of_split("train")))
-    model = config.model
-    net = SiameseNet(
-        stem_kernel=model.stem_kernel,
-        stem_stride=model.stem_stride,
-        widths=tuple(model.widths),
-        features=model.features,
-        dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
-    )
+    net = build_siamese(config.model)
     optimizer = make_optimizer(config.optim, steps)
     task = PretextTask(net, config.loss, config.augment, scales, optimizer, config.seed)
     stored = None

@@ -1,7 +1,6 @@
 """Segmentation: fine-tuning of the U-Net on sparse annotations, and its scores."""
 
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from jaxcyto.data.segment_batches import (
     segment_eval_batches,
     segment_train_batches,
 )
-from jaxcyto.data.segment_table import SegmentTable, open_windows
+from jaxcyto.data.segment_table import SegmentTable, open_window_tables
 from jaxcyto.data.skipping import Skipped
 from jaxcyto.errors import InputError
-from jaxcyto.models import Geometry, UNet
+from jaxcyto.models import Geometry, UNet, build_unet
 from jaxcyto.plots.segmentation import segment_figures
 from jaxcyto.runs import record
 from jaxcyto.runs.load import read_trained_on
@@ -72,7 +71,7 @@ class SegmentTask:
             moved = augment.augment_windows(keys, images, mean, std, **options)
             batch |= dict(zip(names, moved, strict=True))
         if "atlas" in batch:
-            batch["atlas"] = batch["atlas"].astype(jnp.float32) / 255
+            batch["atlas"] = augment.normalize_atlas(batch["atlas"])
         return batch
 
     def forward(
@@ -239,11 +238,9 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
     Raises:
         InputError: the data or `init_from` cannot be used.
     """
-    model = config.model
-    table = open_windows(config.data, model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of the same annotations, said already
-        eval_table = open_windows(evaluation_data(config.data, table.geometry), model)
+    larger = evaluation_data(config.data, Geometry.of(config.model))
+    sizes = config.data.image_px, larger.image_px
+    table, eval_table = open_window_tables(config.data, config.model, sizes)
     skipped = Skipped() if config.data.on_error == "skip" else None
     if saved is not None:
         scales = InputScales(**saved)
@@ -253,14 +250,7 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
         )
     else:
         scales = config.scales or fit_input_scales(SegmentSource(table), skipped)
-    net = UNet(
-        num_classes=len(table.classes),
-        stem_kernel=model.stem_kernel,
-        stem_stride=model.stem_stride,
-        widths=tuple(model.widths),
-        dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
-    )
+    net = build_unet(config.model, len(table.classes))
     rate = config.encoder_rate if config.init_from is not None else 1.0
     optimizer = make_optimizer(config.optim, config.steps, rate)
     task = SegmentTask(net, config.loss, config.augment, scales, optimizer, config.seed)

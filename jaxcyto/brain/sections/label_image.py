@@ -5,6 +5,7 @@ nothing that `sections` would turn into gray values (palettes, colors, other dep
 and no lossy compression.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -174,40 +175,63 @@ def _tiff_kind(path: Path) -> str:
 
 
 def annotated_blocks(
-    row: SectionRow, label: Section, factor: int, side: int, num_classes: int
-) -> np.ndarray:
-    """The annotated blocks of one section, in order of row, column and class.
+    row: SectionRow, label: Section, factor: int, sides: Sequence[int], num_classes: int
+) -> list[np.ndarray]:
+    """Count the annotated pixels of one section by block and class, for several block sizes.
 
-    Read once, in bands of rows.
+    The image is read once, in bands of rows.
+
+    Args:
+        row: the section, for messages.
+        label: its label image.
+        factor: label pixels along one side of an output pixel.
+        sides: output pixels along one side of a block, for each grid of blocks.
+        num_classes: number of classes.
 
     Returns:
-        BLOCK [K], an entry for each class of each block; `section` is 0.
+        For each size a BLOCK [K] array, an entry for each class of each annotated block, sorted by
+        row, column and class. `section` is 0.
 
     Raises:
-        InputError: the image is damaged, or holds numbers that are no classes.
+        InputError: the image is damaged, or holds numbers that are not classes.
     """
-    height, width = label.shape
-    down, across = -(-height // (factor * side)), -(-width // (factor * side))
-    block_px = (factor * side) ** 2
-    band = side * min(down, max(1, BAND_PX // (block_px * across)))  # rows of the output grid
-    # (block, class) as one number, in the order wanted; of class 0 at each pixel of a band
-    y, x = np.arange(band)[:, None] // side, np.arange(side * across) // side
-    first_key = (y * across + x) * num_classes
-    found = []
-    for top in range(0, down * side, band):
-        window = label.read(factor * top, 0, factor * band, factor * side * across)
+    height, width = (-(-px // factor) for px in label.shape)  # output pixels
+    across = [-(-width // side) for side in sides]
+    counts = [
+        np.zeros(-(-height // side) * columns * num_classes, np.int64)
+        for side, columns in zip(sides, across, strict=True)
+    ]
+    band = max(1, BAND_PX // (factor**2 * width))  # output rows that are read at once
+    x = np.arange(width)
+    for top in range(0, height, band):
+        rows = min(band, height - top)
+        window = label.read(factor * top, 0, factor * rows, factor * width)
         check_numbers(row, np.asarray(Image.fromarray(window).histogram()), num_classes)
         labels = majority(window, factor)
         annotated = labels != UNLABELED
         if not annotated.any():
             continue
-        counts = np.bincount(first_key[annotated] + labels[annotated])
-        entries = np.flatnonzero(counts)
-        block, number = np.divmod(entries, num_classes)
-        blocks = np.zeros(len(entries), BLOCK)
-        blocks["row"] = top + side * (block // across)
-        blocks["column"] = side * (block % across)
-        blocks["label"] = number
-        blocks["count"] = counts[entries]
-        found.append(blocks)
-    return np.concatenate(found) if found else np.zeros(0, BLOCK)
+        y = np.arange(top, top + rows)[:, None]
+        for side, columns, total in zip(sides, across, counts, strict=True):
+            # the index of (block, class) for each pixel, if its class were 0
+            first = (y // side * columns + x // side) * num_classes
+            keys = first[annotated] + labels[annotated]
+            low = int(keys.min())
+            part = np.bincount(keys - low)
+            total[low : low + len(part)] += part
+    return [
+        _blocks(total, side, columns, num_classes)
+        for side, columns, total in zip(sides, across, counts, strict=True)
+    ]
+
+
+def _blocks(counts: np.ndarray, side: int, across: int, num_classes: int) -> np.ndarray:
+    """Return the entries of a grid of blocks, `across` blocks wide, that hold a pixel."""
+    entries = np.flatnonzero(counts)
+    block, number = np.divmod(entries, num_classes)
+    blocks = np.zeros(len(entries), BLOCK)
+    blocks["row"] = side * (block // across)
+    blocks["column"] = side * (block % across)
+    blocks["label"] = number
+    blocks["count"] = counts[entries]
+    return blocks
