@@ -64,7 +64,7 @@ class Function(NamedTuple):
 
 def without_code(text: str) -> str:
     """Return prose only: no fenced or indented blocks, no text between backticks."""
-    text = re.sub(r"^(\s*)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^([ \t]*)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^(?: {4}|\t).*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"<!--.*?-->|``.+?``|`[^`\n]*`", "", text, flags=re.DOTALL)
     return re.sub(r"\]\([^)]*\)|&\w+;", "] ", text)

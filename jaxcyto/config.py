@@ -218,7 +218,10 @@ class Config:
     eval_pairs: int = 512  # validation pairs looked at each time; the test uses all
     batch_stats_steps: int = 100  # batches for re-estimated BN statistics (assumption)
     checkpoint_every: int = 1000  # steps; also before each validation
-    keep: int = 2  # newest checkpoints kept, beside the best
+    keep: int = 2  # newest checkpoints kept, beside the one with the lowest validation error
+    # Which weights are written, tested and exported: those of the last step, or those of the
+    # checkpoint with the lowest validation error ("best"). results.json states the step.
+    weights: str = "last"
     prepare: Callable[..., None] | None = None
 
 
@@ -249,7 +252,10 @@ class SegmentConfig:
     eval_images: int = 16  # validation images, 2.5 times as wide, each time; the test uses all
     batch_stats_steps: int = 50  # batches for re-estimated BN statistics (assumption)
     checkpoint_every: int = 1000  # steps; also before each validation
-    keep: int = 2  # newest checkpoints kept, beside the best
+    keep: int = 2  # newest checkpoints kept, beside the one with the lowest validation error
+    # Which weights are written, tested and exported: those of the last step, or those of the
+    # checkpoint with the lowest validation error ("best"). results.json states the step.
+    weights: str = "last"
     prepare: Callable[..., None] | None = None
 
 

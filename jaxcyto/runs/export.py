@@ -30,7 +30,13 @@ from jaxcyto.runs.record import trained_on
 from jaxcyto.utils.files import atomic_write
 
 CARD = "README.md"
-RESULTS = ("steps", "absolute_x", "pairs", "test")  # of results.json, what is not by section
+RESULTS = (
+    "steps",
+    "weights",
+    "absolute_x",
+    "pairs",
+    "test",
+)  # of results.json, what is not by section
 
 
 def export_run(run: str | os.PathLike, out: str | os.PathLike) -> list[Path]:

@@ -80,7 +80,8 @@ def check_saved(
             f"{workdir}: this run was started with optim.accumulate = {was}, not {now}: its "
             "schedule counts updates; start in a new --workdir"
         )
-    for line in differences(saved, new):
+    known = {key: new[key] for key in new if key in saved}  # an earlier version lacks some fields
+    for line in differences(saved, known):
         logger.warning("config differs from the run's so far: %s", line)
 
 

@@ -47,6 +47,11 @@ class Experiment(Protocol):
         ...
 
     @property
+    def can_validate(self) -> bool:
+        """Whether there are validation data."""
+        ...
+
+    @property
     def skipped(self) -> Skipped | None:
         """What `data.on_error` = "skip" has left out; None: nothing may be."""
         ...

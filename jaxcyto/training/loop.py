@@ -1,9 +1,10 @@
-"""The training loop: data, state, steps, checkpoints, validation, results, in this order.
+"""The training loop: data, state, steps, checkpoints, validation and results, in this order.
 
-Resuming: 1. a checkpoint in the run folder is continued from; 2. else training starts from scratch,
-or from the weights of another run (`init_from`). Scales come from the run's config.json if it
-exists: a run never changes its units. A validation that was cut off is made up for. What differs
-between the tasks is in `Experiment`.
+What differs between the tasks is in `Experiment`. A start resumes in this order:
+1. It continues from a checkpoint in the run folder.
+2. Without a checkpoint it starts from scratch, or from the weights of another run (`init_from`).
+Scales come from the config.json of the run folder if it exists, because a run never changes its
+units. A validation that was cut off is made up for.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import dataclasses
 import functools
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from jaxcyto.config import Config, InputScales, Scales, SegmentConfig
 from jaxcyto.config_io import to_json
 from jaxcyto.data.loading import iterate
+from jaxcyto.data.skipping import Skipped
 from jaxcyto.errors import InputError
 from jaxcyto.runs import record
 from jaxcyto.runs.load import save_weights
@@ -27,17 +30,17 @@ from jaxcyto.runs.metrics_file import SKIPPED, read_metrics, skipped_files
 from jaxcyto.training.devices import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.experiment import Experiment
+from jaxcyto.training.finite import FiniteChecks
 from jaxcyto.training.lock import locked
 from jaxcyto.training.log import MetricsWriter, ProgressLine, logger
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.signals import Interrupted, Stop
 from jaxcyto.training.state.checkpoint import Checkpoints
+from jaxcyto.training.state.optim import learning_rate
 from jaxcyto.training.state.state import State, parameter_count
 from jaxcyto.training.step import train_step
 from jaxcyto.utils.files import write_json
 from jaxcyto.validate import batch_size, validate
-
-AHEAD = 4  # steps that may wait on the device: a signal has to wait for them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,20 +54,20 @@ class Run:
 
 
 def train(config: Config | SegmentConfig, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Trains, or continues to train, and evaluates on the test data.
+    """Train a network, or continue to train it, and evaluate it on the test data.
 
     Args:
-        config: the run; its type says which task.
-        workdir: its folder; made if missing. The same folder continues the same run.
+        config: the run. Its type decides the task.
+        workdir: the run folder, created if missing. The same folder continues the same run.
 
     Returns:
         The content of results.json.
 
     Raises:
-        InputError: bad config or data, or another process runs in this folder.
-        Interrupted: SIGTERM or Ctrl-C; what was trained is in a checkpoint.
+        InputError: config or data are not valid, or another process runs in this folder.
+        Interrupted: SIGTERM or Ctrl-C was received. A checkpoint holds what was trained.
         FloatingPointError: the loss is not finite.
-        OSError: a file could not be written; the last checkpoint is intact.
+        OSError: a file could not be written. The last checkpoint is intact.
     """
     validate(config)
     parallel.check_batch(*batch_size(config))
@@ -77,17 +80,12 @@ def train(config: Config | SegmentConfig, workdir: str | os.PathLike) -> dict[st
 
 
 def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[str, Any]:
-    """`train`, with the folder to itself."""
+    """Train in a folder that this job holds the lock of."""
+    # ---- data ----
     if config.prepare is not None:
         distributed.from_first(functools.partial(config.prepare, config))
     saved, experiment = _open(config, workdir)
-    task, steps = experiment.task, experiment.steps
-    resolved = {**to_json(config), "scales": to_json(task.scales), **experiment.identity}
-    distributed.check_same("data", resolved)
-    if saved is not None:
-        given = {} if config.scales is None else {"scales": to_json(config.scales)}
-        fixed = [*experiment.identity, *given]
-        record.check_saved(workdir, saved, resolved | given, fixed)
+    resolved = _resolve(config, experiment, saved, workdir)
     logger.info(
         "%d process(es), %d %s device(s)",
         jax.process_count(),
@@ -95,28 +93,23 @@ def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[st
         jax.local_devices()[0].platform,
     )
     logger.info("%s", experiment.describe())
-    run = Run(config, workdir, experiment, Evaluator.of(task, config.data.threads, stop.check))
+    evaluator = Evaluator.of(experiment.task, config.data.threads, stop.check)
+    run = Run(config, workdir, experiment, evaluator)
 
     with Checkpoints(workdir / "checkpoints", keep=config.keep) as checkpoints:
+        # ---- state ----
         start = checkpoints.latest() or 0
-        state = experiment.init_state(fresh=not start)
-        if start:
-            if distributed.is_first():
-                state = checkpoints.restore(state)
-            if start > steps:
-                raise InputError(
-                    f"{workdir}: trained for {start} steps, but the config asks for {steps}; "
-                    "give at least as many, or another --workdir"
-                )
-            if start == steps and saved is not None:
-                record.check_finished(workdir, saved, resolved)
-            logger.info("resuming at step %d of %d from %s", start, steps, workdir)
-        logger.info("%d parameters; %d steps", parameter_count(state.params), steps)
+        state = _first_state(run, checkpoints, start)
+        if start == experiment.steps and saved is not None:
+            record.check_finished(workdir, saved, resolved)
+        logger.info("%d parameters; %d steps", parameter_count(state.params), experiment.steps)
         if distributed.is_first():
-            write_json(workdir / "config.json", resolved)  # now that it is known to fit
+            write_json(workdir / "config.json", resolved)  # only now that data and state fit it
             record.add_start(workdir, start, experiment.trained_on)
-        writer = MetricsWriter(workdir if distributed.is_first() else None, start)
         state = parallel.replicate(parallel.broadcast_state(state))
+
+        # ---- steps ----
+        writer = MetricsWriter(workdir if distributed.is_first() else None, start)
         try:
             with stop.together():
                 state = _steps(run, state, start, writer, checkpoints, stop)
@@ -124,7 +117,10 @@ def _train(config: Config | SegmentConfig, workdir: Path, stop: Stop) -> dict[st
                     checkpoints.close()
         finally:
             writer.close()
-    return _finish(run, state)
+
+        # ---- weights and results ----
+        step, state = _chosen_weights(run, checkpoints, state)
+    return _finish(run, step, state)
 
 
 def _make_folder(workdir: Path) -> None:
@@ -137,168 +133,222 @@ def _make_folder(workdir: Path) -> None:
 def _open(
     config: Config | SegmentConfig, workdir: Path
 ) -> tuple[dict[str, Any] | None, Experiment]:
-    """config.json of a run that continues, and the data; all processes take process 0's scales."""
-    segments = isinstance(config, SegmentConfig)
-    scales, mark = (InputScales, "classes") if segments else (Scales, "pairs_sha256")
+    """Read the config.json of a run that continues, and open the data.
+
+    All processes use the scales of process 0.
+    """
+    open_data: Callable[[dict[str, Any] | None], Experiment]
+    if isinstance(config, SegmentConfig):
+        from jaxcyto.training.segment import open_segmentation  # imports matplotlib, one second
+
+        open_data, scales, mark = (
+            functools.partial(open_segmentation, config),
+            InputScales,
+            "classes",
+        )
+    else:
+        open_data, scales, mark = (
+            functools.partial(open_pretraining, config),
+            Scales,
+            "pairs_sha256",
+        )
     saved = distributed.from_first(lambda: record.read_saved(workdir, scales, mark))
-
-    def opened(scales: dict[str, Any] | None) -> Experiment:
-        if isinstance(config, SegmentConfig):
-            from jaxcyto.training.segment import open_segmentation
-
-            return open_segmentation(config, scales)
-        return open_pretraining(config, scales)
-
     if saved is not None:
-        return saved, opened(saved["scales"])
-    first = opened(None) if distributed.is_first() else None
+        return saved, open_data(saved["scales"])
+    first = open_data(None) if distributed.is_first() else None
     fitted = distributed.from_first(lambda: first and to_json(first.task.scales))
-    return None, first or opened(fitted)
+    return None, first or open_data(fitted)
+
+
+def _resolve(
+    config: Config | SegmentConfig,
+    experiment: Experiment,
+    saved: dict[str, Any] | None,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Return the content of config.json.
+
+    Raises:
+        InputError: the run was started on other data or with other scales, or the config asks for
+            the best weights of a run that has nothing to validate on.
+    """
+    scales = to_json(experiment.task.scales)
+    resolved = {**to_json(config), "scales": scales, **experiment.identity}
+    distributed.check_same("data", resolved)
+    if saved is not None:
+        given = {} if config.scales is None else {"scales": to_json(config.scales)}
+        record.check_saved(workdir, saved, resolved | given, [*experiment.identity, *given])
+    if config.weights == "best" and not experiment.can_validate:
+        raise InputError(
+            "config: weights = 'best' needs validation data, but the split val is empty; use "
+            "'last', or fill the split column of the section tables"
+        )
+    return resolved
+
+
+def _first_state(run: Run, checkpoints: Checkpoints, start: int) -> State:
+    """Return the state that the steps start from: a checkpoint, or the initial one.
+
+    Raises:
+        InputError: the checkpoint does not fit, or it has more steps than the config asks for.
+    """
+    state = run.experiment.init_state(fresh=not start)
+    if not start:
+        return state
+    if distributed.is_first():
+        state = checkpoints.restore(state)
+    steps = run.experiment.steps
+    if start > steps:
+        raise InputError(
+            f"{run.workdir}: trained for {start} steps, but the config asks for {steps}; "
+            "give at least as many, or another --workdir"
+        )
+    logger.info("resuming at step %d of %d from %s", start, steps, run.workdir)
+    return state
 
 
 def _steps(
     run: Run, state: State, start: int, writer: MetricsWriter, checkpoints: Checkpoints, stop: Stop
 ) -> State:
-    """From step `start` to the last. Order matters: step, log, save, validate, next batch.
+    """Train from step `start` to the last. The order is: step, log, save, validate, next batch.
 
-    All that takes long comes after a save: a signal there loses nothing, and what was cut off is
-    done again by the next start.
+    Whatever takes long comes after a save, so that a signal there loses nothing. The next start
+    repeats what was cut off.
     """
-    config, experiment, steps = run.config, run.experiment, run.experiment.steps
+    config, experiment = run.config, run.experiment
     step_fn = parallel.pmap_train(train_step, task=experiment.task)
-    batches = experiment.train_batches(config.seed, for_steps=True, **parallel.share())
-    if experiment.skipped is not None:
-        experiment.skipped.take(start)  # stands in metrics.jsonl
-    iterator = iterate(batches, config.data.threads, parallel.place, start)
-    progress = ProgressLine(start, steps, experiment.examples_per_step, experiment.unit)
-    pending: list[tuple[int, Any]] = []  # checks not yet looked at: dispatch goes ahead
-    taken = start  # steps, by `state`
-    validated = _validated(run)
-    checkpoints.best = min(validated, key=validated.__getitem__, default=None)
+    finite = FiniteChecks(config, experiment)
+    skips = SkipLog(experiment.skipped, writer, start)
+    log = StepLog(run, writer, start)
+    validations = Validations(run, writer, checkpoints)
+    batches = iterate(
+        experiment.train_batches(config.seed, for_steps=True, **parallel.share()),
+        config.data.threads,
+        parallel.place,
+        start,
+    )
+    taken = start  # steps that `state` has taken
     try:
-        if start and _validates(run, start) and start not in validated:
-            _validate(run, state, start, validated, writer, checkpoints)
-        for step in range(start + 1, steps + 1):
-            before = time.monotonic()
-            batch = next(iterator) | experiment.resident
-            progress.waited += time.monotonic() - before
-            with stop.held():  # else a signal raises Interrupted where it comes
-                state, measured = step_fn(state, batch)
+        validations.make_up(start, state)
+        for step in range(start + 1, experiment.steps + 1):
+            batch = log.wait_for(batches) | experiment.resident
+            with stop.held():  # a signal raises Interrupted at the end of this block
+                with jax.transfer_guard("disallow"):  # everything is on the devices already
+                    state, measured = step_fn(state, batch)
                 taken = step
-                pending.append((step, measured["checks"]))
-                if len(pending) > AHEAD:
-                    jax.block_until_ready(pending[-AHEAD])
-                validates = _validates(run, step)
-                saves = validates or step % config.checkpoint_every == 0
-                logs = step % config.log_every == 0 or step in (1, steps)
-                if logs or saves:
-                    _check_finite(pending, run)
-                    pending.clear()
-                if logs:
-                    _log(run, step, measured, progress, writer)
-                if logs or saves:
-                    _log_skipped(run, step, writer)
+                finite.add(step, measured["checks"])
+                saves = validations.due(step) or step % config.checkpoint_every == 0
+                if log.due(step) or saves:
+                    finite.check()
+                    skips.write(step)
+                if log.due(step):
+                    log.write(step, measured)
                 if step == start + 1:
-                    progress.restart(step)  # what came before is compilation
+                    log.restart(step)  # the time so far is compilation
                 if saves:
                     writer.sync()
                     checkpoints.save(step, state)
-            if validates:
-                _validate(run, state, step, validated, writer, checkpoints)
-                progress.restart(step)
+            if validations.due(step):
+                validations.run(step, state)
+                log.restart(step)
     except Interrupted:
-        _check_finite(pending, run)
-        _log_skipped(run, taken, writer)
+        finite.check()
+        skips.write(taken)
         writer.sync()
         checkpoints.save(taken, state)
         raise
     finally:
-        iterator.close()
+        batches.close()
     return state
 
 
-def _log(
-    run: Run, step: int, measured: dict[str, Any], progress: ProgressLine, writer: MetricsWriter
-) -> None:
-    """The progress line, and the scalars of a step."""
-    measured = jax.device_get(measured)
-    values = {key: float(value) for key, value in measured["scalars"].items()}
-    errors = run.experiment.summary(measured["errors"])
-    headline = run.experiment.headline(errors)
-    if skipped := int(values.get("skipped_steps", 0)):
-        headline += f"  {skipped} steps skipped"
-    rates = progress.line(step, values["loss"], headline)
-    scalars = {f"train/{key}": value for key, value in (values | errors).items()}
-    writer.write(step, scalars | {f"speed/{key}": value for key, value in rates.items()})
+class StepLog:
+    """The progress line and the scalars of training steps, every `log_every` steps."""
 
-
-def _check_finite(pending: list[tuple[int, Any]], run: Run) -> None:
-    """Logs steps that the optimizer has left out (`optim.skip_nonfinite`).
-
-    Raises:
-        FloatingPointError: names the first step that is not finite otherwise.
-    """
-    for step, checks in pending:
-        checks = {key: value.item() for key, value in jax.device_get(checks).items()}
-        loss, gradient, skipped = checks["loss"], checks["gradient"], checks["skipped"]
-        finite = np.isfinite(loss) and np.isfinite(gradient)
-        if finite and checks["finite"] and not skipped:
-            continue
-        what = f"the loss is {loss:g}, the gradient's norm {gradient:g} at step {step}"
-        if finite:
-            what += ", but what it makes of parameters or batch statistics is not finite"
-        try:
-            batch: Any = run.experiment.train_batches(run.config.seed)[step - 1]
-            what += "; " + run.experiment.name_examples(batch["index"])
-        except InputError as error:  # a file is gone since
-            what += f"; its examples cannot be read again: {error}"
-        if checks["finite"] and 0 < skipped <= run.config.optim.skip_nonfinite:
-            logger.warning("skipped: %s", what)
-            continue
-        raise FloatingPointError(
-            f"{what}. Lower optim.learning_rate, or set optim.clip_norm or optim.skip_nonfinite; "
-            "the last checkpoint is intact"
+    def __init__(self, run: Run, writer: MetricsWriter, start: int):
+        self._run, self._writer = run, writer
+        experiment = run.experiment
+        self._line = ProgressLine(
+            start, experiment.steps, experiment.examples_per_step, experiment.unit
         )
+        self._rate = learning_rate(run.config.optim, experiment.steps)
+
+    def due(self, step: int) -> bool:
+        """Return whether a step is logged."""
+        return step % self._run.config.log_every == 0 or step in (1, self._run.experiment.steps)
+
+    def wait_for(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """Return the next batch, and count the time that the step waits for it."""
+        before = time.monotonic()
+        batch = next(batches)
+        self._line.waited += time.monotonic() - before
+        return batch
+
+    def write(self, step: int, measured: dict[str, Any]) -> None:
+        """Log what `step.train_step` has measured, and the learning rate of the step."""
+        measured = jax.device_get(measured)
+        values = {key: float(value) for key, value in measured["scalars"].items()}
+        errors = self._run.experiment.summary(measured["errors"])
+        headline = self._run.experiment.headline(errors)
+        skipped = int(values.get("skipped_steps", 0))
+        if skipped:
+            headline += f"  {skipped} steps skipped"
+        rates = self._line.line(step, values["loss"], headline)
+        values |= errors | {"learning_rate": self._rate(step, skipped)}
+        scalars = {f"train/{key}": value for key, value in values.items()}
+        self._writer.write(step, scalars | {f"speed/{key}": value for key, value in rates.items()})
+
+    def restart(self, step: int) -> None:
+        """Leave the time since the last line out of the rates."""
+        self._line.restart(step)
 
 
-def _log_skipped(run: Run, step: int, writer: MetricsWriter) -> None:
-    """Writes which files could not be read for the steps since the last time."""
-    if run.experiment.skipped is not None:
-        lost = run.experiment.skipped.take(step)
-        writer.write(step, {f"{SKIPPED}{path}": count for path, count in lost.items()})
+class SkipLog:
+    """The files that could not be read for training steps (`data.on_error` = "skip")."""
+
+    def __init__(self, skipped: Skipped | None, writer: MetricsWriter, start: int):
+        self._skipped, self._writer = skipped, writer
+        if skipped is not None:
+            skipped.take(start)  # metrics.jsonl lists these already
+
+    def write(self, step: int) -> None:
+        """Write the files of the steps since the last call."""
+        if self._skipped is not None:
+            lost = self._skipped.take(step)
+            self._writer.write(step, {f"{SKIPPED}{path}": count for path, count in lost.items()})
 
 
-def _with_statistics(run: Run, state: State) -> State:
-    """The state with batch statistics as evaluation and other programs get them."""
-    batches = run.experiment.train_batches(seed=0, for_steps=False, **parallel.share())
-    return run.evaluator.reestimate(state, batches, run.config.batch_stats_steps)
+class Validations:
+    """The validations of a run, and the step with the lowest error among them."""
+
+    def __init__(self, run: Run, writer: MetricsWriter, checkpoints: Checkpoints):
+        self._run, self._writer, self._checkpoints = run, writer, checkpoints
+        self._errors = _validation_errors(run)
+        checkpoints.best = _lowest(self._errors)
+
+    def due(self, step: int) -> bool:
+        """Return whether a validation follows a step."""
+        return step % self._run.config.eval_every == 0 or step == self._run.experiment.steps
+
+    def make_up(self, start: int, state: State) -> None:
+        """Run the validation of the step that a start continues from, if it was cut off."""
+        if start and self.due(start) and start not in self._errors:
+            self.run(start, state)
+
+    def run(self, step: int, state: State) -> None:
+        """Validate, log the scalars, and have the best checkpoint kept."""
+        run = self._run
+        values = run.experiment.validate(run.evaluator, _with_statistics(run, state))
+        if values is None:
+            return
+        self._writer.write(step, values)
+        if np.isfinite(error := values[run.experiment.selects]):
+            self._errors[step] = error
+            self._checkpoints.best = _lowest(self._errors)
 
 
-def _validates(run: Run, step: int) -> bool:
-    return step % run.config.eval_every == 0 or step == run.experiment.steps
-
-
-def _validate(
-    run: Run,
-    state: State,
-    step: int,
-    validated: dict[int, float],
-    writer: MetricsWriter,
-    checkpoints: Checkpoints,
-) -> None:
-    """Logs the scalars, adds the one that selects to `validated`, has the best one kept."""
-    values = run.experiment.validate(run.evaluator, _with_statistics(run, state))
-    if values is None:
-        return
-    writer.write(step, values)
-    error = values[run.experiment.selects]
-    if np.isfinite(error):
-        validated[step] = error
-        checkpoints.best = min(validated, key=validated.__getitem__)
-
-
-def _validated(run: Run) -> dict[int, float]:
-    """The scalar that selects, by step, of the validations so far."""
+def _validation_errors(run: Run) -> dict[int, float]:
+    """Read the error of each validation so far from metrics.jsonl, by step."""
 
     def read() -> list[tuple[int, float]]:
         key = run.experiment.selects
@@ -308,26 +358,49 @@ def _validated(run: Run) -> dict[int, float]:
     return dict(distributed.from_first(read))
 
 
-def _finish(run: Run, state: State) -> dict[str, Any]:
-    """weights.safetensors, the test and its figures, results.json."""
+def _lowest(errors: dict[int, float]) -> int | None:
+    return min(errors, key=errors.__getitem__, default=None)
+
+
+def _with_statistics(run: Run, state: State) -> State:
+    """Return the state with re-estimated batch statistics, which evaluation and users get."""
+    batches = run.experiment.train_batches(seed=0, for_steps=False, **parallel.share())
+    return run.evaluator.reestimate(state, batches, run.config.batch_stats_steps)
+
+
+def _chosen_weights(run: Run, checkpoints: Checkpoints, state: State) -> tuple[int, State]:
+    """Return the step and the state whose weights are written and tested (`config.weights`)."""
+    last = run.experiment.steps
+    best = last if run.config.weights == "last" else _lowest(_validation_errors(run))
+    if best is None or best == last:
+        return last, state
+    like = jax.device_get(state)
+    chosen = checkpoints.restore_step(best, like) if distributed.is_first() else like
+    logger.info("weights: those of step %d, which has the lowest validation error", best)
+    return best, parallel.replicate(parallel.broadcast_state(chosen))
+
+
+def _finish(run: Run, step: int, state: State) -> dict[str, Any]:
+    """Write weights.safetensors, test them, draw the figures, and write results.json."""
     state = _with_statistics(run, state)
     host = jax.device_get(state)
     if distributed.is_first():
         save_weights(run.workdir, {"params": host.params, "batch_stats": host.batch_stats})
         (run.workdir / "figures").mkdir(exist_ok=True)
-    results: dict[str, Any] = {"steps": int(host.step)}
+    results: dict[str, Any] = {"steps": run.experiment.steps}
+    results["weights"] = {"from": run.config.weights, "step": step}
     results |= run.experiment.finish(run.evaluator, state, run.workdir)
     if not distributed.is_first():
         return distributed.from_first(dict)
     if run.experiment.skipped is not None:
-        results["skipped"] = _skipped(run.workdir)
+        results["skipped"] = _skipped_files(run.workdir)
     write_json(run.workdir / "results.json", results)
     logger.info("weights, results.json and figures are in %s", run.workdir)
     return distributed.from_first(lambda: results)
 
 
-def _skipped(workdir: Path) -> dict[str, int]:
-    """How often each file could not be read while training; says so."""
+def _skipped_files(workdir: Path) -> dict[str, int]:
+    """Count how often each file could not be read while training, and log it."""
     total = skipped_files(read_metrics(workdir / "metrics.jsonl"))
     for path, count in total.most_common():
         logger.warning("skipped while training: %d times %s", count, path)

@@ -123,6 +123,10 @@ class PretextExperiment:
     def trained_on(self) -> list[dict[str, str]]:
         return record.trained_on(self.table.brains, "pre-training")
 
+    @property
+    def can_validate(self) -> bool:
+        return bool(self.counts["val"])
+
     def describe(self) -> str:
         return "pairs: {}; brains: {}; {:.3g} epochs".format(
             ", ".join(f"{count} {split}" for split, count in self.counts.items()),

@@ -135,6 +135,10 @@ class SegmentExperiment:
             taken = []
         return [*taken, *own]
 
+    @property
+    def can_validate(self) -> bool:
+        return bool(len(self.eval_table.of_split("val")))
+
     def describe(self) -> str:
         return self.table.describe()
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from jaxcyto.brain.manifest import write_table
 from jaxcyto.brain.sections.atlas_image import open_atlas
-from jaxcyto.brain.sections.label_image import majority
+from jaxcyto.brain.sections.label_image import annotated_blocks, majority
 from jaxcyto.config import ModelConfig, SegmentData
 from jaxcyto.data.loading import iterate
 from jaxcyto.data.segment_batches import (
@@ -21,7 +21,7 @@ from jaxcyto.data.segment_batches import (
     segment_eval_batches,
     segment_train_batches,
 )
-from jaxcyto.data.segment_table import Window, open_windows
+from jaxcyto.data.segment_table import Window, open_window_tables, open_windows
 from jaxcyto.errors import InputError
 
 PIXEL_UM = 2.0
@@ -339,6 +339,28 @@ def test_every_pixel_of_a_block_is_drawn(tmp_path):
 def test_label_images_are_read_in_bands(root, loader, monkeypatch):
     monkeypatch.setattr("jaxcyto.brain.sections.label_image.BAND_PX", 1500)
     np.testing.assert_array_equal(opened(root)[1].blocks, loader[1].blocks)
+
+
+def test_windows_of_two_sizes_take_one_scan(root, monkeypatch):
+    """Both tables are those of scans of their own, and share the open sections."""
+    config, sizes = config_of(root), [44, 72]
+    separate = [open_windows(dataclasses.replace(config, image_px=px), SMALL) for px in sizes]
+    scans = []
+    scan = annotated_blocks
+    monkeypatch.setattr(
+        "jaxcyto.data.segment_table.annotated_blocks",
+        lambda *arguments: scans.append(arguments[0].name) or scan(*arguments),
+    )
+    together = open_window_tables(config, SMALL, sizes)
+    assert len(scans) == len(set(scans)) == len(together[0].sections)
+    for first, second in zip(together[0].sections, together[1].sections, strict=True):
+        assert first is second
+    for ours, alone in zip(together, separate, strict=True):
+        np.testing.assert_array_equal(ours.blocks, alone.blocks)
+        np.testing.assert_array_equal(ours.windows, alone.windows)
+        assert (ours.side, ours.keys) == (alone.side, alone.keys)
+        for split in ("train", "val", "test"):
+            assert ours.class_pixels(split).tolist() == separate[0].class_pixels(split).tolist()
 
 
 def test_batches_are_those_of_the_seed_alone(loader):

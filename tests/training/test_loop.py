@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
+from safetensors.numpy import load_file
 
 from jaxcyto.brain.prepare import pair_brain
 from jaxcyto.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, Term
+from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.errors import InputError
 from jaxcyto.losses import coordinate_loss, distance_loss
 from jaxcyto.runs.metrics_file import read_metrics
@@ -26,6 +28,7 @@ from jaxcyto.runs.pair_predictions import read_predictions
 from jaxcyto.training import loop
 from jaxcyto.training.log import MetricsWriter
 from jaxcyto.training.state.checkpoint import Checkpoints
+from jaxcyto.training.state.optim import schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,6 +137,68 @@ def test_finished_run_is_evaluated_again_not_trained(config, tmp_path):
     with pytest.raises(InputError, match=r"finished, .* \(optim\.learning_rate: .* -> 0\.3\)"):
         loop.train(config, tmp_path)
     assert (tmp_path / "config.json").read_bytes() == written
+
+
+def test_weights_of_the_best_validation(config, tmp_path, monkeypatch):
+    """They are those that a run of as many steps ends with; results.json says so."""
+    from jaxcyto.training.pretext import PretextExperiment
+
+    def validate(self, evaluator, state):
+        return {"val/distance_mae_mm": 1.0 if int(state.step) == 4 else 2.0}
+
+    config.optim.decay = "constant"
+    monkeypatch.setattr(PretextExperiment, "validate", validate)
+    last = loop.train(config, tmp_path / "run")
+    assert last["weights"] == {"from": "last", "step": 6}
+    shorter = dataclasses.replace(config, steps=4)
+    loop.train(shorter, tmp_path / "shorter")
+    best = loop.train(dataclasses.replace(config, weights="best"), tmp_path / "run")
+    assert best["weights"] == {"from": "best", "step": 4} and best["steps"] == 6
+    found, expected = (
+        load_file(tmp_path / run / "weights.safetensors") for run in ("run", "shorter")
+    )
+    assert found.keys() == expected.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+    shutil.rmtree(tmp_path / "run/checkpoints/4")
+    with pytest.raises(InputError, match=r"checkpoints/4: .* cannot be read .* weights = 'last'"):
+        loop.train(dataclasses.replace(config, weights="best"), tmp_path / "run")
+
+
+def test_the_best_weights_need_validation_data(config, tmp_path, monkeypatch):
+    from jaxcyto.training.pretext import PretextExperiment
+
+    monkeypatch.setattr(PretextExperiment, "can_validate", False)
+    with pytest.raises(InputError, match="weights = 'best' needs validation data"):
+        loop.train(dataclasses.replace(config, weights="best"), tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_the_learning_rate_is_logged(config, tmp_path):
+    config.optim.warmup_steps = 2
+    loop.train(config, tmp_path / "run")
+    rates = {
+        line["step"]: line["train/learning_rate"]
+        for line in read_metrics(tmp_path / "run/metrics.jsonl")
+        if "train/learning_rate" in line
+    }
+    expected = schedule(config.optim, config.steps)
+    assert rates == {step: pytest.approx(float(expected(step - 1))) for step in range(1, 7)}
+    assert rates[1] == 0.0 < rates[2] < rates[3] > rates[6]
+
+
+def test_a_start_reads_each_file_of_pairs_and_patches_once(config, tmp_path, monkeypatch):
+    opened = []
+    real = open
+
+    def counted(path, *arguments, **options):
+        opened.append(str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", counted)
+    open_pairs(config.data)
+    for name in ("pairs.npz", "patches.npz"):
+        assert sum(path.endswith(name) for path in opened) == 1, name
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Checkpoints:
 
     Of several processes the first reads and writes; in the others this knows the steps only.
 
-    `best`: the step that is kept beside the newest `keep`, if its checkpoint exists.
+    `best`: the step with the lowest validation error, which is kept beside the newest `keep`.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
@@ -124,13 +124,32 @@ class Checkpoints:
             InputError: the checkpoint does not have the leaves and shapes of `like`.
         """
         found, self._found = self._found, {}
+        return self._as_state(found, self._latest, like)
+
+    def restore_step(self, step: int, like: State) -> State:
+        """Return the state of the checkpoint of one step, as numpy arrays.
+
+        Raises:
+            InputError: it is gone or damaged, or does not have the leaves and shapes of `like`.
+        """
+        with distributed.as_if_alone():
+            try:
+                leaves = _read(self._folder / str(step), step)
+            except _Damaged as error:
+                raise InputError(
+                    f"{self._folder / str(step)}: the checkpoint with the lowest validation error "
+                    f"cannot be read ({error}); set weights = 'last' or start in a new --workdir"
+                ) from None
+        return self._as_state(leaves, step, like)
+
+    def _as_state(self, found: Leaves, step: int | None, like: State) -> State:
         wanted = _named(jax.eval_shape(lambda: like))
         found = match_skipping(found, wanted.keys())
         for name in [*wanted, *sorted(found.keys() - wanted.keys())]:
             has, needs = _shape(found.get(name)), _shape(wanted.get(name))
             if has != needs:
                 raise InputError(
-                    f"{self._folder}: the checkpoint of step {self._latest} is of another network "
+                    f"{self._folder}: the checkpoint of step {step} is of another network "
                     f"or optimizer: {name} is {has}, but this config's is {needs}; give the "
                     "config of this run, or another --workdir"
                 )

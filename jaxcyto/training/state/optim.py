@@ -1,6 +1,6 @@
 """The optax chain of a config."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import optax
@@ -23,6 +23,25 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         return after
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def learning_rate(config: OptimConfig, steps: int) -> Callable[..., float]:
+    """Return a function that gives the learning rate of a training step.
+
+    Args:
+        config: the optimizer.
+        steps: steps of the whole run.
+
+    Returns:
+        A function of the step (from 1) and, optionally, of the number of steps skipped so far,
+        which do not advance the schedule.
+    """
+    rates = schedule(config, steps // config.accumulate)
+
+    def rate(step: int, skipped: int = 0) -> float:
+        return np.asarray(rates(max(0, step - 1 - skipped) // config.accumulate)).item()
+
+    return rate
 
 
 def make_optimizer(
