@@ -68,7 +68,7 @@ def probe_areas(
     }
     predicted = {name: model.fit(fitted, known).predict(scored) for name, model in models.items()}
     predicted["majority"] = np.full(len(truth), names[counts.argmax()])
-    scores = {name: accuracy(truth, areas) for name, areas in predicted.items()}
+    scores = {name: accuracy(truth, guesses) for name, guesses in predicted.items()}
     return {"train": len(known), "test": len(truth), "areas": len(names), **scores}
 
 
