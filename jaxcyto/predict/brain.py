@@ -78,7 +78,7 @@ def predict_brain(
     outputs: Outputs | None = None,
     progress: Progress | None = None,
 ) -> PredictionReport:
-    """Predict the sections of a brain that are not finished yet.
+    """Segment the sections of a brain that are not finished yet.
 
     Args:
         run_folder: Folder of a finished segmentation run.
@@ -157,7 +157,7 @@ def _make_maps(
     progress: Progress | None,
     report: PredictionReport,
 ) -> None:
-    """Predict the maps. The maps of a section are written while the next section is predicted."""
+    """Compute the maps, and write those of a section while the next section is computed."""
     run = predictor.run
     by_name = {job.row.name: job for job in jobs}
     total, started = sum(job.shape[0] * job.shape[1] for job in jobs), time.monotonic()
