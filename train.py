@@ -1,12 +1,18 @@
-"""Trains a network: python train.py --config configs/quickstart.py --workdir runs/quickstart
+"""Train a network: python train.py --config configs/quickstart.py --workdir runs/quickstart
 
-Any field of the config can be given here: --config.optim.learning_rate=0.02; jaxcyto/config.py
-lists them. The same command continues a run that was stopped.
+Any field of the config can be set on the command line, such as --config.optim.learning_rate=0.02.
+jaxcyto/config.py lists the fields. The same command continues a run that was stopped.
 
-Exit status: 0 done; 1 the loss was not finite, a file could not be written, or an unforeseen error;
-2 bad input; 143 (SIGTERM) or 130 (Ctrl-C) stopped: within 30 s, in training after a checkpoint was
-written; a second signal stops at once, and what was trained since the last checkpoint is lost;
-3 another process of the job is gone. Several processes (docs/clusters.md) end with one status.
+Exit status:
+  0    The run is finished.
+  1    The loss was not finite, a file could not be written, or an unexpected error occurred.
+  2    Bad input.
+  3    Another process of the job was lost.
+  143  Stopped by SIGTERM within 30 s. During training, a checkpoint is written first. A second
+       signal stops at once and loses the steps since the last checkpoint.
+  130  Stopped by Ctrl-C, in the same way.
+
+All processes of a job (docs/clusters.md) end with the same status.
 """
 
 import functools
@@ -25,19 +31,21 @@ from jaxcyto.cli.train_flags import parse_flags
 from jaxcyto.utils.runtime import keep_programs
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A Python file with get_config(), such as those in configs/.", lock_config=True
+    "config", None, "Python file with get_config(), such as those in configs/.", lock_config=True
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if missing.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of process 0.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, created if missing.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, for several processes."
+)
 PROCESSES = flags.DEFINE_integer(
-    "processes", None, "How many in all; found by itself on SLURM and TPU pods."
+    "processes", None, "Total count of processes, detected automatically on SLURM and TPU pods."
 )
-PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0.")
+PROCESS = flags.DEFINE_integer("process", None, "Index of this process, from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> int:
-    """Runs the config; every expected failure ends in one message and an exit status."""
+    """Run the config and return the exit status. Each expected failure prints one message."""
     import jax
 
     from jaxcyto.training import log, loop
@@ -60,7 +68,7 @@ def main(argv: list[str]) -> int:
         log.logger.info("%s", stopped)
         sys.stdout.flush()
         distributed.part(128 + stopped.signum, None if stopped.together else str(stopped))
-        os._exit(128 + stopped.signum)  # does not wait for threads that may hang in a read
+        os._exit(128 + stopped.signum)  # do not wait for threads that may hang in a read
     except SystemExit as stopped:
         distributed.part(int(stopped.code or 0), "stopped; the same command continues")
         raise
@@ -77,7 +85,7 @@ def main(argv: list[str]) -> int:
 
 
 def explain(error: Exception) -> tuple[int, str | None]:
-    """Exit status and message of a failure; no message for one that nobody foresaw."""
+    """Return the exit status and the message of a failure, without message if unexpected."""
     import jax
 
     from jaxcyto.errors import InputError
@@ -87,7 +95,8 @@ def explain(error: Exception) -> tuple[int, str | None]:
         return 2, f"error: {error}"
     if isinstance(error, FloatingPointError):
         return 1, f"error: {error}"
-    if isinstance(error, OSError) and error.strerror is not None:  # a full disk, a folder's rights
+    if isinstance(error, OSError) and error.strerror is not None:
+        # such as a full disk or missing write permission
         where = error.filename or WORKDIR.value
         again = "the same command continues from the last checkpoint"
         return 1, f"error: {where}: {error.strerror}; {again}"
@@ -97,15 +106,16 @@ def explain(error: Exception) -> tuple[int, str | None]:
 
 
 def leave(signum: int, _: Any) -> None:
-    """Handles signals outside of `loop.train`, where there is nothing to save."""
+    """Handle signals outside of `loop.train`, where there is nothing to save."""
     print("stopped; the same command continues", file=sys.stderr)
     sys.exit(128 + signum)
 
 
 def show(unraisable: Any) -> None:
-    """Prints what cannot be raised, except for writes that end after one has failed.
+    """Print unraisable exceptions, except those of writes that end after another one has failed.
 
-    orbax raises the first failure and closes its event loop; the others cannot reach it any more.
+    orbax raises the first failure and closes its event loop. The other writes then fail because
+    the loop is closed.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
@@ -113,10 +123,10 @@ def show(unraisable: Any) -> None:
 
 if __name__ == "__main__":
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    logging.set_verbosity(logging.FATAL)  # of grain and orbax, which also raise what they log
-    getLogger("asyncio").setLevel(CRITICAL)  # orbax again, of a damaged checkpoint
+    logging.set_verbosity(logging.FATAL)  # grain and orbax also raise the errors that they log
+    getLogger("asyncio").setLevel(CRITICAL)  # orbax also logs here if a checkpoint is damaged
     sys.unraisablehook = show
     keep_programs()
-    for each in (signal.SIGTERM, signal.SIGINT):  # until loop.train has its own way, see Stop
+    for each in (signal.SIGTERM, signal.SIGINT):  # loop.train installs its own handlers
         signal.signal(each, leave)
     app.run(main, flags_parser=functools.partial(parse_flags, config=CONFIG))

@@ -1,4 +1,4 @@
-"""The commands of `jaxcyto`."""
+"""Commands of `jaxcyto`."""
 
 from jaxcyto.cli.root import main
 

@@ -1,4 +1,4 @@
-"""Commands that make a brain ready for training: check, sample, pair, and the phantom."""
+"""Provide the commands that prepare a brain for training: phantom, check, sample and pair."""
 
 import dataclasses
 import json
@@ -15,10 +15,10 @@ from jaxcyto.errors import InputError
 @BRAIN
 @JSON
 def check(brain: Path, as_json: bool) -> None:
-    """Validate a brain folder: every fault is reported at once.
+    """Validate a brain folder and report all faults at once.
 
-    Reads brain.toml, the section table, surfaces, headers of section and atlas images, whole label
-    images, patches and pairs. Exit status 1 if there is a fault.
+    Reads brain.toml, the section table, the surfaces, the headers of section and atlas images, the
+    label images, patches and pairs. The exit status is 1 if there is a fault.
 
     Example: jaxcyto check brains/bigbrain
     """
@@ -44,7 +44,11 @@ def check(brain: Path, as_json: bool) -> None:
 @click.command(cls=Command)
 @BRAIN
 @click.option("--patches", "num_patches", type=click.IntRange(1), help="Number of patches.")
-@click.option("--spacing-mm", type=ABOVE_0, help="Instead: millimeters of ribbon per patch.")
+@click.option(
+    "--spacing-mm",
+    type=ABOVE_0,
+    help="Millimeters of cortical ribbon per patch, instead of --patches.",
+)
 @click.option(
     "--patch-px",
     type=click.IntRange(1),
@@ -62,29 +66,28 @@ def check(brain: Path, as_json: bool) -> None:
 @click.option(
     "--depth",
     type=click.FloatRange(0, 1),
-    help="0 (pial) ... 1 (white); default: the surface that carries distances (mid).",
+    help="Cortical depth from 0 (pial) to 1 (white); default: that of the surface on which "
+    "distances are measured (mid).",
 )
 @click.option(
     "--min-tissue",
     type=click.FloatRange(0, 1),
-    help="Least share of tissue in a patch; default: 0.25.",
+    help="Smallest fraction of tissue in a patch; default: 0.25.",
 )
 @click.option(
     "--split-axis",
     type=click.Choice(["x", "y", "z"]),
-    help="Split within the sections, along this axis (for one or few sections).",
+    help="Split within the sections along this axis, for brains with few sections.",
 )
 @click.option("--out", default="patches.npz", show_default=True, help="File in the brain's folder.")
 @SEED
 @JSON
 def sample(brain: Path, min_tissue: float | None, as_json: bool, **settings) -> None:
-    """Draw patches where the sections cut the cortex.
+    """Sample patches where the sections cut the cortex.
 
-    They lie evenly: as many in each millimeter of cortex.
-
-    Give --patches or --spacing-mm. An empty split column of the section table is filled first, by
-    blocks of sections 2 mm apart. Prints the patches of each split and the smallest distance
-    between splits.
+    Patches are uniformly spaced along the cortical ribbon. Give --patches or --spacing-mm. An empty
+    split column of the section table is filled first, with blocks of sections that are 2 mm apart.
+    Prints the number of patches in each split and the smallest distances between splits.
 
     Example: jaxcyto sample brains/bigbrain --patches 200000
     """
@@ -104,52 +107,53 @@ def sample(brain: Path, min_tissue: float | None, as_json: bool, **settings) -> 
     "--pairs",
     "num_pairs",
     type=click.IntRange(1),
-    help="Number of pairs; default: as many as patches.",
+    help="Number of pairs; default: the number of patches.",
 )
 @click.option(
     "--method",
     type=click.Choice(["auto", "exact", "heat", "oracle"]),
     default="auto",
     show_default=True,
-    help="On 164k vertices, exact: seconds per patch; heat: a tenth of a second, about 1 % off; "
-    "oracle: minutes in all, below 1 % off. auto: oracle for thousands of pairs on a large "
-    "surface, else heat.",
+    help="Geodesic solver. With 164k vertices, exact takes seconds per patch, heat a tenth of a "
+    "second with about 1 % error, and oracle minutes in total with less than 1 % error. auto "
+    "selects oracle for thousands of pairs on a large surface and heat otherwise.",
 )
 @click.option(
-    "--even-distances", is_flag=True, help="Draw pairs evenly over distance (by the oracle)."
+    "--even-distances", is_flag=True, help="Sample pairs uniformly over distance (uses the oracle)."
 )
 @click.option(
     "--within",
     "within_mm",
     type=ABOVE_0,
     metavar="MM",
-    help="Draw near pairs only, at most so far apart (for contrastive losses).",
+    help="Only sample pairs at most this far apart (for contrastive losses).",
 )
 @click.option(
     "--shard",
     metavar="I/N",
     callback=parse_shard,
-    help="Only solve part I of N of the oracle, as a job of an array, and write no pairs; a run "
-    "without --shard goes on from there.",
+    help="Only solve part I of N of the oracle, for example in a job array, and write no pairs. "
+    "Run without --shard once all parts are solved.",
 )
-@click.option("--all-distances", is_flag=True, help="Also write distances between all patches.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: the processors.")
+@click.option("--all-distances", is_flag=True, help="Also write the distances between all patches.")
+@click.option("--workers", type=click.IntRange(1), help="Number of processes; default: the CPUs.")
 @click.option(
     "--patches-file",
     default="patches.npz",
     show_default=True,
-    help="The patches, a file in the brain's folder.",
+    help="Patches file in the brain's folder.",
 )
 @click.option("--out", default="pairs.npz", show_default=True, help="File in the brain's folder.")
 @SEED
 @JSON
 def pair(brain: Path, shard: tuple[int, int] | None, as_json: bool, **settings) -> None:
-    """Pair the patches; find their distances along the cortex.
+    """Pair the patches and compute their distances along the cortex.
 
-    Every patch is in at least one pair; both patches of a pair share hemisphere and split. Draws
-    a histogram of the distances beside the pairs. On large surfaces many pairs are answered by an
-    oracle: distances around some thousand points of the surface, solved once and kept in the
-    brain's folder. More pairs then take seconds, and a build that was ended goes on.
+    Every patch is in at least one pair. Both patches of a pair are in the same hemisphere and the
+    same split. A histogram of the distances is written beside the pairs. On large surfaces, many
+    pairs are measured with an oracle. It holds distances around some thousand points of the
+    surface, which are solved once and kept in the brain's folder. More pairs then take seconds, and
+    an interrupted build continues.
 
     Example: jaxcyto pair brains/bigbrain --pairs 200000
     """
@@ -160,7 +164,7 @@ def pair(brain: Path, shard: tuple[int, int] | None, as_json: bool, **settings) 
             raise click.UsageError(f"--shard divides the oracle, not method {settings['method']}")
         pair_shard(brain, shard, workers=settings["workers"])
         part = f"part {shard[0]}/{shard[1]}"
-        click.echo(f"{brain}: {part} solved; when all are, run it without --shard")
+        click.echo(f"{brain}: {part} solved; when all parts are, run without --shard")
         return
     pairs = pair_brain(brain, **settings)
     click.echo(json.dumps(pairs_summary(pairs)) if as_json else describe_pairs(pairs))
@@ -173,35 +177,44 @@ def pair(brain: Path, shard: tuple[int, int] | None, as_json: bool, **settings) 
     type=click.Choice(["tiny", "quickstart", "full"]),
     default="quickstart",
     show_default=True,
-    help="tiny: seconds; quickstart: a minute, 16 um/px; full: 2 um/px, 12,000 px a side.",
+    help="tiny takes seconds. quickstart takes a minute at 16 um/px. full has sections of 12,000 "
+    "px a side at 2 um/px.",
 )
-@click.option("--null", is_flag=True, help="One texture everywhere: the control without areas.")
-@click.option("--um-per-px", type=ABOVE_0, help="Of the section images: 1, 2, 4, 8 or 16.")
+@click.option(
+    "--null", is_flag=True, help="Use the same texture everywhere, as a control without areas."
+)
+@click.option(
+    "--um-per-px", type=ABOVE_0, help="Resolution of the section images: 1, 2, 4, 8 or 16."
+)
 @click.option(
     "--sections",
     "num_sections",
     type=click.IntRange(1),
-    help="Number of sections; fewer than about 20 cannot be split by blocks.",
+    help="Number of sections; fewer than about 20 cannot be split into blocks.",
 )
 @click.option(
-    "--pial", type=click.Path(path_type=Path), help="Paint on this surface, with --white."
+    "--pial", type=click.Path(path_type=Path), help="Paint on this pial surface. Needs --white."
 )
-@click.option("--white", type=click.Path(path_type=Path), help="With the triangles of --pial.")
 @click.option(
-    "--labels", type=click.Path(path_type=Path), help="Area of each vertex: GIFTI, .annot."
+    "--white", type=click.Path(path_type=Path), help="White surface with the triangles of --pial."
+)
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="Area of each vertex: GIFTI or .annot."
 )
 @click.option(
     "--thickness",
     type=click.Path(path_type=Path),
-    help="Of six layers at each vertex [V, 6], um: npz, npy.",
+    help="Thickness of six layers at each vertex [V, 6] in um: npz or npy.",
 )
-@click.option("--y-range", nargs=2, type=float, metavar="FROM TO", help="Section planes, mm.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: the processors.")
+@click.option(
+    "--y-range", nargs=2, type=float, metavar="FROM TO", help="Range of the section planes in mm."
+)
+@click.option("--workers", type=click.IntRange(1), help="Number of processes; default: the CPUs.")
 @SEED
 def phantom(
     out: Path, preset: str, null: bool, um_per_px, num_sections, workers, seed: int, **surfaces
 ) -> None:
-    """Write a synthetic brain, or paint one on given surfaces.
+    """Write a synthetic brain, or paint one on the given surfaces.
 
     \b
     Examples:
@@ -225,4 +238,4 @@ def phantom(
         paint_surfaces(out, [hemisphere], y_range, settings, progress, workers)
     else:
         make_phantom(out, settings, progress, workers)
-    click.echo(f"{out}: written; look at it with `jaxcyto check {out}`")
+    click.echo(f"{out}: written; inspect it with `jaxcyto check {out}`")

@@ -1,4 +1,4 @@
-"""`jaxcyto explore`: what a trained network makes of a brain, patch by patch."""
+"""Provide the command `jaxcyto explore`: the outputs of a trained network for each patch."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from jaxcyto.cli.options import BRAIN, LABEL_CLASSES, SECTIONS, Command
     "--nearest",
     type=click.IntRange(0),
     metavar="PATCH",
-    help="Only draw the patches that are most like this one; patches count from 0.",
+    help="Only draw the patches with features nearest to this one; indices start at 0.",
 )
 @SECTIONS
 @LABEL_CLASSES
@@ -25,7 +25,7 @@ from jaxcyto.cli.options import BRAIN, LABEL_CLASSES, SECTIONS, Command
     "--patches-file",
     default="patches.npz",
     show_default=True,
-    help="File in the brain's folder, of the size that the run was trained with.",
+    help="Patches file in the brain's folder, with the patch size of the run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print results.json instead of a table.")
 def explore(
@@ -36,13 +36,13 @@ def explore(
     as_json: bool,
     **settings,
 ) -> None:
-    """Ask what a network has learned of each patch of a brain.
+    """Explore what a network has learned of each patch of a brain.
 
-    Writes to RUN/explore/BRAIN: patches.parquet, GIFTI maps of the surfaces, pictures of how far
-    neighbors along the ribbon are apart in the network's eyes, and results.json with how well area
-    and place can be read from the features. --section names the sections whose ribbons are walked
-    along. Of a segmentation run: the table with the class at each patch, and GIFTI labels; exit
-    status 1 if a section could not be read.
+    For a pre-training run, writes to RUN/explore/BRAIN: patches.parquet with all features, GIFTI
+    maps of the surfaces, figures of the feature distance between neighbors along the ribbon, and
+    results.json with the accuracy of area and position probes. --section selects the sections whose
+    ribbons are walked along. For a segmentation run, writes the table with the class of each patch,
+    and GIFTI labels. The exit status is 1 if a section could not be read.
 
     \b
     Examples:
@@ -69,7 +69,7 @@ def explore(
     if results["seen"]:
         click.echo(
             f"warning: the run was trained on {len(results['seen'])} section(s) that are test "
-            f"sections now ({', '.join(results['seen'][:5])}): scores are too good",
+            f"sections now ({', '.join(results['seen'][:5])}), so their scores are biased",
             err=True,
         )
     for failure in results.get("failures", ()):
@@ -84,11 +84,11 @@ def explore(
 
 
 def _features(results: dict[str, Any]) -> list[str]:
-    """The results of a pre-training run, in lines."""
+    """Format the results of a pre-training run as lines."""
     lines = []
-    areas, place = results["probes"]["areas"], results["probes"]["coordinates"]
+    areas, position = results["probes"]["areas"], results["probes"]["coordinates"]
     if areas is None:
-        lines.append("area: not probed; it takes labels, and patches of the splits train and test")
+        lines.append("area: not probed; needs labels and patches of the splits train and test")
     else:
         lines.append(
             f"{f'area of {areas["test"]} test patches':<40}{'accuracy':>9}{'balanced':>10}"
@@ -99,13 +99,14 @@ def _features(results: dict[str, Any]) -> list[str]:
             lines.append(
                 f"  {title:<38}{score['accuracy']:>9.3f}{score['balanced_accuracy']:>10.3f}"
             )
-    if place is not None:
+    if position is not None:
         lines.append(
-            f"position (ridge): {place['coordinate_mae_mm']:.2f} mm off, the training median "
-            f"{place['coordinate_mae_mm_constant']:.2f} mm"
+            f"position (ridge): {position['coordinate_mae_mm']:.2f} mm off, the training median "
+            f"{position['coordinate_mae_mm_constant']:.2f} mm"
         )
-    found = results["neighbors"]
-    part, gaps = ("test", found["test"]) if found["test"] else ("all", found["all"])
+    neighbors = results["neighbors"]
+    part = "test" if neighbors["test"] else "all"
+    gaps = neighbors[part]
     if gaps["auc"] is not None:
         lines.append(
             f"neighbors along the ribbon ({part} sections): {gaps['median_border']:.2f} mm at "
@@ -113,14 +114,14 @@ def _features(results: dict[str, Any]) -> list[str]:
             f"places within areas, AUC {gaps['auc']:.2f}"
         )
     causes = {name: gaps[f"spearman_{name}"] for name in ("curvature", "obliqueness")}
-    told = [f"{name} {rho:+.2f}" for name, rho in causes.items() if rho is not None]
-    if told:
-        lines.append(f"  within areas, rank correlation with {', '.join(told)}")
+    known = [f"{name} {rho:+.2f}" for name, rho in causes.items() if rho is not None]
+    if known:
+        lines.append(f"  within areas, rank correlation with {', '.join(known)}")
     return lines
 
 
 def _predictions(results: dict[str, Any]) -> list[str]:
-    """The results of a segmentation run, in lines."""
+    """Format the results of a segmentation run as lines."""
     lines = [f"{results['predicted']} of {results['patches']} patches have a predicted class"]
     if results["accuracy"]:
         score = results["accuracy"]

@@ -1,4 +1,4 @@
-"""`jaxcyto export` and `jaxcyto report`: a run as one file of weights, and as one page."""
+"""Provide the commands `jaxcyto export` and `jaxcyto report`."""
 
 import dataclasses
 import json
@@ -16,9 +16,10 @@ from jaxcyto.errors import InputError
 def export(run: Path, out: Path) -> None:
     """Write the weights of a run as one file, with a model card.
 
-    Writes OUT/model.safetensors (weights, and in its metadata config, test results and training
-    data) and OUT/README.md. OUT stands for the run wherever a run is asked for: --config.init_from,
-    predict, evaluate, explore; so does the file alone. Of folders only the names are kept.
+    Writes OUT/model.safetensors and OUT/README.md. The file holds the weights and, in its metadata,
+    the config, test results and training data. OUT or the file alone can be used in place of the
+    run by --config.init_from, predict, evaluate and explore. Only the names of folders are kept,
+    not their paths.
 
     \b
     Examples:
@@ -33,22 +34,21 @@ def export(run: Path, out: Path) -> None:
 
 @click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The page; default: RUN/report.html.")
+@click.option("--out", type=click.Path(path_type=Path), help="HTML file; default: RUN/report.html.")
 @click.option(
     "--brain",
     "brains",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A brain that is not where the config says, or that the run was only tested on; may be "
-    "repeated.",
+    help="Folder of a brain that has moved or that the run was only tested on; may be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures instead, write no page.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON and write no page.")
 def report(run: Path, out: Path | None, brains: tuple[Path, ...], as_json: bool) -> None:
-    """Put all that is known of a run on one page.
+    """Report a run on one HTML page.
 
-    The page needs no network: errors, training curves, sample pairs or sections with annotation and
-    prediction, data, config, throughput and environment. Of a run that is not finished, what is
-    there already. The JSON is described in docs/report.md.
+    The page shows errors, training curves, sample pairs or sections with annotation and prediction,
+    data, config, throughput and environment. It needs no network. For an unfinished run, it shows
+    the data so far. The JSON is described in docs/report.md.
 
     \b
     Examples:

@@ -1,8 +1,8 @@
-"""Names of modules before the layout of version 0.2, for configs and scripts written before it."""
+"""Map the module names from before version 0.2 to the current ones, for error messages."""
 
 from importlib import import_module
 
-# old module (and name, where only that has moved): new module, below jaxcyto
+# old module (or module:name, where only that name has moved) -> new module, below jaxcyto
 MOVED = {
     "annotations": "data.segment_table",
     "brain.anchors": "brain.geodesics.landmarks",
@@ -124,19 +124,19 @@ MOVED = {
 
 
 def new_name(error: BaseException) -> str | None:
-    """Return what to import instead, if an import fails because its target has moved.
+    """Return what to import instead if an import failed because its target has moved.
 
     Args:
-        error: whatever a config file has raised.
+        error: Any error that a config file has raised.
 
     Returns:
-        One sentence with the old and the new name; None if nothing that has moved was asked for.
+        A message with the old and the new name, or None if the error has another cause.
     """
     if not isinstance(error, ImportError) or not (error.name or "").startswith("jaxcyto."):
         return None
     module, name = str(error.name).removeprefix("jaxcyto."), error.name_from
     old = f"{module}.{name}" if name else module
     new = MOVED.get(old) or MOVED.get(f"{module}:{name}")
-    if new is None and name and (new := MOVED.get(module)):  # its module has moved: with it?
+    if new is None and name and (new := MOVED.get(module)):  # did the name move with its module?
         new = new if hasattr(import_module(f"jaxcyto.{new}"), name) else None
     return new and f"jaxcyto.{old} has moved: import it from jaxcyto.{new}"

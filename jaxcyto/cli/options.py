@@ -1,4 +1,4 @@
-"""What the commands of `jaxcyto` share."""
+"""Define the arguments, options and error handling that the commands share."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SEED = click.option(
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Same seed, same result.",
+    help="Seed of the random numbers; the same seed gives the same result.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 SECTIONS = click.option(
@@ -21,30 +21,34 @@ SECTIONS = click.option(
     "sections",
     multiple=True,
     metavar="NAME",
-    help="Only this section; may be repeated.",
+    help="Only use this section; may be repeated.",
 )
 
 
 def parse_shard(_context, _option, value: str | None) -> tuple[int, int] | None:
-    """Callback of options that take "I/N": part I of N; none where nothing is given."""
+    """Parse an option "I/N" (part I of N) into (I, N). This is a callback for click.
+
+    Raises:
+        click.BadParameter: The value is not of this form.
+    """
     if value is None:
         return None
-    number, slash, count = value.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal()):
+    index, slash, count = value.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
         raise click.BadParameter(f"{value!r}: expected I/N, such as 3/16")
-    if not 1 <= int(number) <= int(count):
+    if not 1 <= int(index) <= int(count):
         raise click.BadParameter(f"{value!r}: I counts from 1 to N")
-    return int(number), int(count)
+    return int(index), int(count)
 
 
 def _classes(_context, _option, values: tuple[str, ...]) -> dict[int, str]:
-    found = {}
+    classes = {}
     for value in values:
         key, equals, name = value.partition("=")
         if not equals or not key.strip().lstrip("-").isdecimal():
             raise click.BadParameter(f"{value!r}: expected LABEL=CLASS, such as 1=hOc1")
-        found[int(key)] = name.strip()
-    return found
+        classes[int(key)] = name.strip()
+    return classes
 
 
 LABEL_CLASSES = click.option(
@@ -53,19 +57,20 @@ LABEL_CLASSES = click.option(
     multiple=True,
     metavar="LABEL=CLASS",
     callback=_classes,
-    help="Class of a label that has no name, or another; LABEL= leaves it not annotated.",
+    help="Class of a label, needed if the label file gives no name or another one; LABEL= leaves "
+    "it unannotated.",
 )
 
 
 class Command(click.Command):
-    """A command whose InputErrors are messages, not tracebacks."""
+    """A command that prints an InputError or OSError as one message and exits with status 2."""
 
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
         except InputError as error:
             message = str(error)
-        except OSError as error:  # a full disk, a folder that may not be written
+        except OSError as error:  # such as a full disk or a folder without write permission
             if error.filename is None or error.strerror is None:
                 raise
             message = f"{error.filename}: {error.strerror}"

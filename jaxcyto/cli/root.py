@@ -1,7 +1,8 @@
-"""The command `jaxcyto`, with all its sub-commands.
+"""Define the command `jaxcyto` with all its subcommands.
 
-Results go to stdout; progress, warnings and errors to stderr. Exit status: 0 done, 1 `check` found
-a fault or `predict` or `explore` a bad section, 2 bad input (one message, no traceback).
+Results go to stdout. Progress, warnings and errors go to stderr. The exit status is 0 for success,
+1 if `check` found a fault or `predict` or `explore` could not read a section, and 2 for bad input,
+which is reported in one message without a traceback.
 """
 
 import logging
@@ -21,7 +22,7 @@ class Group(click.Group):
     command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the work; click's own order is the alphabet's."""
+        """List the commands in the order of the workflow. By default, click sorts them by name."""
         return list(WORK)
 
 
@@ -34,10 +35,10 @@ WORK = (
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="jaxcyto", prog_name="jaxcyto")
 def main() -> None:
-    """Maps of cortical areas from brain sections: all but the training, which is train.py.
+    """Map cortical areas in brain sections. Networks are trained by train.py.
 
-    BRAIN is a folder with a brain.toml (docs/data.md), RUN a folder that train.py has written.
-    From a synthetic brain to a pre-trained network, in this order:
+    BRAIN is a folder with a brain.toml (docs/data.md). RUN is a folder that train.py has written.
+    These commands take you from a synthetic brain to a pre-trained network:
 
     \b
       jaxcyto phantom brains/toy --preset tiny
@@ -47,9 +48,10 @@ def main() -> None:
       python train.py --config configs/quickstart.py --workdir runs/toy \\
           --config.data.brains=brains/toy --config.steps=200
 
-    Before training a segmentation `annotate` or `carry`, after it `predict` and `evaluate`.
+    For segmentation, run `annotate` or `carry` before training, and `predict` and `evaluate` after
+    it.
     """
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is said in our own messages
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our own messages report damage
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     warnings.simplefilter("always", UserWarning)
     keep_programs()

@@ -1,4 +1,4 @@
-"""Commands around segmentation: annotations in, class maps and scores out."""
+"""Provide the commands for segmentation: annotate, carry, predict and evaluate."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     "--geojson",
     required=True,
     type=click.Path(path_type=Path),
-    help="A file, or a folder of files named after their sections.",
+    help="GeoJSON file, or a folder of files named after their sections.",
 )
-@click.option("--section", metavar="NAME", help="The section of a single file.")
+@click.option("--section", metavar="NAME", help="Section that a single file annotates.")
 @click.option(
     "--unit",
     type=click.Choice(["px", "um"]),
     default="px",
     show_default=True,
-    help="Of the coordinates: pixels at full resolution (QuPath), or micrometers.",
+    help="Unit of the coordinates: pixels at full resolution (QuPath) or micrometers.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace label images.")
+@click.option("--overwrite", is_flag=True, help="Replace existing label images.")
 def annotate(brain: Path, **settings) -> None:
-    """Turn annotations drawn as polygons into label images.
+    """Convert annotations drawn as polygons to label images.
 
-    Reads GeoJSON as QuPath exports it, writes labels/SECTION.tif and fills the column `label` of
-    the section table. Classes are those of brain.toml, found by name. Later polygons paint over
-    earlier ones. Prints the square millimeters of each class.
+    Reads GeoJSON as exported by QuPath, writes labels/SECTION.tif and fills the column `label` of
+    the section table. Polygons get the class of brain.toml with their name. Later polygons
+    overwrite earlier ones. Prints the annotated area of each class in square millimeters.
 
     \b
     Examples:
@@ -59,21 +59,21 @@ def annotate(brain: Path, **settings) -> None:
     type=click.Choice(["label", "atlas"]),
     default="label",
     show_default=True,
-    help="Label images (class numbers), or atlas images (probability of each area).",
+    help="Write label images (class indices) or atlas images (probability of each area).",
 )
 @click.option(
     "--fwhm-mm",
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
-    help="Of an atlas: smooth along the surface by this width.",
+    help="Width (FWHM) in mm by which an atlas is smoothed along the surface.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace images.")
+@click.option("--overwrite", is_flag=True, help="Replace existing images.")
 def carry(brain: Path, **settings) -> None:
-    """Carry the area labels of the surfaces into the section planes.
+    """Transfer the area labels of the surfaces to the sections.
 
-    Writes labels/SECTION.tif or atlas/SECTION.tif for every section that meets the cortex, from the
-    `labels` of each hemisphere, and fills the section table. Prints which label became which class.
+    Reads the `labels` of each hemisphere, writes labels/SECTION.tif or atlas/SECTION.tif for every
+    section that cuts the cortex, and fills the section table. Prints the class of each label.
 
     \b
     Examples:
@@ -97,13 +97,14 @@ def carry(brain: Path, **settings) -> None:
     metavar="I/N",
     default="1/1",
     callback=parse_shard,
-    help="The I-th of N parts of the sections, for job arrays.",
+    help="Only predict part I of N of the sections, for job arrays.",
 )
 @click.option(
     "--tile",
     "tile_px",
     type=click.IntRange(1),
-    help="Side of the windows in pixels; default: what memory allows. Large ones are fast.",
+    help="Side of the windows in pixels; default: chosen by the available memory. Large windows "
+    "are faster.",
 )
 @click.option("--probabilities", is_flag=True, help="Also write the probability of each class.")
 @click.option("--overlay", is_flag=True, help="Also draw the borders of the classes on the tissue.")
@@ -114,10 +115,11 @@ def predict(
 ) -> None:
     """Segment whole sections with a trained network.
 
-    Writes RUN/predictions/BRAIN/SECTION.ome.tif, class numbers as a pyramidal OME-TIFF with names
-    and colors. Where there is no tissue nearby the class of kind "background" is assumed. Finished
-    sections are skipped, so the same command continues after a stop. Exit status 1 if a section
-    could not be read; the others are finished.
+    Writes RUN/predictions/BRAIN/SECTION.ome.tif, a pyramidal OME-TIFF of class indices with the
+    names and colors of the classes. Pixels without tissue nearby get the class of kind
+    "background". Finished sections are skipped, so the same command continues after an
+    interruption. The exit status is 1 if a section could not be read. All other sections are
+    predicted.
 
     \b
     Examples:
@@ -130,7 +132,9 @@ def predict(
 
     sections = settings.pop("sections")
     if settings["surface"] and shard != (1, 1):
-        raise click.UsageError("--surface needs all sections: give it once all shards are finished")
+        raise click.UsageError(
+            "--surface needs all sections: run it without --shard once all shards are finished"
+        )
     report = predict_brain(
         run,
         brain,
@@ -176,21 +180,21 @@ def _as_json(report: PredictionReport) -> dict[str, Any]:
     type=click.Choice(["train", "val", "test"]),
     default="test",
     show_default=True,
-    help="Which sections of the section table.",
+    help="Split of the section table.",
 )
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="A second run, such as the one without pre-training: both confusion matrices in a figure.",
+    help="Second run, such as one without pre-training. Both confusion matrices are drawn.",
 )
 @JSON
 def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: bool) -> None:
     """Score a trained network on the annotated sections of a split.
 
-    Predicts what `jaxcyto predict` has not yet. Writes results.json, the confusion matrix and a
-    figure of each section to RUN/evaluation/BRAIN/SPLIT, and prints the scores (as JSON: those of
-    results.json; of two runs by their folders).
+    Predicts the sections that `jaxcyto predict` has not predicted yet. Writes results.json, the
+    confusion matrix and a figure of each section to RUN/evaluation/BRAIN/SPLIT, and prints the
+    scores. --json prints the content of results.json, for two runs by their folders.
 
     \b
     Examples:
@@ -209,8 +213,8 @@ def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: 
     if against is not None and against.resolve() == run.resolve():
         raise click.UsageError("--against: the same run; name another")
     if against is None:
-        found = score(run)
-        click.echo(json.dumps(found) if as_json else scores_table(found))
+        scores = score(run)
+        click.echo(json.dumps(scores) if as_json else scores_table(scores))
         if not as_json:
             folder = evaluation_folder(find(run).folder, brain, split)
             click.echo(f"results.json and figures are in {folder}")
@@ -220,6 +224,6 @@ def evaluate(run: Path, brain: Path, split: str, against: Path | None, as_json: 
     if as_json:
         click.echo(json.dumps(results))
         return
-    for folder, found in results.items():
-        click.echo(f"{folder}\n{scores_table(found)}\n")
+    for folder, scores in results.items():
+        click.echo(f"{folder}\n{scores_table(scores)}\n")
     click.echo(f"confusion matrices of both: {figure}")

@@ -1,4 +1,4 @@
-"""Parse the flags of train.py, and say in one line what is wrong with them or with a config."""
+"""Parse the flags of train.py and explain errors in flags and configs in one line."""
 
 import difflib
 import os
@@ -12,40 +12,41 @@ from absl import flags
 
 from jaxcyto.cli.moved import new_name
 
-TRAIN = Path(sys.argv[0]).resolve()  # the script itself may stand beside a config
+TRAIN = Path(sys.argv[0]).resolve()  # the script itself may be in the config's folder
 CONFIGS = TRAIN.parent / "configs"
 
 
 def parse_flags(argv: list[str], config: flags.FlagHolder) -> list[str]:
-    """Parse flags with absl, and end with one line instead of a traceback where that fails.
+    """Parse flags with absl, and exit with one line instead of a traceback on failure.
 
     Args:
-        argv: the command line.
-        config: the flag of the config file.
+        argv: Command line.
+        config: Flag of the config file.
 
     Returns:
-        The arguments that are no flags.
+        The arguments that are not flags.
 
     Raises:
-        SystemExit: status 2, after one line on stderr; flags or config are wrong.
+        SystemExit: The flags or the config are wrong. The status is 2, and one line has been
+            printed to stderr.
     """
     match = re.search(r"--config[= ]([^\s:]+)", " ".join(argv))
     path = Path(match[1]).resolve() if match else None
     if path is not None:
-        sys.path.append(str(path.parent))  # a config may import its neighbors
+        sys.path.append(str(path.parent))  # a config may import other files of its folder
     try:
         rest = flags.FLAGS(argv)
         if hasattr(config.value, "data"):  # raises here if the file could not be read
             return rest
         message = f"{path}: get_config() returns {config.value!r}, not a Config or SegmentConfig"
-    except Exception as error:  # whatever the code of a config raises
+    except Exception as error:  # the code of a config can raise anything
         message = explain_config(error, path)
     print(f"error: {explain_flag(message, argv)}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def explain_flag(message: str, argv: list[str]) -> str:
-    """absl's or ml_collections' message about a flag, in words for those who know neither."""
+    """Translate a message of absl or ml_collections about a flag into plain words."""
     if "must have a value other than None" in message:
         missing = " and ".join(re.findall(r"flag (--\w+)=None", message))
         example = "python train.py --config configs/quickstart.py --workdir runs/quickstart"
@@ -63,7 +64,7 @@ def explain_flag(message: str, argv: list[str]) -> str:
     if message == "tuple index out of range" and items:
         return f"{items[0].split('=')[0]}: there is no such item; items count from 0"
     if match := re.match(r"Type .* of field (config\.\S+) is not supported", message):
-        return f"--{match[1]}: not a number or a text: set it in a config file of your own"
+        return f"--{match[1]}: neither a number nor a string: set it in your own config file"
     if not message.startswith("flag "):
         return message
     for pattern, words in (
@@ -77,7 +78,16 @@ def explain_flag(message: str, argv: list[str]) -> str:
 
 
 def did_you_mean(name: str, fields: list[str], flag_names: Sequence[str] = ()) -> str:
-    """A guess at what a misspelled field or flag was: one of these, or any field of a config."""
+    """Guess the intended name of a misspelled field or flag.
+
+    Args:
+        name: Misspelled name.
+        fields: Fields of the dataclass in which it was not found, which are tried first.
+        flag_names: Flags of train.py, tried next with all fields of the configs.
+
+    Returns:
+        "did you mean ...? ", or "" if no name is similar.
+    """
     from jaxcyto.config import Config, SegmentConfig
     from jaxcyto.config_io import field_paths
 
@@ -91,7 +101,10 @@ def did_you_mean(name: str, fields: list[str], flag_names: Sequence[str] = ()) -
 
 
 def explain_config(error: Exception, path: Path | None) -> str:
-    """What is wrong with flags or config; in which line, if the config or a neighbor raised it."""
+    """Describe an error in the flags or the config.
+
+    The message names the file and line if the config or a file of its folder raised the error.
+    """
     if path is not None and not path.is_file():
         folders = {path.parent, path, CONFIGS}
         files = {file.stem: file for folder in folders for file in sorted(folder.glob("*.py"))}
@@ -99,8 +112,9 @@ def explain_config(error: Exception, path: Path | None) -> str:
         hint = f"; did you mean {os.path.relpath(files[near[0]])}?" if near else ""
         return f"--config {path}: {'a folder' if path.is_dir() else 'no such file'}{hint}"
     cause: BaseException | None = error
-    while cause is not None:  # absl and ml_collections wrap some kinds of errors, not others
-        if isinstance(cause, SyntaxError) and cause.filename == "<unknown>":  # a value in a flag
+    while cause is not None:  # absl and ml_collections wrap some errors in others
+        if isinstance(cause, SyntaxError) and cause.filename == "<unknown>":
+            # the value of a flag is not a Python literal
             return f"a value of a --config flag: {cause.msg}; write tuples as \"('a', 'b')\""
         if isinstance(cause, SyntaxError) and cause.filename:
             return f"{cause.filename}:{cause.lineno}: {cause.msg}"

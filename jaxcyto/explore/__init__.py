@@ -1,6 +1,6 @@
-"""What a trained network makes of a brain: features, borders, probes."""
+"""Analyze what a trained network has learned of a brain: features, borders, probes."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. They are imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

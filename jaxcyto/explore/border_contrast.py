@@ -1,8 +1,9 @@
-"""Do features jump at area borders? Squared distances between averages of neighboring patches.
+"""Measure how much features change at area borders along the cortical ribbon.
 
-Along each curve of the ribbon, in every gap between two positions: the mean feature of the last few
-patches before the gap against that of the first few after it (Spitzer et al. 2018, section 3.2, who
-show these distances on consecutive sections; step and window are not in the paper).
+In each gap between two successive positions of a curve, we compute the squared distance between the
+mean feature of the last `window` patches before the gap and that of the first `window` patches
+after it. Spitzer et al. 2018, section 3.2, show these distances on consecutive sections. The paper
+gives neither step nor window, so our values are assumptions.
 
     curves = walk_ribbons(brain, sections, patch_px=run.patch_px, um_per_px=run.um_per_px)
     features, usable = embed_curves(run, brain, curves)
@@ -25,21 +26,23 @@ from jaxcyto.predict.features import embed, read_patches
 from jaxcyto.runs.load import PretextRun
 from jaxcyto.utils.progress import Progress
 
-WINDOW = 3  # patches averaged on either side: 1.5 mm at steps of 0.5 mm
+WINDOW = 3  # patches averaged on either side, 1.5 mm at steps of 0.5 mm (assumption)
 UNKNOWN, WITHIN, BORDER, BESIDE = range(4)
 KINDS = ("unknown", "within", "border", "beside")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gaps:
-    """Gaps between successive positions of curves, G of them.
+    """G gaps between successive positions of curves.
 
     Attributes:
-        before: position before the gap, int64 [G]; `before + 1` is the one behind it.
-        squared_distance: between the averaged features, float64 [G], in their units squared.
-        kind: WITHIN if all patches averaged lie in one area, BORDER if the two positions at the gap
-            lie in different ones, BESIDE if a border is elsewhere in the windows; UNKNOWN if an
-            area is, uint8 [G].
+        before: Index of the position before the gap, int64 [G]. The position after it is
+            `before + 1`.
+        squared_distance: Squared distance between the averaged features, float64 [G], in squared
+            units of the features.
+        kind: Kind of the gap, uint8 [G]. WITHIN if all averaged patches lie in one area, BORDER if
+            the two positions at the gap lie in different areas, BESIDE if there is a border
+            elsewhere in the windows, UNKNOWN if the area of a patch is not known.
     """
 
     before: np.ndarray
@@ -50,19 +53,29 @@ class Gaps:
         return len(self.before)
 
     def select(self, keep: np.ndarray) -> "Gaps":
-        """Those for which `keep` [G] is true."""
+        """Select the gaps for which `keep` [G] is true."""
         return Gaps(self.before[keep], self.squared_distance[keep], self.kind[keep])
 
 
 def embed_curves(
     run: PretextRun, brain: Brain, curves: Curves, *, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 [N, F] of all positions, and which of them hold tissue, bool [N].
+    """Compute the features at all positions and detect which positions have enough tissue.
 
-    As for sampled patches, a quarter of a patch must differ from the background.
+    As for sampled patches, at least the fraction `MIN_TISSUE` of the pixels of a patch must differ
+    from the background.
+
+    Args:
+        run: The network.
+        brain: Brain whose sections are read.
+        curves: N positions.
+        progress: Called with (patches done, total).
+
+    Returns:
+        Features, float32 [N, F], and which patches hold enough tissue, bool [N].
 
     Raises:
-        ReadError: a section cannot be read.
+        ReadError: A section cannot be read.
     """
     usable: list[bool] = []
 
@@ -72,8 +85,8 @@ def embed_curves(
             usable.append(bool(tissue.mean() >= MIN_TISSUE))
             yield image
 
-    found = embed(run, images(), total=len(curves), progress=progress)
-    return found.features, np.array(usable, bool)
+    embedding = embed(run, images(), total=len(curves), progress=progress)
+    return embedding.features, np.array(usable, bool)
 
 
 def neighbor_gaps(
@@ -84,21 +97,24 @@ def neighbor_gaps(
     window: int = WINDOW,
     usable: np.ndarray | None = None,
 ) -> Gaps:
-    """All gaps that have `window` usable patches of the same curve on either side.
+    """Compute all gaps with `window` usable patches of the same curve on either side.
 
     Args:
-        features: float [N, F], in the order of the positions.
-        curve: rising numbers [N].
-        areas: class [N], UNLABELED where it is not known; None: of no patch.
-        window: patches averaged on either side.
-        usable: bool [N]; a position that is not, such as one without tissue, ends the curve.
+        features: Features in the order of the positions, float [N, F].
+        curve: Index of the curve of each position [N], in ascending order.
+        areas: Class index of each position [N], UNLABELED where not known. None if no area is
+            known.
+        window: Count of patches averaged on either side.
+        usable: Which positions are usable, bool [N]. Other positions, such as those without
+            tissue, end the curve. None if all are usable.
     """
-    number = len(features)
-    areas = np.full(number, UNLABELED) if areas is None else areas
-    usable = np.ones(number, bool) if usable is None else usable
-    # from here to `last` all positions are of the same curve and usable
+    count = len(features)
+    areas = np.full(count, UNLABELED) if areas is None else areas
+    usable = np.ones(count, bool) if usable is None else usable
+    # `breaks` has equal values at two positions if they are usable, of the same curve, and no
+    # unusable position lies between them
     breaks = np.cumsum(np.r_[False, (np.diff(curve) != 0) | ~usable[1:] | ~usable[:-1]])
-    before = np.arange(window - 1, number - window)
+    before = np.arange(window - 1, count - window)
     first, last = before - window + 1, before + window
     keep = (breaks[first] == breaks[last]) & usable[first]
     before, first, last = before[keep], first[keep], last[keep]
@@ -116,19 +132,23 @@ def neighbor_gaps(
 
 
 def gap_statistics(gaps: Gaps, curvature: np.ndarray, obliqueness: np.ndarray) -> dict[str, Any]:
-    """Are distances larger at borders than within areas, and what else makes them large?
+    """Test whether distances are larger at borders than within areas, and what else raises them.
 
     Args:
-        gaps: of N positions.
-        curvature: signed, at the positions [N].
-        obliqueness: at the positions [N].
+        gaps: Gaps between N positions.
+        curvature: Signed mean curvature at the positions, 1/mm [N].
+        obliqueness: Obliqueness of the cut at the positions, degrees [N].
 
     Returns:
-        `border` and `within`: their numbers; `auc`: the probability that a gap at a border has a
-        larger distance than one within an area (0.5: no difference); `median_border` and
-        `median_within`, in units of the squared features; `spearman_curvature` (of its absolute
-        value) and `spearman_obliqueness`: rank correlations with the distance within areas. Without
-        p-values: neighboring gaps share patches. None where there are too few gaps.
+        A dict with these keys. A value is None if there are too few gaps to compute it.
+
+        * `border` and `within`: Counts of gaps of these kinds.
+        * `auc`: Probability that a gap at a border has a larger distance than a gap within an area.
+          It is 0.5 if there is no difference.
+        * `median_border` and `median_within`: Median distances, in squared units of the features.
+        * `spearman_curvature` and `spearman_obliqueness`: Rank correlations of the distance within
+          areas with the absolute curvature and the obliqueness. There are no p-values, because
+          neighboring gaps share patches and are not independent.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
@@ -140,13 +160,14 @@ def gap_statistics(gaps: Gaps, curvature: np.ndarray, obliqueness: np.ndarray) -
     if within.any() and border.any():
         results["auc"] = float(roc_auc_score(border[either], gaps.squared_distance[either]))
     for name, chosen in (("border", border), ("within", within)):
-        some = gaps.squared_distance[chosen]
-        results[f"median_{name}"] = float(np.median(some)) if len(some) else None
+        distances = gaps.squared_distance[chosen]
+        results[f"median_{name}"] = float(np.median(distances)) if len(distances) else None
     causes = {"curvature": np.abs(curvature), "obliqueness": obliqueness}
     distance = gaps.squared_distance[within]
     for name, values in causes.items():
         at_gap = (values[gaps.before] + values[gaps.before + 1])[within] / 2
+        # a rank correlation with a constant is not defined
         varied = len(distance) > 2 and np.ptp(at_gap) > 0 and np.ptp(distance) > 0
-        found: Any = spearmanr(at_gap, distance) if varied else None
-        results[f"spearman_{name}"] = float(found.statistic) if varied else None
+        correlation: Any = spearmanr(at_gap, distance) if varied else None
+        results[f"spearman_{name}"] = float(correlation.statistic) if varied else None
     return results

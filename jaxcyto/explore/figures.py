@@ -1,4 +1,4 @@
-"""Pictures of features: nearest patches, maps on the surface, jumps at borders on the sections."""
+"""Draw nearest patches, maps on the surface, and feature changes along the ribbon."""
 
 from collections.abc import Sequence
 
@@ -19,10 +19,10 @@ from jaxcyto.explore.ribbon_walk import Curves
 from jaxcyto.plots.common import BLUE, GRAY, ORANGE
 from jaxcyto.predict.features import read_patches
 
-NEAREST = 23  # with the chosen one four rows of six
+NEAREST = 23  # with the query patch, these are four rows of six
 COLUMNS = 6
 VALLEY = 0.8  # brightness of valleys on the inflated surface
-TISSUE_UM = 100.0  # of the section in the background
+TISSUE_UM = 100.0  # um/px of the section in the background
 TICK_MM = 1.3  # half the length of the mark at a border
 SECTION_COLUMNS = 4
 
@@ -35,23 +35,23 @@ def nearest_figure(
     areas: np.ndarray | None,
     distance_mm: float,
 ) -> Figure:
-    """A patch and those with the nearest features, by Euclidean distance, in this order.
+    """Draw a patch and its nearest neighbors by Euclidean distance of the features.
 
     Args:
-        brain: whose sections are read.
-        patches: of it [N].
-        features: float [N, F].
-        chosen: number of the patch.
-        areas: names [N], None where not known; None: of no patch.
-        distance_mm: the mean training distance, unit of squared distances.
+        brain: Brain whose sections are read.
+        patches: N patches of the brain.
+        features: Features of the patches, float [N, F].
+        chosen: Index of the query patch.
+        areas: Area names [N], None where not known. None if no area is known.
+        distance_mm: Mean training distance in mm, the unit of squared feature distances.
 
     Raises:
-        ReadError: a section cannot be read.
+        ReadError: A section cannot be read.
     """
     squared = np.square(features - features[chosen]).sum(axis=1)
-    squared[chosen] = -1.0  # before its doubles
+    squared[chosen] = -1.0  # sort it before patches with identical features
     order = np.argsort(squared, kind="stable")[: NEAREST + 1]
-    sorted_order = np.sort(order)  # sections are opened once each
+    sorted_order = np.sort(order)  # patches are stored by section, so each is opened once
     images = dict(
         zip(sorted_order.tolist(), read_patches(brain, patches.select(sorted_order)), strict=True)
     )
@@ -60,50 +60,53 @@ def nearest_figure(
     axes = figure.subplots(rows, COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
-    for axis, number in zip(axes.flat, order.tolist(), strict=False):
-        own = number == chosen
+    for axis, index in zip(axes.flat, order.tolist(), strict=False):
+        is_query = index == chosen
         axis.set_frame_on(True)
-        axis.imshow(images[number], cmap="gray", vmin=0, vmax=255)
-        name = None if areas is None else areas[number]
+        axis.imshow(images[index], cmap="gray", vmin=0, vmax=255)
+        name = None if areas is None else areas[index]
         color = GRAY
         if areas is not None and name is not None and areas[chosen] is not None:
             color = BLUE if name == areas[chosen] else ORANGE
-        axis.spines[:].set(color="black" if own else color, linewidth=3)
-        hemisphere = brain.hemispheres[patches.hemisphere[number]].name
-        section = brain.sections[patches.section[number]].name
-        lines = [f"{number}: {hemisphere}, section {section}", name or "area not known"]
-        if not own:
-            away = np.linalg.norm(patches.position_mm[number] - patches.position_mm[chosen])
+        axis.spines[:].set(color="black" if is_query else color, linewidth=3)
+        hemisphere = brain.hemispheres[patches.hemisphere[index]].name
+        section = brain.sections[patches.section[index]].name
+        lines = [f"{index}: {hemisphere}, section {section}", name or "area not known"]
+        if not is_query:
+            away = np.linalg.norm(patches.position_mm[index] - patches.position_mm[chosen])
             away = f"{away:.1f} mm away"
-            if patches.hemisphere[number] != patches.hemisphere[chosen]:
+            if patches.hemisphere[index] != patches.hemisphere[chosen]:
                 away = "other hemisphere"
-            lines.append(f"{away}; predicted {squared[number] * distance_mm:.1f} mm")
+            lines.append(f"{away}, predicted {squared[index] * distance_mm:.1f} mm")
         axis.set_title("\n".join(lines), fontsize=7.5)
     figure.suptitle(
-        f"Patch {chosen} and the {len(order) - 1} of {len(patches)} with the nearest features; "
-        "frames: blue same area, orange another",
+        f"Patch {chosen} and the {len(order) - 1} of {len(patches)} with the nearest features. "
+        "Blue frames: same area. Orange frames: another area.",
         fontsize=10,
     )
     return figure
 
 
 def surface_figure(brain: Brain, maps: Sequence[np.ndarray], label: str) -> Figure:
-    """A map on each hemisphere, as it is and inflated, from both sides; valleys are darker.
+    """Draw a map on the surface and the inflated surface of each hemisphere, from two sides.
+
+    Valleys are darker on the inflated surface. Colors saturate at the 98th percentile of the
+    values.
 
     Args:
-        brain: with hemispheres.
-        maps: a value for each vertex [V] of each; NaN is gray.
-        label: of the colors; they end at the 98th percentile.
+        brain: Brain with hemispheres.
+        maps: For each hemisphere, a value at each vertex [V]. NaN is drawn gray.
+        label: Label of the color bar.
 
     Raises:
-        InputError: a surface cannot be read.
+        InputError: A surface cannot be read.
     """
     figure = Figure(figsize=(14, 2.5 * len(maps) + 0.3), layout="constrained")
     axes = figure.subplots(len(maps), 4, squeeze=False)
     every = np.concatenate(maps)
     every = every[np.isfinite(every)]
     scale = ScalarMappable(Normalize(0, np.quantile(every, 0.98) if len(every) else 1), "viridis_r")
-    none = np.zeros((0, 3))
+    no_points = np.zeros((0, 3))
     for row, hemisphere, values in zip(axes, brain.hemispheres, maps, strict=True):
         colors = scale.to_rgba(np.nan_to_num(values))[:, :3]
         colors[np.isnan(values)] = LIGHT
@@ -113,7 +116,7 @@ def surface_figure(brain: Brain, maps: Sequence[np.ndarray], label: str) -> Figu
         shown = ((surface, colors, hemisphere.surface), (inflated, dark, "inflated"))
         for k, (shape, shade, title) in enumerate(shown):
             for axis, view in zip(row[2 * k : 2 * k + 2], VIEWS, strict=True):
-                axis.imshow(draw(shape, shade, none, none, view))
+                axis.imshow(draw(shape, shade, no_points, no_points, view))
                 axis.set_title(f"{hemisphere.name}: {title}, {view.name}", fontsize=8)
                 axis.axis("off")
     figure.colorbar(scale, ax=axes, label=label, shrink=0.8, extend="max")
@@ -123,19 +126,20 @@ def surface_figure(brain: Brain, maps: Sequence[np.ndarray], label: str) -> Figu
 def neighbors_figure(
     brain: Brain, curves: Curves, gaps: Gaps, sections: Sequence[int], *, unit: str = ""
 ) -> Figure:
-    """A panel for each section: points in the gaps, colored by distance, and ticks at borders.
+    """Draw the gaps on each section, colored by distance, with ticks at area borders.
 
-    Colors end at the 98th percentile of all panels, so that one patch does not set the scale.
+    Colors saturate at the 98th percentile of all panels, so that a single patch does not set the
+    scale.
 
     Args:
-        brain: read for its images, coarsely.
-        curves: positions.
-        gaps: between them.
-        sections: rows of the section table, in the order of the panels.
-        unit: of the distance, for the legend.
+        brain: Brain whose section images are read at `TISSUE_UM`.
+        curves: Positions along the ribbon.
+        gaps: Gaps between the positions.
+        sections: Rows of the section table, one panel each.
+        unit: Unit of the distance, for the legend.
 
     Raises:
-        InputError: a section cannot be read.
+        InputError: A section cannot be read.
     """
     columns = min(SECTION_COLUMNS, len(sections))
     rows = -(-len(sections) // columns)
@@ -154,7 +158,7 @@ def neighbors_figure(
             side = [int(np.ceil(px * row.pixel_um / um)) for px in section.shape]
             tissue = section.read_at(um, 0, 0, *side)
         extent = (0, side[1] * um / 1000, side[0] * um / 1000, 0)
-        # lightened: the points stand out, and white stays white
+        # lighten the tissue so that the points stand out. White stays white
         axis.imshow(255 - (255 - tissue.astype(float)) / 3, cmap="gray", vmin=0, vmax=255,
                     extent=extent)  # fmt: skip
         own = np.flatnonzero(of_gap == index)
@@ -177,5 +181,5 @@ def neighbors_figure(
     if points is not None:
         label = "squared distance of averaged features" + (f", {unit}" if unit else "")
         figure.colorbar(points, ax=axes, label=label, shrink=0.7, extend="max")
-    figure.suptitle("Neighboring patches along the ribbon; ticks: area borders", fontsize=10)
+    figure.suptitle("Neighboring patches along the ribbon. Ticks: area borders", fontsize=10)
     return figure

@@ -1,4 +1,4 @@
-"""Patches as a table: one Parquet file that pandas, R, DuckDB and Arrow read."""
+"""Read and write the table of patches, a Parquet file for pandas, R, DuckDB and Arrow."""
 
 import json
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from jaxcyto.predict.features import Embedding
 from jaxcyto.utils.files import atomic_write
 
 TABLE = "patches.parquet"
-KEY = b"jaxcyto"  # of the file's metadata: what its values were computed from
+KEY = b"jaxcyto"  # metadata field that identifies the weights and patches of the table
 
 
 def patch_columns(brain: Brain, patches: Patches) -> dict[str, np.ndarray]:
-    """What is known of patches without a network, a column each."""
+    """Return the columns that do not depend on a network: index, section, position, split."""
     names = np.array([row.name for row in brain.sections], object)
     hemispheres = np.array([each.name for each in brain.hemispheres], object)
     columns = {
@@ -32,21 +32,27 @@ def patch_columns(brain: Brain, patches: Patches) -> dict[str, np.ndarray]:
 
 
 def class_column(classes: tuple[AreaClass, ...], number: np.ndarray) -> np.ndarray:
-    """Names [N] of class numbers [N]; None where there is no such class."""
+    """Return the class name [N] for each class index [N], or None if there is no such class."""
     names = np.full(max(UNLABELED, len(classes)) + 1, None, object)
     names[: len(classes)] = [entry.name for entry in classes]
     return names[number]
 
 
 def embedding_columns(found: Embedding) -> dict[str, np.ndarray]:
-    """`feature_00`, `feature_01`, ... and the predicted position, mm."""
+    """Return the columns `feature_00`, `feature_01`, ... and the predicted position in mm."""
     columns = {f"feature_{k:02d}": values for k, values in enumerate(found.features.T)}
     axes = enumerate("xyz")
     return columns | {f"predicted_{axis}_mm": found.coordinates_mm[:, k] for k, axis in axes}
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray], source: Mapping[str, str]) -> None:
-    """Writes columns [N]; `source` says what they were computed from."""
+    """Write columns [N] as a Parquet file.
+
+    Args:
+        path: The file.
+        columns: Arrays [N] by column name.
+        source: Digests of the inputs that the columns were computed from.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -57,7 +63,11 @@ def write_table(path: Path, columns: Mapping[str, np.ndarray], source: Mapping[s
 
 
 def read_embedding(path: Path, source: Mapping[str, str]) -> Embedding | None:
-    """The features of a table that was computed from the same; None if there is none."""
+    """Read the features from a table on disk.
+
+    Return None if there is no table, if it is damaged or if it was computed from other inputs than
+    those of `source`.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -72,5 +82,5 @@ def read_embedding(path: Path, source: Mapping[str, str]) -> Embedding | None:
         features = np.column_stack([table[name].to_numpy() for name in names])
         places = np.column_stack([table[f"predicted_{axis}_mm"].to_numpy() for axis in "xyz"])
     except (OSError, KeyError, ValueError, pyarrow.ArrowException):
-        return None  # damaged: computed again
+        return None  # damaged, so the caller computes the features again
     return Embedding(*(np.ascontiguousarray(part, np.float32) for part in (features, places)))

@@ -1,8 +1,8 @@
-"""The cortical ribbon of sections as curves: evenly spaced positions, in order, and their geometry.
+"""Walk along the cortical ribbon of sections and compute its geometry at evenly spaced positions.
 
-Where a section cuts a hemisphere, the cut falls into curves: an open one from the edge of the
-cortex to another, or a closed one, which is opened where the walk starts. Neighbors on a curve are
-neighbors in the cortical sheet.
+A section cuts a hemisphere in one or several curves. An open curve runs from one edge of the cortex
+to another. A closed curve is opened at its first position. Neighbors on a curve are neighbors in
+the cortical sheet.
 """
 
 import dataclasses
@@ -27,22 +27,23 @@ from jaxcyto.brain.surfaces.smoothing import smooth, vertex_normals
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.errors import InputError
 
-STEP_MM = 0.5
-JOINED_MM = 1e-6  # segments whose ends are this close go on: rounding moves them by 1e-14
-CURVATURE_FWHM_MM = 2.0  # the side of a patch: it does not see finer bends as such
+STEP_MM = 0.5  # assumption, the paper does not give the spacing
+JOINED_MM = 1e-6  # segments with ends this close are joined. Rounding errors are about 1e-14 mm
+CURVATURE_FWHM_MM = 2.0  # the side of a patch, which does not resolve finer curvature
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curves:
-    """Positions along curves, N of them, curve by curve.
+    """N positions along curves, in order.
 
     Attributes:
-        patches: the positions, as patches centered there.
-        curve: number of the curve, int32 [N], rising.
-        arc_mm: length along it, float64 [N].
-        curvature: signed mean curvature of the surface, 1/mm, float32 [N] (`mean_curvature`).
-        obliqueness: of the cut, degrees, float32 [N]: 0 where the section is perpendicular to the
-            surface, 90 where it is tangent to it; arcsin |section normal . surface normal|.
+        patches: Patches centered at the positions.
+        curve: Index of the curve, int32 [N], in ascending order.
+        arc_mm: Arc length along the curve in mm, float64 [N].
+        curvature: Signed mean curvature of the surface in 1/mm, float32 [N]. See `mean_curvature`.
+        obliqueness: Angle between the section and the normal of the surface in degrees,
+            float32 [N], computed as arcsin |section normal . surface normal|. It is 0 where the
+            section is perpendicular to the surface and 90 where it is tangent.
     """
 
     patches: Patches
@@ -65,45 +66,47 @@ def walk_ribbons(
     depth: float | None = None,
     min_thickness_mm: float = MIN_THICKNESS_MM,
 ) -> Curves:
-    """Positions every `step_mm` along the ribbons of sections, as far as their images reach.
+    """Place positions every `step_mm` along the cortical ribbons of sections, within their images.
 
     Args:
-        brain: with hemispheres.
-        sections: rows of its section table.
-        patch_px: side of the patches.
-        um_per_px: their resolution.
-        step_mm: spacing along a curve; shorter curves are left out.
-        depth: as for `sample_patches`.
-        min_thickness_mm: as for `sample_patches`.
+        brain: Brain with hemispheres.
+        sections: Rows of its section table.
+        patch_px: Side of the patches in pixels.
+        um_per_px: Resolution of the patches in micrometers per pixel.
+        step_mm: Spacing along a curve in mm. Curves shorter than 2 * `step_mm` are omitted.
+        depth: As in `sample_patches`.
+        min_thickness_mm: As in `sample_patches`.
 
     Raises:
-        InputError: no hemisphere, a file cannot be read, or the sections do not meet the cortex.
+        InputError: The brain has no hemisphere, a file cannot be read, or the sections do not cut
+            the cortex.
     """
     need_hemispheres(brain, "walking along the cortex")
-    found = [cut_surface(each, depth, min_thickness_mm) for each in brain.hemispheres]
-    shapes, places = [], []
+    cut_surfaces = [cut_surface(each, depth, min_thickness_mm) for each in brain.hemispheres]
+    shapes, planes = [], []
     for index in sections:
         row = brain.sections[index]
         with open_section(row.image, row.pixel_um, brain.background) as section:
             shapes.append(section.shape)
-        places.append(registration(row, shapes[-1]))
-    axis = mean_normal(places) if places else np.array([0.0, 1.0, 0.0])
-    cutters = [CutSurface(surface, cortex, axis) for surface, cortex in found]
-    geometry = [(mean_curvature(surface), vertex_normals(surface)) for surface, _ in found]
+        planes.append(registration(row, shapes[-1]))
+    axis = mean_normal(planes) if planes else np.array([0.0, 1.0, 0.0])
+    cutters = [CutSurface(surface, cortex, axis) for surface, cortex in cut_surfaces]
+    geometry = [(mean_curvature(surface), vertex_normals(surface)) for surface, _ in cut_surfaces]
     parts: list[dict[str, np.ndarray]] = []
-    for index, shape, place in zip(sections, shapes, places, strict=True):
-        for number, cutter in enumerate(cutters):
-            curvature, normals = geometry[number]
-            for segments in _curves(cutter.cut(place), place, shape):
+    for index, shape, plane in zip(sections, shapes, planes, strict=True):
+        for hemisphere, cutter in enumerate(cutters):
+            curvature, normals = geometry[hemisphere]
+            for segments in _curves(cutter.cut(plane), plane, shape):
                 length = segments.length_mm.sum()
                 count = int(length / step_mm)
                 if count < 2:
                     continue
+                # equal margins at both ends
                 arc = (np.arange(count) - (count - 1) / 2) * step_mm + length / 2
-                part = _positions(segments, arc, place, cutter.faces, curvature, normals)
+                part = _positions(segments, arc, plane, cutter.faces, curvature, normals)
                 part |= {
                     "section": np.full(count, index),
-                    "hemisphere": np.full(count, number),
+                    "hemisphere": np.full(count, hemisphere),
                     "split": np.full(count, _split(brain, index)),
                     "curve": np.full(count, len(parts)),
                 }
@@ -112,7 +115,7 @@ def walk_ribbons(
         names = ", ".join(brain.sections[index].name for index in sections) or "none given"
         raise InputError(
             f"{brain.root}: sections {names}: no ribbon of {2 * step_mm:g} mm; give sections that "
-            "cut the cortex (`jaxcyto check` tells where surfaces and sections lie)"
+            "cut the cortex (`jaxcyto check` prints where surfaces and sections lie)"
         )
     merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     arrays = {name: merged[name].astype(dtype) for name, (dtype, _) in DTYPES.items()}
@@ -134,18 +137,18 @@ def walk_ribbons(
 def _positions(
     segments: Segments,
     arc_mm: np.ndarray,
-    place: Registration,
+    plane: Registration,
     faces: np.ndarray,
     curvature: np.ndarray,
     normals: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """What there is to know of positions [N] along a curve, by the names of `Curves`."""
+    """Compute the columns of `Curves` and its patches at arc lengths [N] of one curve."""
     segment, points, bary = segments.at(arc_mm)
     face = segments.face[segment]
     corners = faces[face]
     normal = (normals[corners] * bary[:, :, None]).sum(1)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-    column, row, _ = place.to_px(points)
+    column, row, _ = plane.to_px(points)
     return {
         "center_px": np.stack([column, row], -1),
         "position_mm": points,
@@ -153,22 +156,29 @@ def _positions(
         "bary": bary,
         "arc_mm": arc_mm,
         "curvature": (curvature[corners] * bary).sum(1),
-        "obliqueness": np.rad2deg(np.arcsin(np.abs(normal @ place.normal).clip(0, 1))),
+        "obliqueness": np.rad2deg(np.arcsin(np.abs(normal @ plane.normal).clip(0, 1))),
     }
 
 
 def mean_curvature(surface: Surface, fwhm_mm: float = CURVATURE_FWHM_MM) -> np.ndarray:
-    """Signed mean curvature H [V] in 1/mm, smoothed along the surface.
+    """Compute the signed mean curvature H [V] in 1/mm, smoothed along the surface.
 
-    2 H n = L x / A with the cotangent Laplacian L and the area A of a vertex (Meyer et al. 2003,
-    "Discrete differential-geometry operators for triangulated 2-manifolds", equation 8, with a
-    third of the triangles as area). Positive where a closed surface bulges outwards, as on a gyral
-    crown; 1 / r on a sphere. At the border of an open surface it is not defined and counts as 0.
-    Single vertices are off by some 20 % (their share of the area is), means over a few are not.
+    We use 2 H n = L x / A with the normal n, the cotangent Laplacian L, the vertex positions x and
+    the vertex areas A (Meyer et al. 2003, "Discrete differential-geometry operators for
+    triangulated 2-manifolds", equation 8). As area of a vertex we take a third of the area of its
+    triangles. H is positive where a closed surface is convex, as on a gyral crown, and 1 / r on a
+    sphere of radius r. It is not defined at the border of an open surface and set to 0 there. The
+    value at a single vertex has an error of about 20 %, because the vertex area does. The errors
+    average out over a few vertices.
+
+    Args:
+        surface: The surface, in mm.
+        fwhm_mm: Width (FWHM) of the smoothing in mm, or 0 for none.
     """
     vertices, faces = surface.vertices, surface.faces
     area = pp3d.vertex_areas(vertices, faces)
     flow = pp3d.cotan_laplacian(vertices, faces, denom_eps=1e-10) @ vertices
+    # the sign of the enclosed volume says whether the faces are oriented outward
     first, second, third = (vertices[faces[:, k]] - vertices.mean(axis=0) for k in range(3))
     volume = (first * np.cross(second, third)).sum()
     normal = vertex_normals(surface) * (np.sign(volume) or 1.0)
@@ -180,15 +190,15 @@ def mean_curvature(surface: Surface, fwhm_mm: float = CURVATURE_FWHM_MM) -> np.n
 
 
 def _border(faces: np.ndarray) -> np.ndarray:
-    """Vertices on an edge with one triangle."""
+    """Find the vertices on an edge that has one triangle only."""
     edges = np.stack([faces, np.roll(faces, -1, axis=1)], -1).reshape(-1, 2)
     edges, count = np.unique(np.sort(edges, axis=1), axis=0, return_counts=True)
     return np.unique(edges[count == 1])
 
 
-def _curves(segments: Segments, place: Registration, shape: tuple[int, int]) -> list[Segments]:
-    """The curves that segments (in order, see `ribbon.chain`) form within the image."""
-    column, row, _ = place.to_px(segments.middle_mm)
+def _curves(segments: Segments, plane: Registration, shape: tuple[int, int]) -> list[Segments]:
+    """Split the ordered segments (see `ribbon.chain`) within the image into curves."""
+    column, row, _ = plane.to_px(segments.middle_mm)
     segments = segments.select(in_image(column, row, shape))
     step = np.linalg.norm(segments.points_mm[1:, 0] - segments.points_mm[:-1, 1], axis=1)
     bounds = [0, *(np.flatnonzero(step > JOINED_MM) + 1).tolist(), len(segments.face)]

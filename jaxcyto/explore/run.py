@@ -1,13 +1,13 @@
-"""What a trained network makes of a brain, patch by patch: tables, maps, pictures, probes.
+"""Explore the outputs of a trained network for all patches of a brain (`jaxcyto explore`).
 
-    RUN/explore/BRAIN/patches.parquet              every patch: place, split, area, features
+    RUN/explore/BRAIN/patches.parquet                  position, split, area, features of patches
     RUN/explore/BRAIN/HEMISPHERE.features.func.gii     features on the surface
     RUN/explore/BRAIN/HEMISPHERE.neighbors.func.gii    distance to neighbors along the ribbon
-    RUN/explore/BRAIN/neighbors.png, surface.png   the same as pictures
-    RUN/explore/BRAIN/nearest_17.png               patches most like patch 17
-    RUN/explore/BRAIN/results.json                 probes and statistics
+    RUN/explore/BRAIN/neighbors.png, surface.png       the same distance as figures
+    RUN/explore/BRAIN/nearest_17.png                   patches with features nearest to patch 17
+    RUN/explore/BRAIN/results.json                     probes and statistics
 
-Of a segmentation run the table holds the predicted class, and the maps are those of
+For a segmentation run, the table holds the predicted class, and the maps are those of
 `jaxcyto predict --surface`.
 """
 
@@ -47,20 +47,20 @@ from jaxcyto.runs.load import PretextRun, load_pretext_run, load_segment_run
 from jaxcyto.utils.files import file_sha256, write_json
 from jaxcyto.utils.progress import Progress
 
-WALKED = 24  # sections along whose ribbons neighbors are compared, unless named
-SHOWN = 8  # of them, in the picture
+WALKED = 24  # sections whose ribbons are walked along, unless sections are named
+SHOWN = 8  # of these sections, drawn in neighbors.png
 TEST, TRAIN = SPLITS.index("test"), SPLITS.index("train")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Subject:
-    """A brain with its patches, and the folder for what is found out."""
+    """A brain with its patches and the output folder."""
 
     brain: Brain
     patches: Patches
-    areas: np.ndarray | None  # class numbers [N]; None without labels
+    areas: np.ndarray | None  # class indices [N], or None without labels
     folder: Path
-    key: str  # SHA-256 of the file of patches
+    key: str  # SHA-256 of the patches file
 
 
 def explore_features(
@@ -72,25 +72,26 @@ def explore_features(
     classes: Mapping[int, str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Features of all patches of a brain as table, maps and pictures; probes.
+    """Write the features of all patches of a brain as table, maps and figures, and probe them.
 
     Args:
-        run_folder: of a finished pre-training run.
-        brain_folder: with patches of the run's size and resolution.
-        patches_file: in the brain's folder.
-        sections: along whose ribbons neighbors are compared, by name. By default the test sections
-            (at most 8) and others evenly up to 24.
-        classes: class name of a label, as for `jaxcyto carry`.
-        progress: told the patches done.
+        run_folder: Folder of a finished pre-training run.
+        brain_folder: Folder of a brain with patches of the run's size and resolution.
+        patches_file: Name of the patches file in the brain folder.
+        sections: Names of the sections whose ribbons are walked along. By default, these are at
+            most 8 test sections and evenly spaced others, up to 24 in total.
+        classes: Class name of a label, as for `jaxcyto carry --map`.
+        progress: Called with (patches done, total).
 
     Returns:
-        What results.json holds: `patches`, `probes` (`areas` as `probe_areas`, `coordinates` as
-        `probe_coordinates`; None where there is nothing to read them from), `neighbors` (`test` and
-        `all`: `gap_statistics`, distances in predicted mm), `seen` (test sections that the run was
-        trained on) and `files`.
+        The content of results.json. `patches` is the count of patches. `probes` holds `areas`
+        (see `probe_areas`) and `coordinates` (see `probe_coordinates`), each None without the data
+        it needs. `neighbors` holds `gap_statistics` of the `test` sections and of `all` sections,
+        with distances in predicted mm. `seen` lists the test sections that the run was trained on,
+        and `files` the files written.
 
     Raises:
-        InputError: run and brain do not fit, or a file cannot be read.
+        InputError: The run and the brain do not match, or a file cannot be read.
     """
     run = load_pretext_run(run_folder)
     subject = _open(run.path, brain_folder, patches_file, classes)
@@ -156,10 +157,19 @@ def explore_nearest(
     classes: Mapping[int, str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """A page with the patches whose features are nearest to those of one; returns its path.
+    """Draw the patches whose features are nearest to those of one patch, and return the path.
+
+    Args:
+        run_folder: Folder of a finished pre-training run.
+        brain_folder: Folder of a brain with patches of the run's size and resolution.
+        patch: Index of the patch.
+        patches_file: Name of the patches file in the brain folder.
+        classes: Class name of a label, as for `jaxcyto carry --map`.
+        progress: Called with (patches done, total).
 
     Raises:
-        InputError: there is no such patch; else as `explore_features`.
+        InputError: There is no such patch, the run and the brain do not match, or a file cannot be
+            read.
     """
     run = load_pretext_run(run_folder)
     subject = _open(run.path, brain_folder, patches_file, classes)
@@ -187,17 +197,26 @@ def explore_predictions(
     classes: Mapping[int, str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Of a segmentation run: the predicted class of all patches as table, and of the surfaces.
+    """Write the classes that a segmentation run predicts for all patches and for the surfaces.
 
-    Sections that `jaxcyto predict` has not done yet are predicted now.
+    Sections that `jaxcyto predict` has not predicted yet are predicted first.
+
+    Args:
+        run_folder: Folder of a finished segmentation run.
+        brain_folder: Folder of a brain with patches.
+        patches_file: Name of the patches file in the brain folder.
+        classes: Class name of a label, as for `jaxcyto carry --map`.
+        progress: Called with (map px done, total).
 
     Returns:
-        What results.json holds: `patches`, `predicted` (patches with a class), `accuracy` (`test`,
-        `accuracy` and `balanced_accuracy` of the test patches whose area is known; None without
-        any), `seen`, `failures` (sections that cannot be read) and `files`.
+        The content of results.json. `patches` counts the patches and `predicted` those with a
+        class. `accuracy` holds the count `test` of test patches with a known area and a
+        prediction, and their `accuracy` and `balanced_accuracy`. It is None without such patches.
+        `seen` lists the test sections that the run was trained on, `failures` the sections that
+        cannot be read, and `files` the files written.
 
     Raises:
-        InputError: run and brain do not fit, or a file cannot be read.
+        InputError: The run and the brain do not match, or a file cannot be read.
     """
     run = load_segment_run(run_folder)
     subject = _open(run.path, brain_folder, patches_file, classes)
@@ -254,9 +273,10 @@ def _open(
 
 
 def _embedding(run: PretextRun, subject: _Subject, progress: Progress | None) -> Embedding:
-    """Features of all patches: of the table if it is of these weights and patches, else computed.
+    """Read the features of all patches from the table, or compute them.
 
-    The table is written in any case, for labels may have changed.
+    The table is only read if it was computed from the same weights and patches. It is always
+    written again, because the labels may have changed.
     """
     brain, patches, path = subject.brain, subject.patches, subject.folder / TABLE
     assert run.weights is not None
@@ -274,7 +294,7 @@ def _embedding(run: PretextRun, subject: _Subject, progress: Progress | None) ->
 def _choose_sections(
     brain: Brain, patches: Patches, names: Sequence[str]
 ) -> tuple[list[int], list[int]]:
-    """Rows of the sections that are walked along, and of those in the picture."""
+    """Choose the rows of the sections to walk along, and of those to draw."""
     if names:
         by_name = {row.name: index for index, row in enumerate(brain.sections)}
         chosen = [by_name[row.name] for row in select_sections(brain, list(dict.fromkeys(names)))]
@@ -288,7 +308,7 @@ def _choose_sections(
 
 
 def _maps(brain: Brain, patches: Patches, values: np.ndarray, reach_mm: float) -> list[np.ndarray]:
-    """Values [N, C] of patches as maps [V, C] on each hemisphere."""
+    """Average values [N, C] of patches into maps [V, C] on each hemisphere."""
     maps = []
     for number, hemisphere in enumerate(brain.hemispheres):
         own, surface = patches.hemisphere == number, hemisphere_surface(hemisphere)
@@ -301,7 +321,7 @@ def _maps(brain: Brain, patches: Patches, values: np.ndarray, reach_mm: float) -
 def _write_maps(
     subject: _Subject, what: str, names: list[str], maps: list[np.ndarray]
 ) -> list[Path]:
-    """HEMISPHERE.WHAT.func.gii for each hemisphere."""
+    """Write HEMISPHERE.WHAT.func.gii for each hemisphere and return the paths."""
     written = []
     for hemisphere, values in zip(subject.brain.hemispheres, maps, strict=True):
         written.append(subject.folder / f"{hemisphere.name}.{what}.func.gii")
@@ -329,7 +349,7 @@ def _probes(run: PretextRun, subject: _Subject, found: Embedding) -> dict[str, A
 
 
 def _seen(training_sections: Sequence[str], subject: _Subject) -> list[str]:
-    """Test sections that the run was trained on: scores on them are too good."""
+    """List the test sections that the run was trained on, because their scores are biased."""
     brain, patches = subject.brain, subject.patches
     test = np.unique(patches.section[patches.split == TEST])
     names = {f"{brain.root.name}/{brain.sections[index].name}" for index in test}

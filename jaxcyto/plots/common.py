@@ -1,4 +1,4 @@
-"""What pictures share: colors, curves, and how they are saved; files are PNG."""
+"""Provide the colors, the loss curves and the saving of figures (PNG)."""
 
 import itertools
 import os
@@ -14,12 +14,17 @@ from matplotlib.figure import Figure
 
 from jaxcyto.utils.files import atomic_write
 
-# Okabe and Ito's colors, told apart with any color vision
+# colors of Okabe and Ito, which can be distinguished with any color vision
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#999999"
 
 
 def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
-    """Writes figures by file name (PNG) and closes them."""
+    """Write figures as PNG files and close them.
+
+    Args:
+        folder: Output folder, created if missing.
+        figures: Figures by file name.
+    """
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
         with atomic_write(folder / name) as file:
@@ -28,18 +33,18 @@ def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last `window` values, fewer at the start."""
+    """Return the running mean [N] over the last `window` values, over fewer at the start."""
     total = np.cumsum(np.concatenate([[0.0], values]))
     end = np.arange(1, len(values) + 1)
     start = np.maximum(0, end - window)
     return (total[end] - total[start]) / (end - start)
 
 
-Panel = tuple[str, list[tuple[str, str, str]]]  # title; curves: (key, label, color)
+Panel = tuple[str, list[tuple[str, str, str]]]  # title and curves (key, label, color)
 
 
 def error_panel(title: str, key: str) -> Panel:
-    """An error in training and in validation."""
+    """Describe a panel with the curves of an error in training and validation."""
     curves = [
         (f"train/{key}", "training batch", GRAY),
         (f"val/{key}", "validation", BLUE),
@@ -49,11 +54,16 @@ def error_panel(title: str, key: str) -> Panel:
 
 
 def loss_curves(lines: list[dict[str, Any]], panels: list[Panel]) -> Figure:
-    """Loss terms by step, and beside them the given panels."""
+    """Plot the loss terms by step, with the given panels beside them.
+
+    Args:
+        lines: Lines of metrics.jsonl.
+        panels: Further panels.
+    """
 
     def series(key: str) -> tuple[np.ndarray, np.ndarray]:
-        found = [(line["step"], line[key]) for line in lines if key in line]
-        return np.array([x for x, _ in found]), np.array([y for _, y in found])
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        return np.array([x for x, _ in points]), np.array([y for _, y in points])
 
     terms = sorted({key for line in lines for key in line if key.startswith("train/loss/")})
     colors = zip(terms, itertools.cycle((BLUE, ORANGE, GREEN, RED)), strict=False)

@@ -1,4 +1,4 @@
-"""Pictures of a pre-training run."""
+"""Draw the figures of a pre-training run."""
 
 import os
 
@@ -31,13 +31,14 @@ def pretext_figures(
     source: PairSource,
     predictions: dict[str, np.ndarray] | None,
 ) -> None:
-    """All figures of a pre-training run, into `workdir/figures`.
+    """Write all figures of a pre-training run to `workdir/figures`.
 
     Args:
-        workdir: the run.
-        table: its pairs.
-        source: their images.
-        predictions: of test pairs: `index` [P], `distance_mm` [P] and `coordinates_mm` [P, 2, 3].
+        workdir: Run folder.
+        table: Pairs of the run.
+        source: Images of the pairs.
+        predictions: Predictions of P test pairs: `index` [P], `distance_mm` [P] and
+            `coordinates_mm` [P, 2, 3].
     """
     figures = {
         "curves.png": loss_curves(
@@ -64,8 +65,9 @@ def pretext_figures(
 
 
 def predicted_distance(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figure:
-    """Predicted against true distance, with the median and quartiles of the prediction."""
+    """Plot predicted against true distances in mm, with the median and the quartiles."""
     figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
+    # the quantile keeps a few outliers from setting the scale
     top = float(max(np.quantile(predicted_mm, 0.995), true_mm.max()))
     axis.plot([0, top], [0, top], color=GRAY, linewidth=1)
     axis.scatter(true_mm, predicted_mm, s=5, alpha=0.35, color=BLUE, edgecolors="none")
@@ -91,7 +93,7 @@ def predicted_distance(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figure:
 
 
 def predicted_coordinates(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figure:
-    """Predicted against true position, one panel an axis."""
+    """Plot predicted against true coordinates [N, 3] in mm, one panel for each axis."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
     for k, axis in enumerate(axes):
         low, high = true_mm[:, k].min(), true_mm[:, k].max()
@@ -107,7 +109,7 @@ def predicted_coordinates(true_mm: np.ndarray, predicted_mm: np.ndarray) -> Figu
 
 
 def sample_pairs(table: PairTable, source: PairSource, count: int = 12) -> Figure:
-    """A page of training pairs, from near to far, each with its distance."""
+    """Show `count` training pairs from near to far, each with its distance."""
     pairs = table.of_split("train")
     pairs = pairs[np.argsort(table.distance_mm[pairs], kind="stable")]
     pairs = pairs[np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)]
@@ -120,7 +122,7 @@ def sample_pairs(table: PairTable, source: PairSource, count: int = 12) -> Figur
     for axis, pair in zip(axes.flat, pairs, strict=False):
         try:
             left, right = (source.read_patch(int(p[pair])) for p in (table.first, table.second))
-        except ReadError as error:  # the run is over: no reason to end it without its figures
+        except ReadError as error:  # training is finished and its figures are still useful
             axis.set_title(f"{error.path.name} cannot be read", fontsize=10)
             continue
         gap = np.full((left.shape[0], max(1, left.shape[0] // 16)), 255, np.uint8)

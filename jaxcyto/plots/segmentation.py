@@ -1,4 +1,4 @@
-"""Pictures of segmentation: curves, confusion matrices, sections with annotation and prediction."""
+"""Draw the figures of segmentation: curves, confusion matrices and sections."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +16,18 @@ from jaxcyto.plots.common import GRAY, error_panel, loss_curves, save_figures
 from jaxcyto.runs.metrics_file import read_metrics
 
 Classes = Sequence[AreaClass]
-INSET_SIDE = 0.25  # of the axis
-RIGHT, WRONG = "#56B4E9", "#D55E00"  # Okabe and Ito's sky blue and vermilion
+INSET_SIDE = 0.25  # fraction of the side of the axis
+RIGHT, WRONG = "#56B4E9", "#D55E00"  # sky blue and vermilion of Okabe and Ito
 
 
 def segment_figures(workdir: Path, classes: Classes, confusion: np.ndarray | None) -> None:
-    """Curves and, where there was a test, the confusion matrix, into `workdir/figures`."""
+    """Write the curves and the confusion matrix of the test to `workdir/figures`.
+
+    Args:
+        workdir: Run folder.
+        classes: Classes of the run.
+        confusion: Confusion matrix of the test in pixels, or None without a test.
+    """
     areas = any(entry.kind == "area" for entry in classes)
     dice = ("areas", "dice_macro_areas") if areas else ("classes", "dice_macro")
     panels = [
@@ -35,13 +41,14 @@ def segment_figures(workdir: Path, classes: Classes, confusion: np.ndarray | Non
 
 
 def confusion_matrices(matrices: Sequence[tuple[str, np.ndarray]], classes: Classes) -> Figure:
-    """Confusion matrices side by side, such as before and after pre-training.
+    """Draw confusion matrices side by side, such as with and without pre-training.
 
-    Each row is the percentage of the pixels annotated as a class that got each prediction.
+    Cells show the percentage of the pixels annotated as a class that got each prediction.
 
     Args:
-        matrices: (title, [C, C or more] pixels; rows annotated, columns predicted).
-        classes: their names.
+        matrices: Pairs of a title and a matrix [C, C or more] of pixel counts, with annotated
+            classes as rows and predicted ones as columns.
+        classes: The C classes.
     """
     count, names = len(classes), [entry.name for entry in classes]
     side = 2.2 + 0.42 * count
@@ -72,13 +79,13 @@ def confusion_matrices(matrices: Sequence[tuple[str, np.ndarray]], classes: Clas
 def section_figure(
     tissue: np.ndarray, label: np.ndarray, predicted: np.ndarray, classes: Classes
 ) -> Figure:
-    """A section three times: with its annotation, with the prediction, and where they differ.
+    """Draw the annotation, the prediction and the differences of a section side by side.
 
     Args:
-        tissue: uint8 [h, w] gray image.
-        label: uint8 [h, w]; 255 = not annotated.
-        predicted: uint8 [h, w]; 255 = not predicted.
-        classes: names and colors.
+        tissue: Gray image, uint8 [h, w].
+        label: Annotated classes, uint8 [h, w], with 255 where not annotated.
+        predicted: Predicted classes, uint8 [h, w], with 255 where not predicted.
+        classes: Names and colors.
     """
     height, width = tissue.shape
     across = 5.2
@@ -109,7 +116,17 @@ def section_figure(
 
 
 def fill(image: np.ndarray, where: np.ndarray, color: str, strength: float = 0.55) -> np.ndarray:
-    """Tints an image, gray [h, w] or RGB [h, w, 3], where a mask is true; uint8 RGB [h, w, 3]."""
+    """Color an image where a mask is true.
+
+    Args:
+        image: Gray [h, w] or RGB [h, w, 3], uint8.
+        where: Mask, bool [h, w].
+        color: Any matplotlib color.
+        strength: Opacity of the color, 0 ... 1.
+
+    Returns:
+        RGB image, uint8 [h, w, 3].
+    """
     rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
     rgb = rgb.copy()
     tint = 255 * np.array(to_rgb(color))
@@ -120,35 +137,45 @@ def fill(image: np.ndarray, where: np.ndarray, color: str, strength: float = 0.5
 def outline(
     tissue: np.ndarray, label: np.ndarray, classes: Classes, strength: float = 0.25
 ) -> np.ndarray:
-    """Classes as a faint tint with a line of one px inside of their borders; uint8 RGB [h, w, 3].
+    """Draw classes over tissue as tints with opaque border pixels.
 
-    What is not labeled (255) stays gray; so do classes of kind "background".
+    Pixels without a label (255) and classes of kind "background" stay gray.
+
+    Args:
+        tissue: Gray image, uint8 [h, w].
+        label: Classes, uint8 [h, w].
+        classes: Names and colors.
+        strength: Opacity of the tint, 0 ... 1.
+
+    Returns:
+        RGB image, uint8 [h, w, 3].
     """
     rgb = np.repeat(tissue[..., None], 3, axis=2)
     border = borders(label)
-    for number, entry in enumerate(classes):
+    for index, entry in enumerate(classes):
         if entry.kind == "background":
             continue
-        inside = label == number
+        inside = label == index
         rgb = fill(rgb, inside, entry.color, strength)
         rgb = fill(rgb, inside & border, entry.color, 1.0)
     return rgb
 
 
 def borders(label: np.ndarray) -> np.ndarray:
-    """Pixels of [h, w] next to a pixel of another class, bool [h, w]."""
-    found = np.zeros(label.shape, bool)
+    """Return which pixels [h, w] have a 4-neighbor of another class, bool [h, w]."""
+    border = np.zeros(label.shape, bool)
     for axis in (0, 1):
         differs = np.diff(label.astype(np.int16), axis=axis) != 0
-        found |= np.insert(differs, 0, False, axis=axis)
-        found |= np.insert(differs, differs.shape[axis], False, axis=axis)
-    return found
+        border |= np.insert(differs, 0, False, axis=axis)
+        border |= np.insert(differs, differs.shape[axis], False, axis=axis)
+    return border
 
 
 def _inset(axis: Axes, image: np.ndarray, annotated: np.ndarray, used: np.ndarray) -> None:
-    """The annotated part of an image, in the corner where least of a mask lies.
+    """Show the annotated part of an image in the corner that covers the fewest used pixels.
 
-    Left out where the annotation spans half of the image or more: it would be no larger.
+    Draw nothing if the annotation spans more than half of the image, because the inset would show
+    it smaller. `used` is a mask, bool [h, w].
     """
     rows, columns = (np.flatnonzero(annotated.any(axis=k)) for k in (1, 0))
     if not len(rows):

@@ -1,15 +1,17 @@
-"""Whole sections: class maps of any size, tile by tile and without a seam.
+"""Predict seamless class maps of whole sections of any size, window by window.
 
-tiling.py     which windows cover a section
-reading.py    what the network sees through one window
-predictor.py  the network over sections: bands of their maps
-planes.py     bands wait on disk
-maps.py       class and probability maps as OME-TIFF
-overlay.py, surface.py   what is made of class maps
-task.py, brain.py        all sections of a brain
+tiling.py     place the windows that cover a section
+reading.py    read the image and the atlas of one window
+predictor.py  run the network over sections
+planes.py     keep images on disk until a map is complete
+maps.py       write and read class and probability maps as OME-TIFF
+overlay.py, surface.py        draw class maps, project them to surfaces
+section_jobs.py, brain.py     predict all sections of a brain
+features.py   compute features of patches with a pre-trained network
+evaluate.py   score class maps on annotated sections
 """
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. They are imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,12 +1,13 @@
-"""All sections of a brain: class maps in the run's folder, whatever happens on the way.
+"""Predict the class maps of all sections of a brain, resumable after an interruption.
 
     RUN/predictions/BRAIN/SECTION.ome.tif                 class map
-    RUN/predictions/BRAIN/SECTION.probabilities.ome.tif   if asked for
-    RUN/predictions/BRAIN/SECTION.png                     overlay, if asked for
-    RUN/predictions/BRAIN/HEMISPHERE.label.gii            classes of the vertices, if asked for
+    RUN/predictions/BRAIN/SECTION.probabilities.ome.tif   probability map, if requested
+    RUN/predictions/BRAIN/SECTION.png                     overlay, if requested
+    RUN/predictions/BRAIN/HEMISPHERE.label.gii            classes of the vertices, if requested
 
-A class map takes its name when it and its probability map are complete, and says what it was
-computed with, so the same command skips what is finished and does the rest.
+A class map gets its final name when it and its probability map are complete. It stores a digest of
+everything it depends on. Therefore, the same command skips finished sections and predicts the
+others.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from jaxcyto.utils.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What is written beside class maps."""
+    """Which outputs to write in addition to class maps."""
 
     probabilities: bool = False
     overlay: bool = False
@@ -42,18 +43,18 @@ class Outputs:
 
 @dataclasses.dataclass
 class PredictionReport:
-    """What became of the sections, by name, and what it took.
+    """The results of `predict_brain`.
 
     Attributes:
-        folder: where the maps are.
-        predicted: computed now.
-        finished: computed before, with the same settings.
-        failures: one message for each section that could not be read.
-        labels: files with labels of a surface, and the share of vertices that have one.
-        tile_px: side of the windows; 0: nothing was computed.
-        pixels: map px computed.
-        image_pixels: px of the sections that they cover, as the network sees them.
-        seconds: for these.
+        folder: Folder of the maps.
+        predicted: Names of the sections that were predicted now.
+        finished: Names of the sections that were predicted before with the same settings.
+        failures: One message for each section that could not be read.
+        labels: Label files of the surfaces, each with the fraction of vertices that have a class.
+        tile_px: Side of the windows, or 0 if nothing was predicted.
+        pixels: Count of predicted map px.
+        image_pixels: Count of image px that these cover, at the resolution of the network.
+        seconds: Time taken for these.
     """
 
     folder: Path
@@ -77,22 +78,24 @@ def predict_brain(
     outputs: Outputs | None = None,
     progress: Progress | None = None,
 ) -> PredictionReport:
-    """Predicts the sections of a brain that are not finished yet.
+    """Segment the sections of a brain that are not finished yet.
 
     Args:
-        run_folder: of a finished segmentation run.
-        brain_folder: of the brain.
-        sections: names; all if empty.
-        shard: (i, n): every n-th of them from the i-th on, counted from 1.
-        tile_px: side of the windows; by default what memory allows and the largest section needs.
-        outputs: what else is written.
-        progress: told the map px done.
+        run_folder: Folder of a finished segmentation run.
+        brain_folder: Folder of the brain.
+        sections: Names of sections. All sections if empty.
+        shard: (i, n) with 1 <= i <= n selects every n-th of the sections, from the i-th on.
+        tile_px: Side of the windows in image px. By default, it is chosen by the available memory
+            and the largest section.
+        outputs: Additional outputs. By default, there are none.
+        progress: Called with (map px done, total).
 
     Returns:
-        A report; sections that cannot be read are in its `failures`, all others are finished.
+        A report. Its `failures` lists the sections that cannot be read. All others are finished.
 
     Raises:
-        InputError: no such run or brain, an unknown section, or an impossible tile size.
+        InputError: The run or the brain cannot be read, a section is unknown, or the network does
+            not take windows of `tile_px`.
     """
     outputs = outputs or Outputs()
     run = load_segment_run(run_folder)
@@ -104,7 +107,7 @@ def predict_brain(
         )
     try:
         rows = select_sections(brain, list(dict.fromkeys(sections)))[shard[0] - 1 :: shard[1]]
-    except InputError as error:  # it may be one of those without an image
+    except InputError as error:  # a named section may be missing because its image is
         raise InputError("\n".join([str(error), *missing])) from None
     report = PredictionReport(run.path / "predictions" / brain.root.name)
     report.folder.mkdir(parents=True, exist_ok=True)
@@ -132,15 +135,17 @@ def predict_brain(
 
 
 def _read_brain(folder: Path) -> tuple[Brain, list[str]]:
-    """A brain, and a message for each section whose image is missing; the others can be predicted.
+    """Read a brain and list a message for each section whose image is missing.
+
+    The other sections can still be predicted.
 
     Raises:
-        InputError: anything else is wrong with the brain's tables.
+        InputError: The tables of the brain have any other fault.
     """
     brain, faults = inspect_brain(folder)
     missing = [fault for fault in faults if re.search(r": line \d+: image: ", fault)]
     if brain is None or len(missing) < len(faults):
-        return read_brain(folder), []  # which raises
+        return read_brain(folder), []  # this call raises
     return brain, missing
 
 
@@ -152,7 +157,7 @@ def _make_maps(
     progress: Progress | None,
     report: PredictionReport,
 ) -> None:
-    """Computes the maps; while those of one section are written, the next one is computed."""
+    """Compute the maps, and write those of a section while the next section is computed."""
     run = predictor.run
     by_name = {job.row.name: job for job in jobs}
     total, started = sum(job.shape[0] * job.shape[1] for job in jobs), time.monotonic()
@@ -161,12 +166,12 @@ def _make_maps(
         for job in jobs:
             try:
                 yield open_source(run, brain, job.row)
-            except InputError as error:  # it changed since its header was read
+            except InputError as error:  # the file has changed since its header was read
                 report.failures.append(f"section {job.row.name}: {error}")
 
     def write(job: SectionJob, planes: list[Plane]) -> None:
         about = (run.out_um, run.classes, job.settings)
-        if settings_of(job.class_map) != job.settings:  # what was made of another map
+        if settings_of(job.class_map) != job.settings:  # outputs of an earlier map
             job.probability_map.unlink(missing_ok=True)
             job.overlay.unlink(missing_ok=True)
         if outputs.probabilities:
@@ -198,7 +203,7 @@ def _make_maps(
             if part.top + len(part.classes) == job.shape[0]:
                 part.source.section.close()
                 if writing is not None:
-                    writing.result()  # no more than one section waits
+                    writing.result()  # at most one section waits, because its planes use disk space
                 writing = writer.submit(write, job, planes)
         if writing is not None:
             writing.result()

@@ -1,7 +1,7 @@
-"""A trained network on the annotated sections of a brain: predicted, scored and drawn.
+"""Predict, score and draw the annotated sections of a brain.
 
-`train.py` scores its test windows in the same way, on the output grid of the network: there an
-annotated pixel holds the majority of its label image's pixels (see `windows.py`).
+Scores are computed on the output grid of the network, as for the test windows of `train.py`. The
+class of a grid pixel is the majority of the label image's pixels in it (see `data/windows.py`).
 """
 
 import os
@@ -23,36 +23,38 @@ from jaxcyto.scores import confusion, scores, sum_sections
 from jaxcyto.utils.files import write_json
 from jaxcyto.utils.progress import Progress
 
-BAND_ROWS = 1024  # of a map, scored at once
-FIGURE_PX = 1000  # longest side of a section in its figure
+BAND_ROWS = 1024  # rows of a map that are scored at once
+FIGURE_PX = 1000  # maximum length of the longest side of a section in its figure
 
 
 def evaluate_brain(
     run_folder: Path, brain_folder: Path, split: str, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Scores a run on the annotated sections of a split; what is not predicted yet, is now.
+    """Score a run on the annotated sections of a split.
 
-    Writes RUN/evaluation/BRAIN/SPLIT/results.json and figures: beside it the confusion matrix, in
-    sections/ each section with annotation, prediction and differences.
+    Sections that are not predicted yet are predicted first. The function writes results.json and
+    confusion.png to RUN/evaluation/BRAIN/SPLIT, and a figure of each section with annotation,
+    prediction and differences to the subfolder sections.
 
     Args:
-        run_folder: of a finished segmentation run.
-        brain_folder: of a brain with the classes of the run.
+        run_folder: Folder of a finished segmentation run.
+        brain_folder: Folder of a brain with the classes of the run.
         split: "train", "val" or "test".
-        progress: of the prediction.
+        progress: Called with (map px done, total) during prediction.
 
     Returns:
         The results, see `scores.sum_sections`.
 
     Raises:
-        InputError: run and brain do not fit, or a section cannot be read.
+        InputError: The classes of the run and the brain differ, the split has no annotated pixel
+            or was trained on, or a section cannot be read.
     """
     run, brain = load_segment_run(run_folder), read_brain(brain_folder)
-    own, wanted = ([f"{c.name} ({c.kind})" for c in x.classes] for x in (brain, run))
-    if own != wanted:
+    of_brain, of_run = ([f"{c.name} ({c.kind})" for c in x.classes] for x in (brain, run))
+    if of_brain != of_run:
         raise InputError(
-            f"{brain.root}/brain.toml: classes {', '.join(own) or 'none'}; but {run.path} was "
-            f"trained for {', '.join(wanted)}; the same are needed, in the same order"
+            f"{brain.root}/brain.toml: classes {', '.join(of_brain) or 'none'}; but {run.path} "
+            f"was trained for {', '.join(of_run)}; the same are needed, in the same order"
         )
     rows = [row for row in brain.sections if row.split == split and row.label is not None]
     if not rows:
@@ -77,12 +79,12 @@ def evaluate_brain(
         predicted = open_class_map(report.folder / f"{row.name}.ome.tif")
         with open_section(row.image, row.pixel_um, brain.background) as image:
             with section_label(row, image.shape) as label:
-                found = section_confusion(row, label, predicted, run)
+                matrix = section_confusion(row, label, predicted, run)
                 figure = _section_figure(image, label, predicted, run)
-        wrong = scores(found, run.classes)["err_seg_percent"]
+        wrong = scores(matrix, run.classes)["err_seg_percent"]
         wrong = "nothing annotated" if wrong is None else f"{wrong:.1f} % of the annotated px wrong"
         figure.suptitle(f"section {row.name}: {wrong}")
-        by_section[row.name] = found
+        by_section[row.name] = matrix
         save_figures(folder / "sections", {f"{row.name}.png": figure})
     results = sum_sections(by_section, run.classes)
     if not results["test"]["pixels"]:
@@ -100,16 +102,16 @@ def evaluate_brain(
 def compare(
     results: dict[str, dict[str, Any]], run_folder: Path, brain_folder: Path, split: str
 ) -> Path:
-    """Draws the confusion matrices of several runs side by side; returns the picture's path.
+    """Draw the confusion matrices of several runs side by side and return the path.
 
     Args:
-        results: of `evaluate_brain`, by a title each.
-        run_folder: of the run in whose evaluation the picture is put.
-        brain_folder: that was evaluated.
-        split: that was evaluated.
+        results: Results of `evaluate_brain` for each run, by a title.
+        run_folder: Folder of the run to whose evaluation folder the figure is written.
+        brain_folder: Folder of the brain that was evaluated.
+        split: Split that was evaluated.
     """
     run = load_segment_run(run_folder)
-    matrices = [(title, np.array(found["confusion"])) for title, found in results.items()]
+    matrices = [(title, np.array(each["confusion"])) for title, each in results.items()]
     folder = evaluation_folder(run.path, brain_folder, split)
     figure = confusion_matrices(matrices, run.classes)
     save_figures(folder, {"confusion_compared.png": figure})
@@ -117,17 +119,20 @@ def compare(
 
 
 def evaluation_folder(run_folder: Path, brain_folder: Path, split: str) -> Path:
-    """Where the scores and figures of a run on a split of a brain are."""
+    """Return the folder of the scores and figures of a run on a split of a brain."""
     return run_folder / "evaluation" / Path(os.path.realpath(brain_folder)).name / split
 
 
 def section_confusion(
     row: SectionRow, label: Section, predicted: ClassMap, run: SegmentRun
 ) -> np.ndarray:
-    """Annotated pixels by annotated class and prediction, int64 [C, C + 1]; last: no prediction.
+    """Count the annotated pixels of a section by annotated and predicted class.
+
+    Returns:
+        Confusion matrix, int64 [C, C + 1]. The last column counts pixels without prediction.
 
     Raises:
-        InputError: an image is damaged, or the label image holds numbers that are no classes.
+        InputError: An image is damaged, or the label image holds values that are not classes.
     """
     classes, factor = len(run.classes), round(predicted.pixel_um / LABEL_UM)
     total = np.zeros((classes, classes + 1), np.int64)
@@ -143,12 +148,21 @@ def section_confusion(
 def section_images(
     image: Section, label: Section | None, predicted: ClassMap, longest: int
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Tissue, annotation and prediction of a whole section on one grid, uint8 [h, w] each.
+    """Read the tissue, annotation and prediction of a whole section on the same grid.
 
-    The grid is that of the first level of the class map whose sides are at most `longest` px.
+    The grid is that of the first pyramid level of the class map with sides of at most `longest` px.
+
+    Args:
+        image: Section image.
+        label: Label image, or None.
+        predicted: Class map.
+        longest: Maximum length of the longest side in px.
+
+    Returns:
+        Tissue, annotation (None without a label image) and prediction, each uint8 [h, w].
     """
     level = next(
-        (k for k, found in enumerate(predicted.levels) if max(found.shape) <= longest),
+        (k for k, each in enumerate(predicted.levels) if max(each.shape) <= longest),
         len(predicted.levels) - 1,
     )
     shape, pixel_um = predicted.levels[level].shape, predicted.pixel_um * 2**level

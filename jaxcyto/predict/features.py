@@ -1,9 +1,9 @@
-"""Features of patches from a trained (or untrained) branch, and the areas the patches lie in.
+"""Compute the features of patches with a pre-trained network, and look up their areas.
 
 run = load_pretext_run("runs/pretrain")
 brain, patches = read_brain("brains/toy"), load_patches("brains/toy/patches.npz")
-found = embed_brain(run, brain, patches)         found.features [N, 32]
-area = patch_areas(brain, patches)               class numbers [N]
+features = embed_brain(run, brain, patches).features  # [N, 32]
+areas = patch_areas(brain, patches)  # class indices [N]
 """
 
 import functools
@@ -30,18 +30,19 @@ from jaxcyto.training.devices import parallel
 from jaxcyto.utils.ahead import dispatch_ahead
 from jaxcyto.utils.progress import Progress
 
-BATCH = 64  # patches: fills two cores; of 1019 px, some 2 GB of activations
-IN_FLIGHT = 2  # batches given to the devices before the first one's result is fetched
+BATCH = 64  # patches. This occupies two cores. Patches of 1019 px need about 2 GB of activations
+IN_FLIGHT = 2  # batches submitted to the devices before the first result is fetched
 READERS = 4  # threads
 
 
 class Embedding(NamedTuple):
-    """What the network says of N patches.
+    """The outputs of the network for N patches.
 
     Attributes:
-        features: float32 [N, F]; squared Euclidean distances are distances in units of the mean
-            training distance.
-        coordinates_mm: float32 [N, 3], predicted positions; (|x|, y, z) if `run.absolute_x`.
+        features: Features, float32 [N, F]. The squared Euclidean distance of two feature vectors
+            predicts the distance along the surface in units of the mean training distance.
+        coordinates_mm: Predicted positions, float32 [N, 3]. They are (|x|, y, z) if
+            `run.absolute_x` is true.
     """
 
     features: np.ndarray
@@ -56,10 +57,11 @@ def embed_brain(
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> Embedding:
-    """Features and predicted positions (mm) of all patches of a brain; see `embed`.
+    """Compute the features and predicted positions (mm) of all patches of a brain. See `embed`.
 
     Raises:
-        InputError: they were sampled for another size than the run's, or a section cannot be read.
+        InputError: The patches were sampled with another size or resolution than that of the run,
+            or a section cannot be read.
     """
     if other := patches.differs_in_size(run.patch_px, run.um_per_px):
         name, found, wanted = other
@@ -80,17 +82,17 @@ def embed(
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> Embedding:
-    """Features and predicted positions of patches.
+    """Compute the features and predicted positions of patches.
 
     Args:
-        run: the network.
-        images: uint8 [s, s] each, such as an array [N, s, s]; s = run.patch_px.
-        total: their number, for `progress`.
-        batch: patches at a time, rounded up to twice the devices.
-        progress: called with (patches done, total).
+        run: The network.
+        images: Patches, uint8 [s, s] each, such as an array [N, s, s], with s = run.patch_px.
+        total: Count of patches, for `progress`.
+        batch: Batch size, rounded up to a multiple of twice the number of devices.
+        progress: Called with (patches done, total).
 
     Returns:
-        Features, and positions in mm: (|x|, y, z) if `run.absolute_x`.
+        Features, and positions in mm, which are (|x|, y, z) if `run.absolute_x` is true.
     """
     scales = run.scales
     features, coordinates_scaled = forward_all(
@@ -117,24 +119,25 @@ def forward_all(
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The network's own outputs for patches, with stored batch statistics, on all local devices.
+    """Run the network on patches with stored batch statistics, on all local devices.
 
-    Memory is in proportion to `batch`; compiled once, the last batch is padded.
+    Memory is proportional to `batch`. The last batch is padded, so that the network is compiled
+    only once.
 
     Args:
-        model: of the encoder and heads.
-        variables: its `params` and `batch_stats`, trained or not.
-        images: uint8 [s, s] each.
-        mean: of the input, gray value.
-        std: of the input, gray values.
-        total: number of images, for `progress`.
-        batch: patches at a time, rounded up to twice the devices.
-        progress: called with (patches done, total).
+        model: The network.
+        variables: Its `params` and `batch_stats`, trained or not.
+        images: Patches, uint8 [s, s] each.
+        mean: Mean of the input in gray values.
+        std: Standard deviation of the input in gray values.
+        total: Count of patches, for `progress`.
+        batch: Batch size, rounded up to a multiple of twice the number of devices.
+        progress: Called with (patches done, total).
 
     Returns:
         `features` float32 [N, F] and `coordinates_scaled` float32 [N, 3].
     """
-    devices = 2 * jax.local_device_count()  # the network takes patches in twos
+    devices = 2 * jax.local_device_count()  # the network takes pairs of patches
     batch = -(-batch // devices) * devices
     forward = _compiled(model, mean, std)  # pyright: ignore  (flax modules are hashable)
     placed = parallel.replicate(dict(variables))
@@ -160,7 +163,7 @@ def forward_all(
 
 @functools.lru_cache(maxsize=8)
 def _compiled(model: SiameseNet, mean: float, std: float) -> Any:
-    """The same function for the same network, so that a second call does not compile again."""
+    """Build the compiled function. The cache avoids compiling again for the same network."""
     return parallel.pmap_eval(_forward, 0, model=model, mean=mean, std=std)
 
 
@@ -173,15 +176,15 @@ def _forward(
     std: float,
     axis_name: str | None,
 ) -> Any:
-    del axis_name  # stored statistics: patches do not see each other
+    del axis_name  # patches are independent, because batch statistics are stored
     return model.apply(variables, normalize(twos, mean, std))
 
 
 def read_patches(brain: Brain, patches: Patches) -> Iterator[np.ndarray]:
-    """The images of patches in their order, uint8 [patch_px, patch_px]; threads read ahead.
+    """Yield the images of patches in order, uint8 [patch_px, patch_px]. Threads read ahead.
 
     Raises:
-        ReadError: names section and file.
+        ReadError: A section cannot be read. The error names the section and the file.
     """
     side, um_per_px = int(patches.settings["patch_px"]), float(patches.settings["um_per_px"])
     numbers = np.arange(len(patches))
@@ -208,18 +211,21 @@ def read_patches(brain: Brain, patches: Patches) -> Iterator[np.ndarray]:
 def patch_areas(
     brain: Brain, patches: Patches, names: Mapping[int, str] | None = None
 ) -> np.ndarray:
-    """The class of each patch's center, int32 [N]: an index into `brain.classes`, or UNLABELED.
+    """Look up the class at the center of each patch.
 
-    It is that of the nearest corner of its triangle (the largest barycentric coordinate), as
-    `jaxcyto carry` reads the labels of the surfaces.
+    This is the class of the vertex with the largest barycentric coordinate in the triangle of the
+    center. Labels are interpreted as by `jaxcyto carry`.
 
     Args:
-        brain: its hemispheres name files of labels.
-        patches: of it.
-        names: class name of a label, where the label file does not say it.
+        brain: Brain whose hemispheres have label files.
+        patches: N patches of the brain.
+        names: Class name of a label, for labels that the label file does not name.
+
+    Returns:
+        Class indices into `brain.classes`, or UNLABELED, int32 [N].
 
     Raises:
-        InputError: no hemisphere has labels, or none of them is a class of the brain.
+        InputError: No hemisphere has labels, or no label is a class of the brain.
     """
     surfaces = [hemisphere_surface(each) for each in brain.hemispheres]
     classes, _ = vertex_classes(brain, [len(each.vertices) for each in surfaces], names or {})

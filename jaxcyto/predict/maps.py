@@ -1,9 +1,9 @@
-"""Class and probability maps on disk: tiled, pyramidal OME-TIFF (OME schema 2016-06).
+"""Write and read class and probability maps as tiled, pyramidal OME-TIFF (OME schema 2016-06).
 
-A class map holds class numbers (uint8, 255 = not predicted) with a palette of the classes' colors;
-a probability map one channel for each class (uint8, 255 = probability 1), named after it. Reduced
-images are sub-IFDs of the first, as Bio-Formats, QuPath and tifffile read them. The names of the
-classes and what the map was computed with are a MapAnnotation of the OME-XML.
+A class map holds class indices (uint8, 255 = not predicted) with a palette of the class colors. A
+probability map has one channel for each class (uint8, 255 = probability 1) with the name of the
+class. The reduced images are sub-IFDs of the first image, as Bio-Formats, QuPath and tifffile
+expect. A MapAnnotation of the OME-XML holds the class names and the digest of the settings.
 """
 
 import dataclasses
@@ -24,25 +24,29 @@ from jaxcyto.predict.planes import Plane, mean, mode
 
 NOT_PREDICTED = 255
 TILE = 512  # px
-SMALLEST = 512  # px: no reduced image is made of one that is no larger
-SETTINGS = "settings SHA-256"  # key of the annotation
+SMALLEST = 512  # px. Images with no larger side are not reduced further
+SETTINGS = "settings SHA-256"  # key in the MapAnnotation
 OME = "{http://www.openmicroscopy.org/Schemas/OME/2016-06}"
 
 
 def write_class_map(
     path: Path, plane: Plane, pixel_um: float, classes: Sequence[AreaClass], settings: str
 ) -> None:
-    """Writes a class map under a temporary name, then renames it into place.
+    """Write a class map under a temporary name, then rename it.
 
     Args:
-        path: the file; its name should end in .ome.tif.
-        plane: class numbers.
-        pixel_um: pixel size.
-        classes: names and colors, in the order of their numbers.
-        settings: digest of all that the map depends on, see `ClassMap`.
+        path: The file. Its name should end in .ome.tif.
+        plane: Class indices.
+        pixel_um: Pixel size in micrometers.
+        classes: Names and colors of the classes, in the order of their indices.
+        settings: Digest of everything that the map depends on. `settings_of` returns it.
+
+    Raises:
+        InputError: The file cannot be written.
     """
-    names = {f"class {number}": entry.name for number, entry in enumerate(classes)}
+    names = {f"class {index}": entry.name for index, entry in enumerate(classes)}
     palette = np.zeros((256, 3), np.uint16)
+    # TIFF palettes have 16 bits, and 257 maps 255 to 65535
     palette[: len(classes)] = 257 * colors(classes).astype(np.uint16)
     metadata = {"axes": "YX", "MapAnnotation": names | {SETTINGS: settings}}
     options = {"photometric": "palette", "colormap": palette.T}
@@ -56,7 +60,7 @@ def write_probability_map(
     classes: Sequence[AreaClass],
     settings: str,
 ) -> None:
-    """Writes a probability map, a plane for each class; arguments as in `write_class_map`."""
+    """Write a probability map with one plane for each class. See `write_class_map`."""
     names = [entry.name for entry in classes]
     metadata = {
         "axes": "CYX",
@@ -68,28 +72,28 @@ def write_probability_map(
 
 
 def colors(classes: Sequence[AreaClass]) -> np.ndarray:
-    """The classes' colors, uint8 [classes, 3]."""
+    """Return the RGB colors of C classes, uint8 [C, 3]."""
     return np.array([list(bytes.fromhex(entry.color[1:])) for entry in classes], np.uint8)
 
 
 def settings_of(path: Path) -> str | None:
-    """The digest of settings that a map on disk was written with; None if there is no such map."""
+    """Return the digest of settings that a map was written with, or None without a valid map."""
     try:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
             return _annotation(tiff.ome_metadata or "").get(SETTINGS)
-    except Exception:  # absent, damaged or of another kind: not ours to say
+    except Exception:  # a missing, damaged or foreign file is not a finished map
         return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClassMap:
-    """A class map on disk; threads may share it.
+    """A class map on disk. Threads may share it.
 
     Attributes:
-        path: the file.
-        pixel_um: pixel size of the full resolution.
-        names: of the classes.
-        levels: of the pyramid, each with a `shape`.
+        path: The file.
+        pixel_um: Pixel size at full resolution in micrometers.
+        names: Names of the classes.
+        levels: Levels of the pyramid, each with a `shape`.
     """
 
     path: Path
@@ -103,10 +107,19 @@ class ClassMap:
         return self.levels[0].shape
 
     def read(self, top: int, left: int, height: int, width: int, level: int = 0) -> np.ndarray:
-        """Class numbers uint8 [height, width] of a window; outside of the map NOT_PREDICTED.
+        """Read a window of class indices, uint8 [height, width].
+
+        Pixels outside of the map are NOT_PREDICTED.
+
+        Args:
+            top: First row, in px of the level. It may be negative.
+            left: First column, in px of the level. It may be negative.
+            height: Height of the window in px.
+            width: Width of the window in px.
+            level: Level of the pyramid.
 
         Raises:
-            InputError: a tile of the file is damaged.
+            InputError: A tile of the file is damaged.
         """
         out = np.full((height, width), NOT_PREDICTED, np.uint8)
         rows, columns = self.levels[level].shape
@@ -127,10 +140,10 @@ class ClassMap:
 
 
 def open_class_map(path: str | os.PathLike) -> ClassMap:
-    """Opens a class map that `write_class_map` wrote.
+    """Open a class map that `write_class_map` has written.
 
     Raises:
-        InputError: it is none.
+        InputError: The file is not a class map.
     """
     path = Path(path)
     try:
@@ -139,7 +152,7 @@ def open_class_map(path: str | os.PathLike) -> ClassMap:
             annotation = _annotation(tiff.ome_metadata or "")
             pages = [level.pages[0].aspage() for level in tiff.series[0].levels]  # pyright: ignore
             if any(page.samplesperpixel != 1 or page.dtype != np.uint8 for page in pages):
-                raise ValueError("its pixels are no class numbers")
+                raise ValueError("its pixels are not class indices")
             levels = [tiff_level(path, page, None, as_gray=False) for page in pages]
             pixels = ElementTree.fromstring(tiff.ome_metadata or "").find(f".//{OME}Pixels")
             pixel_um = float(pixels.attrib["PhysicalSizeX"])  # pyright: ignore
@@ -160,7 +173,7 @@ def _annotation(ome: str) -> dict[str, str]:
 
 
 def _pyramids(planes: Sequence[Plane], reduce) -> list[list[Plane]]:
-    """For each resolution, the full one first, all planes."""
+    """Build all planes of each resolution, from the full one down."""
     levels = [list(planes)]
     while max(levels[-1][0].shape) > SMALLEST:
         levels.append([plane.half(reduce) for plane in levels[-1]])
@@ -174,6 +187,7 @@ def _write(
     metadata: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
+    # tifffile opens the file by its name, so atomic_write does not fit
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     size = {"PhysicalSizeX": pixel_um, "PhysicalSizeY": pixel_um}
     units = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
@@ -215,6 +229,6 @@ def _tiles(planes: Sequence[Plane]) -> Iterator[np.ndarray]:
 
 
 def _ome_color(entry: AreaClass) -> int:
-    """RGBA as the signed 32-bit number of the OME schema."""
+    """Convert a color to the signed 32-bit RGBA integer of the OME schema."""
     value = int(entry.color[1:] + "ff", 16)
     return value - (1 << 32) if value >= 1 << 31 else value

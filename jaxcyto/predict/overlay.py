@@ -1,4 +1,4 @@
-"""A picture of a predicted section: tissue, thin borders of the classes, and a legend."""
+"""Draw a predicted section with the tissue, tinted classes with borders, and a legend."""
 
 from pathlib import Path
 
@@ -12,14 +12,24 @@ from jaxcyto.plots.segmentation import outline
 from jaxcyto.predict.maps import ClassMap
 from jaxcyto.utils.files import atomic_write
 
-LONGEST = 2000  # px of the picture of the section
+LONGEST = 2000  # px, maximum length of the longest side of the section
 DPI = 100
 
 
 def write_overlay(
     path: Path, section: Section, predicted: ClassMap, classes: tuple[AreaClass, ...]
 ) -> None:
-    """Writes a PNG of at most `LONGEST` px, one pixel for each px of the section at that scale."""
+    """Write a PNG of a section with its classes, without resampling by matplotlib.
+
+    Args:
+        path: The file.
+        section: Section image.
+        predicted: Class map of the section.
+        classes: Names and colors.
+
+    Raises:
+        InputError: The section or the map is damaged.
+    """
     tissue, numbers = _images(section, predicted)
     seen = [entry for k, entry in enumerate(classes) if entry.kind != "background" and k in numbers]
     height, width = tissue.shape
@@ -37,7 +47,11 @@ def write_overlay(
 
 
 def _images(section: Section, predicted: ClassMap) -> tuple[np.ndarray, np.ndarray]:
-    """Section and map uint8 [h, w] on one grid: the map's, coarser or finer by a power of two."""
+    """Read the section and the map, uint8 [h, w], on the same grid.
+
+    It is the grid of the map, coarser or finer by a power of two. The sides are at most `LONGEST`
+    px, and the pixels are not finer than those of the section.
+    """
     longest, level, repeat = max(predicted.shape), 0, 1
     while longest > LONGEST:
         level, longest = level + 1, -(-longest // 2)

@@ -1,4 +1,4 @@
-"""Images that wait on disk, in files without a name: nothing is left of them, whatever happens."""
+"""Keep images on disk in unnamed files, which disappear even if the process is killed."""
 
 import os
 import tempfile
@@ -10,17 +10,21 @@ import numpy as np
 
 from jaxcyto.errors import InputError
 
-BAND_ROWS = 512  # read or written at once; even
+BAND_ROWS = 512  # rows read or written at once, an even count
 Reduce = Callable[[np.ndarray], np.ndarray]
 
 
 class Plane:
-    """A uint8 image [height, width] in a nameless file, read and written by whole rows.
+    """A uint8 image [height, width] in an unnamed file, read and written by whole rows.
 
-    The file goes when the object goes.
+    The file is deleted with the object.
+
+    Args:
+        folder: Folder on whose disk the file is created.
+        shape: (height, width) in px.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: The folder cannot be written to.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]):
@@ -33,31 +37,34 @@ class Plane:
         weakref.finalize(self, os.close, self._fd)
 
     def write(self, top: int, rows: np.ndarray) -> None:
-        """Writes rows uint8 [any, width] from row `top` on.
+        """Write rows, uint8 [n, width], from row `top` on.
 
         Raises:
-            InputError: the disk is full.
+            InputError: The file cannot be written, for example because the disk is full.
         """
         data = memoryview(np.ascontiguousarray(rows)).cast("B")
-        place = top * self.shape[1]
+        offset = top * self.shape[1]
         try:
-            while data:
-                done = os.pwrite(self._fd, data, place)
-                data, place = data[done:], place + done
+            while data:  # a write may be partial
+                done = os.pwrite(self._fd, data, offset)
+                data, offset = data[done:], offset + done
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written: {error.strerror}") from None
 
     def read(self, top: int, height: int) -> np.ndarray:
-        """uint8 [up to height, width] from row `top`, fewer at the bottom."""
+        """Read up to `height` rows from row `top` on, uint8 [n, width]."""
         width = self.shape[1]
         rows = max(0, min(height, self.shape[0] - top))
         data = os.pread(self._fd, rows * width, top * width)
         return np.frombuffer(data, np.uint8).reshape(rows, width)
 
     def half(self, reduce: Reduce) -> "Plane":
-        """The image of half the side; `reduce` turns [..., 4] px of 2 x 2 into one.
+        """Return the image reduced to half the side, rounded up.
 
         The last row or column of an odd side is repeated.
+
+        Args:
+            reduce: Reduces blocks of 2 x 2 px, uint8 [..., 4], to pixels, uint8 [...].
         """
         height, width = (-(-side // 2) for side in self.shape)
         smaller = Plane(self.folder, (height, width))
@@ -70,11 +77,15 @@ class Plane:
 
 
 def mean(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [..., 4] -> uint8 [...]; halves round up."""
+    """Average over the last axis, uint8 [..., 4] -> uint8 [...]. Halves are rounded up."""
     return ((pixels.sum(axis=-1, dtype=np.uint16) + 2) // 4).astype(np.uint8)
 
 
 def mode(pixels: np.ndarray) -> np.ndarray:
-    """The most frequent of four numbers, the smallest of equally frequent ones."""
+    """Take the most frequent of four values, uint8 [..., 4] -> uint8 [...].
+
+    The smallest of equally frequent values is taken.
+    """
     a, b, c, d = np.moveaxis(np.sort(pixels, axis=-1), -1, 0)
+    # in ascending order, equal values are neighbors
     return np.where(a == b, a, np.where(b == c, b, np.where(c == d, c, a)))

@@ -1,8 +1,8 @@
-"""The network over whole sections: read ahead by threads, computed on all local devices.
+"""Run the network over whole sections on all local devices, while threads read ahead.
 
-A map does not depend on the size of the windows or the number of devices. The logits agree bit for
-bit in float32 on XLA:CPU from 2025 px up; smaller windows make XLA choose other convolution
-algorithms, whose logits differ by less than 1e-4.
+A map does not depend on the size of the windows or on the number of devices. On XLA:CPU in float32,
+the logits agree bit for bit for windows of at least 2025 px. For smaller windows, XLA chooses other
+convolution algorithms, whose logits differ by less than 1e-4.
 """
 
 import collections
@@ -26,19 +26,20 @@ from jaxcyto.training.devices import parallel
 from jaxcyto.utils.ahead import map_ahead
 
 READERS = 4  # threads
-IN_FLIGHT = 2  # batches given to the devices before the first one's result is fetched
-SHARE = 0.5  # of the free memory of a device that windows may take
+IN_FLIGHT = 2  # batches submitted to the devices before the first result is fetched
+SHARE = 0.5  # fraction of the free memory of a device that a window may take
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Band:
-    """Rows of a section's map, over its whole width.
+    """Consecutive rows of the map of a section, over its whole width.
 
     Attributes:
-        source: the section.
-        top: first row.
-        classes: uint8 [rows, width], class numbers.
-        probabilities: uint8 [classes, rows, width], 255 = probability 1, if asked for.
+        source: The section.
+        top: Index of the first row.
+        classes: Class indices, uint8 [rows, width].
+        probabilities: Probabilities, uint8 [classes, rows, width], 255 = probability 1, or None if
+            not requested.
     """
 
     source: SectionSource
@@ -49,7 +50,7 @@ class Band:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Failure:
-    """A section that cannot be read; no band of it follows."""
+    """A section that cannot be read. No band of it follows."""
 
     source: SectionSource
     error: InputError
@@ -57,7 +58,11 @@ class Failure:
 
 @dataclasses.dataclass(eq=False)
 class _Tile:
-    """One window on its way: read (`window`, None without tissue), computed (`output`), pasted."""
+    """A window in the pipeline.
+
+    `window` is set after reading and None without tissue. `output` is set after the network has
+    run. `error` is set if the window cannot be read.
+    """
 
     source: SectionSource
     row: int
@@ -68,18 +73,19 @@ class _Tile:
 
 
 class Predictor:
-    """A run's network, compiled once for windows of one size.
+    """The network of a run, compiled once for windows of one size.
 
-    Where no tissue is within reach (see `reading.WindowImages`), the map holds the class of kind
-    "background", NOT_PREDICTED if the run has none; windows without any tissue are left out.
+    Map px without tissue in their receptive field (see `reading.WindowImages`) get the class of
+    kind "background", or NOT_PREDICTED if the run has no such class. The network is not run on
+    windows without tissue.
 
     Args:
-        run: the network.
-        tile_px: side of the windows, image px.
-        probabilities: whether bands hold probabilities, too.
+        run: The network.
+        tile_px: Side of the windows in image px.
+        probabilities: Whether bands also hold probabilities.
 
     Raises:
-        InputError: the network takes no windows of that size.
+        InputError: The network does not take windows of this size.
     """
 
     def __init__(self, run: SegmentRun, tile_px: int, probabilities: bool = False):
@@ -99,10 +105,10 @@ class Predictor:
         )
 
     def section(self, source: SectionSource) -> Iterator[Band]:
-        """The bands of one section, from the top.
+        """Yield the bands of one section from top to bottom.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: The section cannot be read.
         """
         for band in self.sections([source]):
             if isinstance(band, Failure):
@@ -110,7 +116,7 @@ class Predictor:
             yield band
 
     def sections(self, sources: Iterable[SectionSource]) -> Iterator[Band | Failure]:
-        """The bands of all sections in order, each from the top; reading runs ahead of them."""
+        """Yield the bands of all sections in order, from top to bottom. Threads read ahead."""
         with ThreadPoolExecutor(READERS, "reader") as pool:
             tiles = (
                 _Tile(source, row, column)
@@ -120,7 +126,7 @@ class Predictor:
             yield from self._bands(self._computed(self._read(tiles, pool)))
 
     def _read(self, tiles: Iterator[_Tile], pool: ThreadPoolExecutor) -> Iterator[_Tile]:
-        """Tiles with their windows, in order; a few are read ahead."""
+        """Yield tiles with their windows in order, with a few tiles read ahead."""
         broken: set[SectionSource] = set()
 
         def read(tile: _Tile) -> _Tile:
@@ -137,7 +143,10 @@ class Predictor:
         return map_ahead(read, tiles, pool, READERS + jax.local_device_count())
 
     def _computed(self, tiles: Iterator[_Tile]) -> Iterator[_Tile]:
-        """Tiles with the network's output, in order; those without tissue wait for their turn."""
+        """Yield tiles with the output of the network in order.
+
+        Tiles without tissue wait until all tiles before them are computed.
+        """
         devices = jax.local_device_count()
         batch: list[_Tile] = []
         waiting: collections.deque[_Tile] = collections.deque()
@@ -164,7 +173,7 @@ class Predictor:
         yield from ready()
 
     def _launch(self, tiles: list[_Tile]) -> Any:
-        """Starts the network on a tile for each device; a short batch repeats its last tile."""
+        """Launch the network on one tile per device. A short batch repeats its last tile."""
         windows = [tile.window for tile in tiles if tile.window is not None]
         windows += windows[-1:] * (jax.local_device_count() - len(windows))
         batch = {"image": np.stack([window.image for window in windows])}
@@ -173,7 +182,7 @@ class Predictor:
         return self._forward(self._variables, parallel.split_over_devices(batch))
 
     def _bands(self, tiles: Iterator[_Tile]) -> Iterator[Band | Failure]:
-        """Rows of tiles, joined; of a section that fails nothing further."""
+        """Join the tiles of each row to a band. Skip the rest of a section that has failed."""
         failed: set[SectionSource] = set()
         band = None
         for tile in tiles:
@@ -214,7 +223,7 @@ class Predictor:
 
 
 def _land(tiles: list[_Tile], outputs: Any) -> None:
-    """Waits for a batch and hands each tile its part."""
+    """Wait for the outputs of a batch and assign them to its tiles."""
     outputs = parallel.join_devices(outputs)
     for number, tile in enumerate(tiles):
         tile.output = {key: value[number] for key, value in outputs.items()}
@@ -230,9 +239,23 @@ def forward(
     probabilities: bool,
     axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
-    """Images and atlas uint8 -> `classes` uint8 [B, n, n] and, if asked for, `probabilities` uint8
-    [B, n, n, C], 255 = probability 1."""
-    del axis_name  # examples do not depend on each other
+    """Compute the classes and probabilities of a batch of windows.
+
+    Args:
+        variables: `params` and `batch_stats` of the network.
+        batch: `image` uint8 [B, tile, tile, 1] and, if the network takes one, `atlas` uint8
+            [B, a, a, A].
+        model: The network.
+        mean: Mean of the input in gray values.
+        std: Standard deviation of the input in gray values.
+        probabilities: Whether to return probabilities, too.
+        axis_name: Not used, because windows are independent.
+
+    Returns:
+        `classes` uint8 [B, n, n] and, if requested, `probabilities` uint8 [B, n, n, C] with
+        255 = probability 1.
+    """
+    del axis_name
     atlas = batch.get("atlas")
     if atlas is not None:
         atlas = normalize_atlas(atlas)
@@ -244,11 +267,13 @@ def forward(
 
 
 def default_tile(run: SegmentRun, longest: int) -> int:
-    """The side of the windows by what memory allows and pays, see `tiling.choose_tile`.
+    """Choose the side of the windows in image px by the available memory.
+
+    See `tiling.choose_tile`.
 
     Args:
-        run: the network.
-        longest: longest side of a map, map px.
+        run: The network.
+        longest: Longest side of a map in map px.
     """
     return choose_tile(
         Geometry.of(run.model),
@@ -260,16 +285,17 @@ def default_tile(run: SegmentRun, longest: int) -> int:
 
 
 def bytes_per_px(model: UNet) -> float:
-    """What a window takes on its device for each of its px, an estimate.
+    """Estimate the device memory in bytes that a window needs for each of its px.
 
-    The widest maps are the two of the first block: 4 bytes (float32 inside XLA:CPU whatever the
-    dtype) * width / stride^2 each. XLA:CPU needs them and little more: 8.0 bytes a px at the
-    paper's size, 11 with an atlas, 127 and 164 for the small one (measured). Twice the two leaves
-    room for the atlas, a second window in the queue, and what GPU libraries work in.
+    The largest activations are the two of the first block, with 4 * width / stride^2 bytes per px
+    each. XLA:CPU computes in float32 (4 bytes) for any dtype. We measured on XLA:CPU 8.0 bytes per
+    px at the paper's size, 11 with an atlas, and 127 and 164 for the small network. The estimate is
+    twice the two activations. This leaves room for the atlas, a second window in the queue, and the
+    workspace of GPU libraries.
     """
     return 2 * 2 * 4 * model.widths[0] / model.stem_stride**2
 
 
 def window_bytes() -> float:
-    """Bytes that a window may take on each local device."""
+    """Return the memory in bytes that a window may take on each local device."""
     return SHARE * parallel.free_bytes()

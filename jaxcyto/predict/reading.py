@@ -1,4 +1,4 @@
-"""What the network sees of a section through one window, and where there is tissue at all."""
+"""Read the image and atlas of a window, and detect where a section has tissue."""
 
 import dataclasses
 import math
@@ -16,8 +16,14 @@ from jaxcyto.predict.tiling import Tiling
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SectionSource:
-    """A section to predict: its image, its map's (height, width) and, if the network takes it, its
-    atlas."""
+    """A section to predict.
+
+    Attributes:
+        name: Name of the section.
+        section: Section image.
+        shape: (height, width) of the predicted map in px.
+        atlas: Atlas image, if the network takes one.
+    """
 
     name: str
     section: Section
@@ -27,10 +33,13 @@ class SectionSource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WindowImages:
-    """One window: image uint8 [tile, tile, 1], atlas uint8 [a, a, A], tissue bool [n, n].
+    """The inputs of the network for one window.
 
-    `tissue` is where the network has something to say: map px whose receptive field, taken in whole
-    map px, holds tissue.
+    Attributes:
+        tissue: Map px whose receptive field holds tissue, bool [n, n]. The receptive field is
+            rounded to whole map px.
+        image: Image, uint8 [tile, tile, 1].
+        atlas: Probabilities of A areas, uint8 [a, a, A], or None without an atlas.
     """
 
     tissue: np.ndarray
@@ -39,7 +48,10 @@ class WindowImages:
 
 
 def map_shape(section: Section, out_um: float) -> tuple[int, int]:
-    """(height, width) of a section's map of pixels of `out_um`; the last ones may overhang."""
+    """Compute the (height, width) of the map of a section, in pixels of `out_um` micrometers.
+
+    The last row and column may extend beyond the section.
+    """
     assert section.pixel_um is not None
     height, width = (math.ceil(side * section.pixel_um / out_um - 1e-6) for side in section.shape)
     return height, width
@@ -48,22 +60,31 @@ def map_shape(section: Section, out_um: float) -> tuple[int, int]:
 def read_window(
     source: SectionSource, tiling: Tiling, um_per_px: float, row: int, column: int
 ) -> WindowImages | None:
-    """Reads the window whose first map px is (row, column); None if it is without tissue.
+    """Read the window whose first map px is (row, column). Return None if it has no tissue.
 
-    Tissue is what differs from the background by more than `TISSUE_MARGIN` gray values on the
-    map's grid. It does not depend on the size of windows, so neither does the map. Where the file
-    holds an image of a resolution between the section's and the map's, windows without tissue are
-    read from that one only.
+    A pixel on the grid of the map is tissue if it differs from the background by more than
+    `TISSUE_MARGIN` gray values. This does not depend on the size of the windows, so neither does
+    the map. If the file has a pyramid level between the resolutions of the network and the map,
+    tissue is detected on that level, and windows without tissue are not read at the resolution of
+    the network.
+
+    Args:
+        source: The section.
+        tiling: The windows.
+        um_per_px: Resolution of the network in micrometers per pixel.
+        row: First row of the window in map px.
+        column: First column of the window in map px.
 
     Raises:
-        InputError: the section or its atlas is damaged there.
+        InputError: The section or its atlas is damaged in this window.
     """
     section, geometry = source.section, tiling.geometry
     stride, side = geometry.output_stride, tiling.output
     out_um = um_per_px * stride
-    reach = geometry.label_offset // stride  # of the receptive field to either side, map px
+    reach = geometry.label_offset // stride  # of the receptive field on either side, in map px
     coarse_side = side + 2 * reach
     image = None
+    # 0.999 absorbs rounding errors of pixel sizes
     if any(um_per_px < 0.999 * f * (section.pixel_um or 0) < out_um for f in section.factors):
         coarse = section.read_at(out_um, row - reach, column - reach, coarse_side, coarse_side)
     else:
@@ -85,7 +106,15 @@ def read_window(
 
 
 def _within(tissue: np.ndarray, reach: int) -> np.ndarray:
-    """Whether there is tissue within `reach` px; smaller by `reach` on every side."""
+    """Detect tissue within `reach` px (Chebyshev distance).
+
+    Args:
+        tissue: bool [h, w].
+        reach: Distance in px.
+
+    Returns:
+        bool [h - 2 * reach, w - 2 * reach], without a margin of `reach` px.
+    """
     if tissue.any():
         for axis in (0, 1):
             tissue = maximum_filter1d(tissue, 2 * reach + 1, axis=axis)

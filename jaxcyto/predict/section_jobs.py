@@ -1,4 +1,4 @@
-"""What there is to do for each section, and what is done already."""
+"""Plan the prediction of each section, and detect the sections that are finished."""
 
 import contextlib
 import dataclasses
@@ -19,12 +19,19 @@ from jaxcyto.predict.reading import SectionSource, map_shape
 from jaxcyto.runs.load import SegmentRun
 from jaxcyto.utils.files import file_sha256
 
-UNTOUCHED_S = 600.0  # so long after its last change a file under a temporary name is a dead one
+UNTOUCHED_S = 600.0  # temporary files unchanged for longer belong to a killed process
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SectionJob:
-    """A section, the shape of its map, and the digest of all that the map depends on."""
+    """The prediction of one section.
+
+    Attributes:
+        row: Row of the section table.
+        shape: (height, width) of the map in px.
+        settings: Digest of everything that the map depends on.
+        folder: Folder of the maps.
+    """
 
     row: SectionRow
     shape: tuple[int, int]
@@ -44,23 +51,29 @@ class SectionJob:
         return self.folder / f"{self.row.name}.png"
 
     def is_finished(self, probabilities: bool) -> bool:
-        """Whether the maps are on disk, computed with these settings."""
+        """Return whether the maps on disk were predicted with these settings."""
         needed = [self.class_map] + [self.probability_map] * probabilities
         return all(settings_of(path) == self.settings for path in needed)
 
     def has_overlay(self) -> bool:
-        """Whether there is an overlay of the class map on disk."""
-        overlay, numbers = self.overlay, self.class_map
-        return overlay.exists() and overlay.stat().st_mtime_ns >= numbers.stat().st_mtime_ns
+        """Return whether there is an overlay on disk that is not older than the class map."""
+        overlay, class_map = self.overlay, self.class_map
+        return overlay.exists() and overlay.stat().st_mtime_ns >= class_map.stat().st_mtime_ns
 
 
 def plan(
     run: SegmentRun, brain: Brain, rows: Sequence[SectionRow], folder: Path
 ) -> tuple[list[SectionJob], list[str]]:
-    """Reads the headers of the sections.
+    """Plan the prediction of sections by reading their headers.
+
+    Args:
+        run: The network.
+        brain: Brain of the sections.
+        rows: Rows of the section table.
+        folder: Folder of the maps.
 
     Returns:
-        Tasks, and a message for each section that cannot be read.
+        Jobs, and a message for each section that cannot be read.
     """
     common = {
         "weights": file_sha256(run.weights),
@@ -92,10 +105,10 @@ def plan(
 
 
 def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> SectionSource:
-    """Opens a section and, if the run needs it, its atlas image.
+    """Open a section and, if the network takes one, its atlas image.
 
     Raises:
-        InputError: they cannot be read, or do not fit the run.
+        InputError: They cannot be read or do not match the run.
     """
     section = open_section(row.image, row.pixel_um, brain.background)
     if not run.atlas_channels:
@@ -108,7 +121,10 @@ def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> SectionSource
 
 
 def remove_unfinished(jobs: Sequence[SectionJob], folder: Path) -> None:
-    """Removes what a killed process left of these sections; another one may be at work on them."""
+    """Remove the temporary files of killed processes for these sections.
+
+    Files that have changed recently are kept, because another process may be writing them.
+    """
     names = {
         path.name for job in jobs for path in (job.class_map, job.probability_map, job.overlay)
     }

@@ -1,4 +1,4 @@
-"""Class maps of the sections carried to the surfaces: one class for each vertex."""
+"""Project the class maps of sections to the surfaces, one class for each vertex."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,31 +13,39 @@ from jaxcyto.brain.surfaces.vertex_maps import structure_meta
 from jaxcyto.predict.maps import ClassMap, colors
 from jaxcyto.utils.files import atomic_write
 
-BAND_ROWS = 1024  # of a map, read at once
+BAND_ROWS = 1024  # rows of a map that are read at once
 
 
 def surface_classes(
     surface: Surface, maps: Sequence[tuple[SectionRow, ClassMap]], num_classes: int
 ) -> np.ndarray:
-    """The class of each vertex, int32 [V]; -1 where no section is near.
+    """Compute the class of each vertex by a vote of the sections near it.
 
-    A vertex takes, of each section within reach, the map's pixel where it projects to; the class
-    most frequent among them, the lowest number of equally frequent ones. Within reach is half the
-    median spacing of the sections or half the median side of the triangles, whichever is more: so
-    far a vertex stands for the surface around it.
+    Each section within reach votes for the class of the map pixel to which the vertex projects. The
+    most frequent class wins, or the lowest index among equally frequent ones. The reach is half the
+    median spacing of the sections or half the median edge length of the triangles, whichever is
+    larger, because a vertex represents the surface up to this distance.
+
+    Args:
+        surface: Surface with V vertices in mm.
+        maps: Sections with their class maps.
+        num_classes: Count of classes.
+
+    Returns:
+        Class indices, int32 [V], with -1 where no section is within reach.
 
     Raises:
-        InputError: a registration or a map cannot be read.
+        InputError: A registration or a map cannot be read.
     """
     votes = np.zeros((len(surface.vertices), num_classes), np.uint16)
-    places = [registration(row) for row, _ in maps]
-    reach = 0.5 * max(_spacing(places, surface.vertices.mean(axis=0)), _side(surface))
-    for (row, numbers), place in zip(maps, places, strict=True):
-        column, line, offset = place.to_px(surface.vertices)
+    planes = [registration(row) for row, _ in maps]
+    reach = 0.5 * max(_spacing(planes, surface.vertices.mean(axis=0)), _side(surface))
+    for (row, class_map), plane in zip(maps, planes, strict=True):
+        column, line, offset = plane.to_px(surface.vertices)
         near = np.flatnonzero(np.abs(offset) <= reach)
-        found = classes_at(numbers, row.pixel_um, column[near], line[near])
-        known = found < num_classes
-        votes[near[known], found[known]] += 1
+        classes = classes_at(class_map, row.pixel_um, column[near], line[near])
+        known = classes < num_classes
+        votes[near[known], classes[known]] += 1
     return np.where(votes.any(axis=1), votes.argmax(axis=1), -1).astype(np.int32)
 
 
@@ -47,10 +55,21 @@ def write_surface_labels(
     maps: Sequence[tuple[SectionRow, ClassMap]],
     classes: Sequence[AreaClass],
 ) -> list[tuple[Path, float]]:
-    """Writes HEMISPHERE.label.gii for each hemisphere: key 0 = no section near, k + 1 = class k.
+    """Write HEMISPHERE.label.gii for each hemisphere.
+
+    Key 0 means that no section is near, and key k + 1 is class k.
+
+    Args:
+        folder: Output folder.
+        hemispheres: Hemispheres of the brain.
+        maps: Sections with their class maps.
+        classes: Names and colors.
 
     Returns:
-        Each file, and the share of vertices that have a class.
+        The path of each file with the fraction of vertices that have a class.
+
+    Raises:
+        InputError: A surface, a registration or a map cannot be read.
     """
     written = []
     for hemisphere in hemispheres:
@@ -76,12 +95,13 @@ def write_surface_labels(
     return written
 
 
-def _spacing(places: Sequence[Registration], center: np.ndarray) -> float:
-    """Median distance of neighboring sections, mm, near a point [3]; 0 of one section."""
-    if len(places) < 2:
+def _spacing(planes: Sequence[Registration], center: np.ndarray) -> float:
+    """Compute the median spacing of sections in mm near a point [3], or 0 for a single section."""
+    if len(planes) < 2:
         return 0.0
-    feet = [center - place.to_px(center[None])[2] * place.normal for place in places]
-    return float(np.median(np.diff(np.sort(np.array(feet) @ places[0].normal))))
+    # the projections of the point to the planes, which need not be parallel
+    feet = [center - plane.to_px(center[None])[2] * plane.normal for plane in planes]
+    return float(np.median(np.diff(np.sort(np.array(feet) @ planes[0].normal))))
 
 
 def _side(surface: Surface) -> float:
@@ -92,17 +112,23 @@ def _side(surface: Surface) -> float:
 def classes_at(
     numbers: ClassMap, pixel_um: float, column: np.ndarray, row: np.ndarray
 ) -> np.ndarray:
-    """The map's pixels, uint8 [N], at places in a section; outside of the map 255.
+    """Look up the classes at positions in a section.
 
     Args:
-        numbers: the map, read in bands.
-        pixel_um: of the section.
-        column: [N] in px of the section at full resolution.
-        row: [N], alike.
+        numbers: Class map, which is read in bands.
+        pixel_um: Pixel size of the section in micrometers.
+        column: Columns [N] in px of the section at full resolution.
+        row: Rows [N] in px of the section at full resolution.
+
+    Returns:
+        Class indices, uint8 [N], with 255 outside of the map.
+
+    Raises:
+        InputError: The map is damaged.
     """
     # pixel m of the map covers px [m / scale, (m + 1) / scale) of the section
     scale = pixel_um / numbers.pixel_um
-    x, y = (np.floor((place + 0.5) * scale).astype(np.int64) for place in (column, row))
+    x, y = (np.floor((px + 0.5) * scale).astype(np.int64) for px in (column, row))
     out = np.full(len(y), 255, np.uint8)
     height, width = numbers.shape
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)

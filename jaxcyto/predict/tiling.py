@@ -1,8 +1,9 @@
-"""How windows of one size cover a section, and which size.
+"""Place windows of one size so that they cover a section, and choose their size.
 
-A window reads `tile_px` image px and gives `output` map px. Windows start at multiples of the
-period of the pooling grid, so that neighbors join without a seam; all have one size, so that the
-network is compiled once: the last ones overhang the section and see background there.
+A window reads `tile_px` image px and yields `output` map px per side. Windows start at multiples of
+the period of the pooling grid, so that neighbors join without a seam. All windows have the same
+size, so that the network is compiled once. The last windows extend beyond the section and read
+background there.
 """
 
 import dataclasses
@@ -11,8 +12,9 @@ import math
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
 
-# Largest window by default: beyond it, the margins cost less than what is computed (at the paper's
-# size 5097 px, of which 3616 are kept: four times less work for a map px than at 2025).
+# Image px read for each px that the output covers, in the largest default window. Larger windows
+# save little. For the paper's network, this window has 5097 px, of which 3616 are kept. This needs
+# four times less work per map px than windows of 2025 px.
 MARGIN_WORK = 2.0
 
 
@@ -21,7 +23,7 @@ class Tiling:
     """Windows of `tile_px` image px for one network.
 
     Raises:
-        InputError: the network takes no window of that size.
+        InputError: The network does not take windows of this size.
     """
 
     geometry: Geometry
@@ -37,16 +39,16 @@ class Tiling:
 
     @property
     def output(self) -> int:
-        """Side of what one window gives, map px."""
+        """Side of the output of a window in map px."""
         return self.geometry.output_size(self.tile_px)
 
     @property
     def step(self) -> int:
-        """Distance of neighboring windows, map px: all of the output that is whole periods."""
+        """Distance of neighboring windows in map px, the whole periods of the output."""
         return self.output // _period(self.geometry) * _period(self.geometry)
 
     def origins(self, shape: tuple[int, int]) -> list[tuple[int, int]]:
-        """(row, column) of the first map px of each window, row by row, for a map of `shape`."""
+        """List the (row, column) of the first map px of each window, row by row, for a map."""
         height, width = shape
         return [
             (row, column)
@@ -56,7 +58,7 @@ class Tiling:
 
 
 def valid_sizes(geometry: Geometry, side: int) -> list[int]:
-    """The one or two sides around `side` that windows of a tiling can have."""
+    """Return the one or two valid sides of windows nearest to `side`, in image px."""
     smallest = _side(geometry, 1)
     return [size for size in geometry.nearest_valid_sizes(side) if size >= smallest] or [smallest]
 
@@ -64,17 +66,18 @@ def valid_sizes(geometry: Geometry, side: int) -> list[int]:
 def choose_tile(
     geometry: Geometry, longest: int, at_least: int, memory_bytes: float, bytes_per_px: float
 ) -> int:
-    """The side of the windows, image px.
+    """Choose the side of the windows in image px.
 
-    As large as memory allows and pays (`MARGIN_WORK`), no larger than the map needs for the number
-    of windows it then takes.
+    Windows are as large as the memory allows, up to the size at which larger ones save little
+    (`MARGIN_WORK`). The side is then reduced as far as the map can be covered by the same count of
+    windows.
 
     Args:
-        geometry: of the network.
-        longest: longest side of a map, map px.
-        at_least: smallest side, image px: that of training.
-        memory_bytes: what the device can give.
-        bytes_per_px: what a window takes for each of its px.
+        geometry: Geometry of the network.
+        longest: Longest side of a map in map px.
+        at_least: Smallest side in image px, that of training.
+        memory_bytes: Available memory of a device.
+        bytes_per_px: Memory that a window needs for each of its px.
     """
     period = _period(geometry)
     low = high = max(1, Tiling(geometry, valid_sizes(geometry, at_least)[-1]).step // period)
@@ -87,18 +90,18 @@ def choose_tile(
 
 
 def _margin_work(geometry: Geometry, periods: int) -> float:
-    """Image px read for each that the output covers."""
+    """Compute the image px read for each image px that the output covers."""
     side = _side(geometry, periods)
     return (side / (geometry.output_size(side) * geometry.output_stride)) ** 2
 
 
 def _period(geometry: Geometry) -> int:
-    """Of the pooling grid, map px."""
+    """Return the period of the pooling grid in map px."""
     return geometry.period // geometry.output_stride
 
 
 def _side(geometry: Geometry, periods: int) -> int:
-    """Smallest valid side whose output is at least so many periods."""
+    """Compute the smallest valid side in image px with an output of at least `periods`."""
     side = geometry.smallest_valid_size
     missing = periods * _period(geometry) - geometry.output_size(side)
     return side + max(0, math.ceil(missing / _period(geometry))) * geometry.period

@@ -1,16 +1,17 @@
-"""`jaxcyto report`: a run as one HTML page that needs no network, or its figures as JSON.
+"""Report a run as one self-contained HTML page or as JSON (`jaxcyto report`).
 
-gather.py     what the run's folder says, as plain values
-files.py      its JSON files, or what is damaged
-brains.py     the data: what the brain folders say
-pictures.py   pairs of patches, sections with their classes: images as data URIs
-html.py       elements that escape what they hold
-charts.py     curves and points as SVG
-tables.py     scores as tables
-page.py       the page; style.css and script.js are put into it
+gather.py     read the run folder into plain dataclasses
+files.py      read and validate the JSON files of the run
+brains.py     summarize the brain folders of the run
+pictures.py   render pairs of patches and sections as data URIs
+html.py       build HTML elements with escaped content
+charts.py     draw curves and scatter plots as SVG
+tables.py     build the tables of errors and scores
+curves.py, panes.py, facts.py   build the other sections of the page
+page.py       assemble the page with style.css and script.js embedded
 """
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. They are imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The data of a run, as its brain folders state it now."""
+"""Summarize the brain folders of a run in their current state."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,16 +18,19 @@ from jaxcyto.utils.files import file_sha256
 
 @dataclasses.dataclass(frozen=True)
 class BrainData:
-    """One brain. Counts are by split; None: does not apply, or could not be read.
+    """A summary of one brain.
+
+    Counts are given by split. A value is None if it does not apply or could not be read.
 
     Attributes:
-        path: its folder, as the config or the command line names it.
-        name, licence, citation: of brain.toml.
-        sections: number of section images.
-        annotated: of these, with a label image.
-        patches, pairs: of pre-training.
-        distances_mm: smallest distance between patches of two splits, such as "train-test".
-        fault: why something of it is not known; "": all is.
+        path: Brain folder, as the config or the command line names it.
+        name, licence, citation: Fields of brain.toml.
+        sections: Counts of section images.
+        annotated: Counts of section images with a label image.
+        patches, pairs: Counts of patches and pairs, for pre-training.
+        distances_mm: Smallest distance between patches of two splits, by names such as
+            "train-test".
+        fault: Why a value could not be read, or "" if all were read.
     """
 
     path: str
@@ -43,24 +46,26 @@ class BrainData:
 
 
 def read_brains(config: dict[str, Any], given: Sequence[Path], with_pairs: bool) -> list[BrainData]:
-    """The brains of a config.json.
+    """Summarize the brains of a run.
+
+    A brain of the config that cannot be read gets a `fault`.
 
     Args:
-        config: its content.
-        given: folders that replace those of the same name; brains that the config does not name
+        config: Content of config.json.
+        given: Brain folders. A folder replaces the brain of the same name in the config. Others
             are added.
-        with_pairs: patches and pairs, too.
+        with_pairs: Whether to read patches and pairs, too.
 
     Raises:
-        InputError: one of those given is no brain; what the config names may be gone.
+        InputError: One of `given` is not a brain folder.
     """
     for path in given:
         read_brain(path)
     named = [Path(path) for path in config["data"].get("brains", [])]
-    instead = {path.resolve().name: path for path in given}
-    paths = [instead.pop(path.name, path) for path in named]
-    found = [_read(path, config, with_pairs) for path in paths]
-    return found + [_read(path, config, False) for path in instead.values()]
+    replacements = {path.resolve().name: path for path in given}
+    paths = [replacements.pop(path.name, path) for path in named]
+    data = [_read(path, config, with_pairs) for path in paths]
+    return data + [_read(path, config, False) for path in replacements.values()]
 
 
 def _read(path: Path, config: dict[str, Any], with_pairs: bool) -> BrainData:
@@ -89,9 +94,12 @@ def _pairs(brain: Brain, config: dict[str, Any]) -> dict[str, Any]:
     pairs = load_pairs(path)
     patches = load_patches(brain.root / pairs.patches_file, brain)
     check_pairs(path, pairs, patches)
-    then = config.get("pairs_sha256")
-    if isinstance(then, dict) and then.get(brain.root.name) not in (None, file_sha256(path)):
-        raise InputError(f"{path}: has changed since this run; its pairs are not shown.")
+    trained_on = config.get("pairs_sha256")  # by brain, when the run was started
+    if isinstance(trained_on, dict) and trained_on.get(brain.root.name) not in (
+        None,
+        file_sha256(path),
+    ):
+        raise InputError(f"{path}: has changed since this run, so its pairs are not shown.")
     names = np.array([*SPLITS, ""])
     return {
         "patches": _by_split(names[patches.split].tolist()),

@@ -1,7 +1,7 @@
-"""Curves and points as SVG, drawn with the colors and the type of the page.
+"""Draw curves and scatter plots as SVG in the style of the page.
 
-Coordinates within a drawing are px of its own frame, which the page scales. Colors are classes of
-style.css, so that they follow light and dark; curves also differ in their dashes.
+Coordinates are px in the view box of the SVG, which the page scales. Colors are classes of
+style.css, so they follow the light or dark color scheme. Curves also differ in their dashes.
 """
 
 import math
@@ -15,13 +15,16 @@ from jaxcyto.report.html import Html, count, number, tag
 
 WIDTH, HEIGHT = 460, 236
 LEFT, RIGHT, TOP, BOTTOM = 40, 6, 8, 24
-SMOOTHED = 10  # values, or a tenth of all where these are fewer than a hundred
-MOST_POINTS = 400  # of a curve: more cannot be told apart
-MOST_DOTS = 2000
+SMOOTHED = 10  # values averaged, or a tenth of all if there are fewer than a hundred
+MOST_POINTS = 400  # of a curve, because more cannot be distinguished at this size
+MOST_DOTS = 2000  # of a scatter plot
 
 
 class Curve(NamedTuple):
-    """Values by step; `dots`: few of them, each one counts; else many, drawn with their mean."""
+    """A curve of values by step.
+
+    With `dots`, each value is marked. Otherwise, a running mean is drawn over the values.
+    """
 
     label: str
     steps: Sequence[int]
@@ -30,13 +33,14 @@ class Curve(NamedTuple):
 
 
 def curves_chart(title: str, curves: Sequence[Curve]) -> Html:
-    """Curves over steps, on an axis that holds 0; a legend stands above them."""
+    """Draw curves by step with a legend above them. The y axis includes 0."""
     curves = [curve for curve in curves if len(curve.values)]
     last = max(max(curve.steps) for curve in curves)
     low = min(0.0, *(_extremes(curve)[0] for curve in curves))
     top = max(0.0, *(_extremes(curve)[1] for curve in curves))
     marks = ticks(low, top, 4)
     step = marks[1] - marks[0] if len(marks) > 1 else 1.0
+    # extend to the next ticks, unless a value exceeds a tick by less than 2 % of the step
     low, top = step * math.floor(low / step + 0.02), step * math.ceil(top / step - 0.02)
     top = top if top > low else low + step
     frame = _Frame((0, max(last, 1)), (low, top), WIDTH, HEIGHT, TOP)
@@ -64,10 +68,11 @@ def curves_chart(title: str, curves: Sequence[Curve]) -> Html:
 
 
 def points_chart(title: str, true: np.ndarray, predicted: np.ndarray, unit: str) -> Html:
-    """Predicted against true values, with the line where both are the same."""
+    """Plot predicted against true values, with the line of equality."""
     error = np.abs(true - predicted).mean()
     both = np.concatenate([true, predicted])
     low, high = min(0.0, float(np.quantile(both, 0.002))), float(np.quantile(both, 0.998))
+    # the quantiles keep a few outliers from setting the scale
     frame = _Frame((low, high), (low, high), 210, 220, 22)
     chosen = np.linspace(0, len(true) - 1, min(len(true), MOST_DOTS)).astype(int)
     inside = [i for i in chosen if low <= true[i] <= high and low <= predicted[i] <= high]
@@ -81,7 +86,7 @@ def points_chart(title: str, true: np.ndarray, predicted: np.ndarray, unit: str)
 
 
 class _Frame:
-    """Axes of a drawing: values -> px."""
+    """Axes of a plot. They map values to px in the view box."""
 
     def __init__(
         self, x: tuple[float, float], y: tuple[float, float], width: int, height: int, top: int
@@ -98,11 +103,15 @@ class _Frame:
         return round(self.height - BOTTOM - share * (self.height - self.top - BOTTOM), 1)
 
     def line(self, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> str:
-        found = [f"{self.across(a):g},{self.down(b):g}" for a, b in zip(x, y, strict=True)]
-        return "M" + " ".join(found) if found else ""
+        points = [f"{self.across(a):g},{self.down(b):g}" for a, b in zip(x, y, strict=True)]
+        return "M" + " ".join(points) if points else ""
 
     def dots(self, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> str:
-        """Lines of no length: with round ends they are dots, in a quarter of the bytes."""
+        """Return a path that draws dots.
+
+        It consists of lines of zero length with round caps, which take a quarter of the bytes of
+        circles.
+        """
         points = zip(x, y, strict=True)
         return "".join(f"M{self.across(a):g},{self.down(b):g}h0" for a, b in points)
 
@@ -115,7 +124,7 @@ class _Frame:
             texts.append(_text(LEFT - 6, y + 4, _tick(value), "end"))
         for value in self.x_ticks:
             x = self.across(value)
-            if x < right - 7 * len(x_label) - 20:  # leaves room for the label
+            if x < right - 7 * len(x_label) - 20:  # leave room for the axis label
                 texts.append(_text(x, bottom + 16, _tick(value), "middle"))
         texts.append(_text(right, bottom + 16, x_label, "end"))
         if y_label:
@@ -127,7 +136,10 @@ class _Frame:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values from `low` to `high`, some `about` steps of 1, 2 or 5 times a power of ten."""
+    """Choose round values from `low` to `high`.
+
+    The step is 1, 2 or 5 times a power of ten, so that there are approximately `about` steps.
+    """
     rough = (high - low) / about
     if not (math.isfinite(rough) and rough > 1e-300):
         return [low]
@@ -142,7 +154,10 @@ def _window(curve: Curve) -> int:
 
 
 def _extremes(curve: Curve) -> tuple[float, float]:
-    """What an axis has to reach: not single values far from the rest."""
+    """Return the range that the y axis must cover.
+
+    Single values far above the running mean do not extend it.
+    """
     values = np.array(curve.values, float)
     if curve.dots:
         return float(values.min()), float(values.max())

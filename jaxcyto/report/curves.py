@@ -1,4 +1,4 @@
-"""Parts of the page that show the training: curves, validations, throughput."""
+"""Build the sections of the page that show training curves and throughput."""
 
 from jaxcyto.report.charts import Curve, curves_chart
 from jaxcyto.report.gather import Gathered
@@ -20,14 +20,14 @@ ERRORS = {
 
 
 def training(gathered: Gathered) -> Content:
-    """Loss and errors by step."""
+    """Show the loss and the errors by step."""
     curves = gathered.curves
     if not curves:
         return hint(gathered.missing.get("curves"))
     terms = sorted(key for key in curves if key.startswith("train/loss/"))
     panels = {
-        "Loss, weighted and with decay": {"train/loss": "training batch"},
-        "Terms of the loss, before their weights": {
+        "Loss, weighted and with weight decay": {"train/loss": "training batch"},
+        "Loss terms, unweighted": {
             key: key.removeprefix("train/loss/").replace("_", " ") for key in terms
         },
     }
@@ -35,13 +35,13 @@ def training(gathered: Gathered) -> Content:
         panels[title] = {f"{kind}/{error}": label for kind, label in KINDS.items()}
     charts = []
     for title, named in panels.items():
-        found = [
+        shown = [
             Curve(label, *curves[key], dots=not key.startswith("train/"))
             for key, label in named.items()
             if key in curves
         ]
-        if found:
-            charts.append(curves_chart(title, found))
+        if shown:
+            charts.append(curves_chart(title, shown))
     return [tag("div", charts, class_="charts"), _validations(curves)]
 
 
@@ -64,7 +64,7 @@ def _validations(curves: dict[str, tuple[list[int], list[float]]]) -> Html | Non
 
 
 def throughput(gathered: Gathered) -> Content:
-    """How fast it trained."""
+    """Show the training throughput."""
     speed = gathered.throughput
     if speed is None:
         return hint(gathered.missing.get("throughput"))
@@ -72,11 +72,11 @@ def throughput(gathered: Gathered) -> Content:
         (f"{speed.unit.capitalize()} per second, median", number(speed.per_second, ".3g")),
         ("Waiting for data, median", f"{number(100 * speed.data_wait_share, '.1f')} %"),
         ("In training steps", duration(speed.seconds_in_steps)),
-        ("From the first line logged to the last", duration(speed.seconds_logged)),
+        ("From the first log line to the last", duration(speed.seconds_logged)),
     ]
     title = f"{speed.unit.capitalize()} per second"
     steps, rates = gathered.curves[f"speed/{speed.unit}_per_second"]
-    if len(steps) > 1:  # the first step is compilation
+    if len(steps) > 1:  # the first value includes the compilation
         steps, rates = steps[1:], rates[1:]
     chart = curves_chart(title, [Curve("training steps", steps, rates)])
     return [facts(named), tag("div", chart, class_="charts")]

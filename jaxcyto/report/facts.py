@@ -1,4 +1,4 @@
-"""Parts of the page that state what a run was made of: data, config, environment."""
+"""Build the sections of the page on data, config and environment."""
 
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,18 @@ from jaxcyto.report.html import Content, Html, count, facts, hint, number, table
 from jaxcyto.report.pictures import uri
 
 NOT_CONFIG = {"classes", "training_sections", "pairs_sha256", "annotation_sha256"}
-POINTS_PX = 1900  # longest side of the figure of sampled points
+POINTS_PX = 1900  # maximum length of the longest side of the figure of sampled points
 
 
 def data(gathered: Gathered) -> Content:
-    """Brains with their splits, what could not be read, the sections of the training."""
+    """Show the brains with their splits, unreadable files and the training sections."""
     shown: list[Content] = [_brain(brain) for brain in gathered.data]
     for path, times in gathered.skipped.items():
-        shown.append(hint(f"Could not be read in training, {count(times)} times: {path}"))
+        shown.append(hint(f"{path} could not be read {count(times)} times in training."))
     sections = gathered.config.get("training_sections")
     if isinstance(sections, list) and sections:
         names = tag("p", ", ".join(map(str, sections)), class_="names")
-        summary = tag("summary", f"{len(sections)} sections were trained on")
+        summary = tag("summary", f"{len(sections)} training sections")
         shown.append(tag("details", summary, names))
     return [*shown, _points(Path(gathered.path) / "figures" / "points.png")]
 
@@ -56,7 +56,7 @@ def _brain(brain: BrainData) -> Content:
 
 
 def _points(path: Path) -> Html | None:
-    """The figure of the sampled patches on the surfaces, which training has drawn."""
+    """Return training's figure of the sampled patches, or None if it cannot be read."""
     try:
         image = Image.open(path).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -68,7 +68,7 @@ def _points(path: Path) -> Html | None:
 
 
 def config(gathered: Gathered) -> Content:
-    """config.json by group; fields that stand alone come first."""
+    """Show config.json by group. Top-level fields come first."""
     table = gathered.config
     groups = {"run": {key: value for key, value in table.items() if not isinstance(value, dict)}}
     groups |= {key: value for key, value in table.items() if isinstance(value, dict)}
@@ -94,14 +94,14 @@ def _value(value: Any) -> Content:
         if any(isinstance(entry, dict) for entry in value):
             return [tag("div", _value(entry)) for entry in value]
         return ", ".join(str(_value(entry)) for entry in value) or "none"
-    if isinstance(value, dict):  # of a term its function says which, the rest how
+    if isinstance(value, dict):  # a loss term: the function, then its parameters
         named = [f"{key} {_value(entry)}" for key, entry in value.items() if key != "function"]
         return ", ".join(([str(value["function"])] if "function" in value else []) + named)
     return str(value)
 
 
 def environment(gathered: Gathered) -> Content:
-    """What the last start of the run ran on."""
+    """Show the environment of the last start of the run."""
     if not gathered.environment:
         return hint(gathered.missing.get("environment"))
     last, starts = gathered.environment[-1], len(gathered.environment)
@@ -112,12 +112,12 @@ def environment(gathered: Gathered) -> Content:
             return ", ".join(form.format(name, entry) for name, entry in value.items())
         return "" if value is None else str(value)
 
-    note = f"Of the last of {starts} starts; all are in environment.json."
+    note = f"This is the last of {starts} starts. environment.json holds all of them."
     named = [
         ("Devices", listed("devices", "{1} \u00d7 {0}")),
-        ("Backend of JAX", listed("backend", "")),
+        ("JAX backend", listed("backend", "")),
         ("Processes", listed("processes", "")),
-        ("Processors", listed("cpus", "")),
+        ("CPUs", listed("cpus", "")),
         ("Python", listed("python", "")),
         ("Packages", listed("packages", "{} {}")),
         ("System", listed("system", "")),

@@ -1,4 +1,4 @@
-"""The JSON files of a run, as far as a report shows them, or one message of what is damaged."""
+"""Read the JSON files of a run as far as a report shows them, and detect damage."""
 
 import json
 import math
@@ -10,13 +10,22 @@ import numpy as np
 
 from jaxcyto.errors import InputError
 
-# what taking a damaged file apart can raise
+# the errors that parsing a damaged file can raise
 DAMAGE = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
           RecursionError)  # fmt: skip
 
 
 def read_json(path: Path, take: Callable[..., Any], *arguments: Any) -> Any:
-    """What `take` makes of a JSON file; None without the file."""
+    """Parse a JSON file with `take`. Return None if the file does not exist.
+
+    Args:
+        path: The file.
+        take: Called with the content and `arguments`. Returns the value.
+        arguments: Further arguments of `take`.
+
+    Raises:
+        InputError: The file is damaged. The message says what to do.
+    """
     if not path.is_file():
         return None
     try:
@@ -37,7 +46,10 @@ def _again(run: Path) -> str:
 
 
 def results(found: dict[str, Any], task: str) -> dict[str, Any]:
-    """results.json, as far as it is shown; raises what is not as it should be."""
+    """Return the part of results.json that a report shows.
+
+    Raises one of `DAMAGE` where the content is not valid.
+    """
 
     def figure(value: Any) -> float | None:
         if value is not None and not math.isfinite(value):
@@ -52,7 +64,7 @@ def results(found: dict[str, Any], task: str) -> dict[str, Any]:
         }
 
     def expect(table: dict[str, Any], key: str) -> None:
-        """A figure, or one for each axis."""
+        """Check that a key holds one number, or three if it is given per axis."""
         length = len(table[key]) if isinstance(table[key], list) else None
         if length != (3 if "per_axis" in key else None):
             raise ValueError(f"{key} = {table[key]}")
@@ -91,5 +103,5 @@ def results(found: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def environment(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """environment.json; raises what is not as it should be."""
+    """Return the entries of environment.json. Raises one of `DAMAGE` if they are not valid."""
     return [dict(entry) for entry in found]

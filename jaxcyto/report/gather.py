@@ -1,6 +1,6 @@
-"""What the folder of a run says, as plain values: finished or not, of either task.
+"""Read a run folder into plain dataclasses, for both tasks and for unfinished runs.
 
-`Gathered` and the dataclasses in it are also what `jaxcyto report --json` prints.
+`jaxcyto report --json` prints `Gathered` as JSON.
 """
 
 import dataclasses
@@ -22,24 +22,24 @@ from jaxcyto.runs.metrics_file import read_metrics, skipped_files
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How far a run is. Times are UTC, as "2026-11-22 21:38"; None: nothing was logged yet."""
+    """The progress of a run. Times are UTC such as "2026-11-22 21:38", or None before any log."""
 
     finished: bool
-    steps: int  # taken
-    steps_planned: int | None  # None: not known without the data
+    steps: int  # steps taken
+    steps_planned: int | None  # None: unknown, because the data cannot be read
     first_log: str | None
     last_log: str | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """One test of a segmentation: at the end of training, or by `jaxcyto evaluate`.
+    """A test of a segmentation, at the end of training or by `jaxcyto evaluate`.
 
-    `test`, `sections` and `confusion` are those of results.json, see `scores.sum_sections`.
+    `test`, `sections` and `confusion` are copied from results.json. See `scores.sum_sections`.
     """
 
     title: str
-    brain: str | None  # name of its folder; None: the test at the end of training
+    brain: str | None  # name of the brain folder. None: the test at the end of training
     split: str
     test: dict[str, Any]
     sections: dict[str, dict[str, Any]]
@@ -48,15 +48,15 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Throughput:
-    """Rates are medians over the lines of metrics.jsonl.
+    """Training throughput, with rates as medians over the lines of metrics.jsonl.
 
-    `seconds_in_steps` leaves out validation; `seconds_logged` is from the first line to the last,
-    with everything between them, also the time that a run was stopped.
+    `seconds_in_steps` excludes validation. `seconds_logged` is the time from the first line to the
+    last and includes validation and the time that the run was stopped.
     """
 
     unit: str  # "patches" or "images"
     per_second: float
-    data_wait_share: float  # of the time, 0 ... 1
+    data_wait_share: float  # fraction of the time, 0 ... 1
     seconds_in_steps: float
     seconds_logged: float
 
@@ -66,20 +66,20 @@ class Gathered:
     """All figures of a run.
 
     Attributes:
-        name: of its folder.
-        path: of its folder, as given.
+        name: Name of the run folder.
+        path: Path of the run folder, as given.
         task: "pretraining" or "segmentation".
-        status: how far it is.
-        config: config.json.
-        data: one entry for each brain.
-        skipped: how often each file could not be read.
-        test: pre-training only: the test errors of results.json; None: not there yet.
-        test_train_mode: the same with the statistics of each batch.
-        scores: segmentation only; the one to look at comes first.
-        curves: (steps, values) by the names of metrics.jsonl.
-        throughput: None: too little was logged.
-        environment: one entry for each start of the run, the last one last.
-        missing: what is not there, and how to get it.
+        status: Progress of the run.
+        config: Content of config.json.
+        data: One entry for each brain.
+        skipped: How often each file could not be read in training.
+        test: Test errors of pre-training from results.json, or None before the test.
+        test_train_mode: The same errors when batch normalization uses batch statistics.
+        scores: Tests of a segmentation, with the most important one first.
+        curves: (steps, values) for each name in metrics.jsonl.
+        throughput: Training throughput, or None if no speed is logged yet.
+        environment: One entry for each start of the run, in order.
+        missing: For each section of the page without data, how to get the data.
     """
 
     name: str
@@ -99,24 +99,26 @@ class Gathered:
 
     @property
     def classes(self) -> tuple[AreaClass, ...]:
-        """Of a segmentation."""
+        """Classes of a segmentation, empty for pre-training."""
         return read_classes(Path(self.path) / "config.json", self.config.get("classes", []), [])
 
 
 def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
-    """Reads a run's folder, and of the brains that it names their tables.
+    """Read a run folder and the tables of its brains.
 
     Args:
-        run: the folder.
-        brains: where brains are that are not where the config says, and others it was tested on.
+        run: The run folder.
+        brains: Brain folders. A folder replaces the brain of the same name in the config. Others
+            are added, such as brains that the run was only tested on.
 
     Raises:
-        InputError: not a run, one of its files is damaged, or one of `brains` is no brain.
+        InputError: `run` is not a run folder, one of its files is damaged, or one of `brains` is
+            not a brain folder.
     """
     if find(run).exported:
         raise InputError(
-            f"{run}: an export: it has no curves, and README.md beside it tells its test; report "
-            "the run that it was made from"
+            f"{run}: an export: it has no curves, and its README.md gives the test results; report "
+            "the run that was exported"
         )
     config = read_config(run)
     task = "segmentation" if is_segmentation(config) else "pretraining"
@@ -136,9 +138,9 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
             scores.append(_scores("End of training", None, "test", results))
         for path in sorted(run.glob("evaluation/*/*/results.json")):
             brain, split = path.parts[-3:-1]
-            found = files.read_json(path, files.results, task)
-            scores.append(_scores(f"{brain}, {split}", brain, split, found))
-    # first what a reader asks for: whole sections of the test
+            evaluated = files.read_json(path, files.results, task)
+            scores.append(_scores(f"{brain}, {split}", brain, split, evaluated))
+    # the most important scores come first: those of whole test sections
     scores.sort(key=lambda entry: (entry.split != "test", entry.brain is None))
     gathered = Gathered(
         name=run.resolve().name,
@@ -165,12 +167,15 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
     return dataclasses.replace(gathered, missing=_missing(gathered, run))
 
 
-def _scores(title: str, brain: str | None, split: str, found: dict[str, Any]) -> Scores:
-    return Scores(title, brain, split, found["test"], found["sections"], found["confusion"])
+def _scores(title: str, brain: str | None, split: str, results: dict[str, Any]) -> Scores:
+    return Scores(title, brain, split, results["test"], results["sections"], results["confusion"])
 
 
 def _planned(config: dict[str, Any], data: list[BrainData]) -> int | None:
-    """Steps of the whole run, as `config.total_steps`."""
+    """Return the total steps of the run, as `config.total_steps` computes them.
+
+    Return None if they are unknown.
+    """
     try:
         if config.get("steps") is not None:
             return int(config["steps"])
@@ -209,7 +214,7 @@ def _throughput(lines: list[dict[str, Any]], data: dict[str, Any]) -> Throughput
         logged = [line for line in lines if line.get(key, 0) > 0]
         if not logged or not isinstance(examples, int):
             continue
-        examples *= 2 if unit == "patches" else 1
+        examples *= 2 if unit == "patches" else 1  # a pair has two patches
         before = [0, *(line["step"] for line in logged)]
         times = [line["time"] for line in lines if "time" in line]
         return Throughput(
@@ -228,7 +233,7 @@ def _throughput(lines: list[dict[str, Any]], data: dict[str, Any]) -> Throughput
 
 
 def _missing(gathered: Gathered, run: Path) -> dict[str, str]:
-    """What the page cannot show, and how to get it, by the section of the page."""
+    """List the sections of the page that have no data, each with how to get the data."""
     missing = {}
     done, path = gathered.status.finished, gathered.path
     continued = f"The command that started the run, with `--workdir {path}`, continues it."
@@ -248,7 +253,7 @@ def _missing(gathered: Gathered, run: Path) -> dict[str, str]:
     if gathered.task == "pretraining":
         if not (run / pair_predictions.FILE).is_file():
             missing["predictions"] = (
-                f"Predictions of the test pairs come with the end of training. {continued}"
+                f"The test pairs are predicted at the end of training. {continued}"
             )
         if unread := _unread(gathered):
             missing["pairs"] = f"Pairs are read from the brain folders. {unread}"
@@ -259,19 +264,19 @@ def _missing(gathered: Gathered, run: Path) -> dict[str, str]:
         brain = next((brain.path for brain in gathered.data), "BRAIN")
         when = "" if done else " once the run is finished"
         missing["sections"] = (
-            f"No section is predicted yet. Do so{when}: `jaxcyto evaluate {path} {brain}`"
+            f"No section is predicted yet. Predict{when}: `jaxcyto evaluate {path} {brain}`"
         )
     elif predicted - known:
         names = ", ".join(sorted(predicted - known))
-        missing["sections"] = f"Sections are read from the brain folders, of {names}. "
+        missing["sections"] = f"Sections are read from the brain folders. Not available: {names}. "
         missing["sections"] += _unread(gathered) or LOOK
     return missing
 
 
-LOOK = "Run the report where the run was started, or give `--brain FOLDER`."
+LOOK = "Run the report in the folder where the run was started, or give `--brain FOLDER`."
 
 
 def _unread(gathered: Gathered) -> str:
-    """Faults of the brains, and what to do; "" without any."""
+    """Return the faults of the brains and their remedy, or "" if there is no fault."""
     faults = [brain.fault.rstrip(".") for brain in gathered.data if brain.fault]
-    return f"{'; '.join(faults)}. {LOOK}" if faults else ""
+    return f"{'. '.join(faults)}. {LOOK}" if faults else ""

@@ -1,4 +1,4 @@
-"""Elements of HTML and SVG: every text that is put into one is escaped."""
+"""Build HTML and SVG elements. Text is escaped when it is put into an element."""
 
 import html
 import math
@@ -8,21 +8,21 @@ VOID = frozenset(
     {"br", "hr", "image", "img", "input", "line", "link", "meta", "path", "rect", "use"}
 )
 SVG = frozenset({"image", "line", "path", "rect", "use"})
-Content = Any  # what an element may hold: text, Html, numbers, lists of these; None: nothing
+Content = Any  # content of an element: text, Html, numbers, lists of these, or None for nothing
 
 
 class Html(str):
-    """Markup made by `tag`; any other text is escaped where it is put in."""
+    """Markup that `tag` has built. Any other text is escaped."""
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
-    """An element: `tag("td", "1 < 2", class_="number")`.
+    """Build an element, for example `tag("td", "1 < 2", class_="number")`.
 
     Args:
-        name: of the element.
-        children: text (escaped), `Html`, numbers, lists of these; None is left out.
-        attributes: `_` becomes `-`, at the end it is left out. None and False are left out, True
-            stands alone.
+        name: Name of the element.
+        children: Text (which is escaped), `Html`, numbers or lists of these. None is omitted.
+        attributes: Attributes by name. A trailing `_` is dropped, and any other `_` becomes `-`.
+            None and False omit the attribute. True writes the name without a value.
     """
     parts = [name]
     for key, value in attributes.items():
@@ -37,7 +37,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
 
 
 def join(children: Any) -> Html:
-    """Children of an element, one after the other."""
+    """Join the children of an element. Text is escaped."""
     if children is None:
         return Html()
     if isinstance(children, list | tuple):
@@ -46,27 +46,30 @@ def join(children: Any) -> Html:
 
 
 def number(value: float | None, form: str = ".2f") -> str:
-    """A figure as text, with a true minus sign and thin spaces between thousands; None: a dash."""
+    """Format a number with a minus sign (U+2212) and thin spaces between thousands.
+
+    None and values that are not finite become an en dash.
+    """
     if value is None or not math.isfinite(value):
         return "\u2013"
     return format(value, form).replace(",", "\u202f").replace("-", "\u2212")
 
 
 def count(value: int | None) -> str:
-    """A whole number, as `number`."""
+    """Format an integer in the same way as `number`."""
     return number(value, ",d")
 
 
 def table(
     head: list[Any], rows: list[list[Any]], caption: str | None = None, text: int = 1
 ) -> Html:
-    """A table in a frame that scrolls where the page is too narrow.
+    """Build a table that scrolls horizontally on narrow pages.
 
     Args:
-        head: of the columns.
-        rows: cells; the first of a row is its head.
-        caption: what it shows, for all readers; None: what stands before it says so.
-        text: so many columns from the left hold text; the others are right-aligned figures.
+        head: Column headings.
+        rows: Cells. The first cell of a row is its heading.
+        caption: Caption of the table, or None if the text before it says what it shows.
+        text: Count of leading columns that hold text. The others are right-aligned numbers.
     """
 
     def kind(column: int) -> str | None:
@@ -75,8 +78,8 @@ def table(
     cells = [tag("th", cell, scope="col", class_=kind(k)) for k, cell in enumerate(head)]
     body = []
     for first, *rest in rows:
-        own = [tag("td", cell, class_=kind(k)) for k, cell in enumerate(rest, 1)]
-        body.append(tag("tr", tag("th", first, scope="row"), own))
+        row = [tag("td", cell, class_=kind(k)) for k, cell in enumerate(rest, 1)]
+        body.append(tag("tr", tag("th", first, scope="row"), row))
     return scrolled(
         tag(
             "table",
@@ -89,12 +92,12 @@ def table(
 
 
 def scrolled(content: Html, label: str) -> Html:
-    """What may be wider than the page; script.js lets the keyboard reach it where it is."""
+    """Wrap content that may be wider than the page. script.js makes it scrollable by keyboard."""
     return tag("div", content, class_="scroll", role="group", aria_label=label)
 
 
 def hint(text: str | None) -> Html | None:
-    """A line on what is not there; what stands between backticks is a command."""
+    """Show a line about missing data. Text between backticks is shown as a command."""
     if not text:
         return None
     parts = text.split("`")
@@ -103,7 +106,7 @@ def hint(text: str | None) -> Html | None:
 
 
 def facts(pairs: list[tuple[str, Any]]) -> Html:
-    """Names and values; those without a value are left out."""
+    """Show names with their values. Pairs without a value are omitted."""
     return tag(
         "dl", [tag("div", tag("dt", k), tag("dd", v)) for k, v in pairs if v], class_="facts"
     )

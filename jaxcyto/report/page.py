@@ -1,7 +1,8 @@
-"""The page: sections in order, each of what is there, or of one line that says how to get it.
+"""Assemble the HTML page of a report.
 
-It needs no network: style, script and images are in it, and a content security policy allows
-nothing else to be loaded or run.
+A section whose data is missing holds one line that says how to get the data. The page needs no
+network, because the style, the script and the images are embedded. A content security policy
+forbids loading or running anything else.
 """
 
 import base64
@@ -21,10 +22,11 @@ TASKS = {"pretraining": "Pre-training", "segmentation": "Segmentation"}
 
 
 def write_page(gathered: Gathered, out: Path) -> int:
-    """Writes the page of a run; returns its size in bytes.
+    """Write the page of a run and return its size in bytes.
 
     Raises:
-        InputError: a file of the run is damaged.
+        InputError: A file of the run is damaged.
+        OSError: `out` cannot be written.
     """
     data = page(gathered).encode()
     with atomic_write(out) as file:
@@ -33,7 +35,11 @@ def write_page(gathered: Gathered, out: Path) -> int:
 
 
 def page(gathered: Gathered) -> str:
-    """The page of a run as text; reads the images that it shows."""
+    """Return the page of a run as text. This reads the images that the page shows.
+
+    Raises:
+        InputError: A file of the run is damaged.
+    """
     sections = {
         "scores": ("Errors", tables.errors(gathered)),
         "curves": ("Training curves", curves.training(gathered)),
@@ -54,7 +60,7 @@ def page(gathered: Gathered) -> str:
     written = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     footer = f"Written by jaxcyto {version('jaxcyto')} on {written} UTC. All times are UTC."
     body = [
-        tag("a", "Skip to the figures", href="#main", class_="skip"),
+        tag("a", "Skip to the content", href="#main", class_="skip"),
         tag("div", tag("nav", tag("ul", links), aria_label="Contents"),
             tag("div", _header(gathered), tag("main", main, id="main", tabindex=-1),
                 tag("footer", tag("p", footer)), class_="content"),
@@ -104,21 +110,22 @@ def _headline(name: str, value: str, unit: str, note: str) -> Html:
 
 
 def _headlines(gathered: Gathered) -> list[tuple[str, str, str, str]]:
-    """The few figures that a reader looks for first: (name, value, unit, note)."""
-    found: list[tuple[str, str, str, str]] = []
+    """Return the main figures of a run as (name, value, unit, note)."""
+    headlines: list[tuple[str, str, str, str]] = []
     if gathered.test is not None:
         for name, key in (
             ("Distance error", "distance_mae_mm"),
             ("Position error", "coordinate_mae_mm"),
         ):
             constant = number(gathered.test[f"{key}_constant"])
-            found.append((name, number(gathered.test[key]), "mm", f"test; constant {constant} mm"))
+            note = f"test, training median {constant} mm"
+            headlines.append((name, number(gathered.test[key]), "mm", note))
     elif gathered.scores:
         test = gathered.scores[0].test
         split = gathered.scores[0].split
-        found.append(("Wrong pixels", number(test["err_seg_percent"], ".1f"), "%", split))
+        headlines.append(("Wrong pixels", number(test["err_seg_percent"], ".1f"), "%", split))
         for name, key in (("Dice, areas", "dice_macro_areas"), ("Dice, classes", "dice_macro")):
-            found.append((name, number(test[key], ".3f"), "", f"{split}, mean"))
+            headlines.append((name, number(test[key], ".3f"), "", f"{split}, mean"))
     else:
         for key, name, unit, form in (
             ("val/distance_mae_mm", "Distance error", "mm", ".2f"),
@@ -128,13 +135,13 @@ def _headlines(gathered: Gathered) -> list[tuple[str, str, str, str]]:
         ):
             if key in gathered.curves:
                 steps, values = gathered.curves[key]
-                found.append(
+                headlines.append(
                     (name, number(values[-1], form), unit, f"validation, step {steps[-1]}")
                 )
     if gathered.throughput is not None:
         speed = gathered.throughput
         rate = number(speed.per_second, ".3g")
-        found.append(
+        headlines.append(
             ("Throughput", rate, f"{speed.unit}/s", f"{duration(speed.seconds_in_steps)} in steps")
         )
-    return found
+    return headlines

@@ -1,4 +1,4 @@
-"""Parts of the page that show images: sample pairs, and sections under a slider."""
+"""Build the sections of the page that show images."""
 
 from pathlib import Path
 
@@ -9,21 +9,21 @@ from jaxcyto.report.pictures import PairPicture, SectionPicture, pair_pictures, 
 from jaxcyto.report.tables import swatch
 from jaxcyto.runs.pair_predictions import read_predictions
 
-NAME_SHARE = 62  # the width of a section, in heights of the type of its areas' names
+NAME_SHARE = 62  # width of a section divided by the font size of the names of its areas
 
 
 def pairs(gathered: Gathered) -> Content:
-    """Pairs of patches with their distances."""
+    """Show pairs of patches with their distances."""
     if gathered.task != "pretraining":
         return None
     if "pairs" in gathered.missing:
         return hint(gathered.missing.get("pairs"))
     try:
         pictures = pair_pictures(gathered, read_predictions(Path(gathered.path)))
-    except (InputError, OSError, TypeError, ValueError) as error:  # the rest of the page stands
+    except (InputError, OSError, TypeError, ValueError) as error:  # show the rest of the page
         return hint(f"Pairs cannot be shown: {error}")
-    note = "From near to far: distance along the cortical surface"
-    note += ", and what the network predicts." if pictures[0].predicted_mm is not None else "."
+    note = "Pairs from near to far, with their distance along the cortical surface"
+    note += " and the predicted distance." if pictures[0].predicted_mm is not None else "."
     return [
         tag("p", note, class_="note"),
         tag("ol", [_pair(each) for each in pictures], class_="pairs"),
@@ -47,7 +47,7 @@ def _pair(picture: PairPicture) -> Html:
 
 
 def sections(gathered: Gathered) -> Content:
-    """Sections under a slider between tissue, annotation and prediction."""
+    """Show sections with a slider from tissue to annotation to prediction."""
     if gathered.task != "segmentation":
         return None
     pictures, faults = section_pictures(gathered)
@@ -58,8 +58,8 @@ def sections(gathered: Gathered) -> Content:
     shown = [k for k in seen if gathered.classes[k].kind != "background"]
     legend = tag("ul", [tag("li", swatch(gathered.classes[k])) for k in shown], class_="classes")
     note = (
-        "The slider goes from the tissue to the annotation to the prediction; the arrow keys move "
-        "it, Home and End go to its ends."
+        "The slider fades from the tissue to the annotation to the prediction. The arrow keys, "
+        "Home and End move it."
     )
     panes = [_section(gathered, k, picture) for k, picture in enumerate(pictures)]
     return [hints, tag("p", note, class_="note screen"), legend, panes]
@@ -81,9 +81,9 @@ def _section(gathered: Gathered, k: int, picture: SectionPicture) -> Html:
         else:
             texts = [tag("text", text, x=x, y=y, class_="area") for x, y, text in layer.names]
             drawn = [tag("use", href=f"#tissue{k}"), tag("image", href=layer.image, **size), texts]
-        said = f"Section {picture.name}: {name}" + (" on the tissue" if layer else "")
+        description = f"Section {picture.name}: {name}" + (" on the tissue" if layer else "")
         label = tag("span", name, class_="pane-name")
-        svg = tag("svg", drawn, aria_label=said, **frame)
+        svg = tag("svg", drawn, aria_label=description, **frame)
         panes.append(tag("div", svg, label, class_="pane", style=f"--stop:{stop}"))
     wrong = next(
         (

@@ -1,4 +1,4 @@
-"""Pictures of the data: pairs of patches, sections with their classes; as data URIs."""
+"""Render pairs of patches and sections with their classes as data URIs."""
 
 import base64
 import dataclasses
@@ -26,32 +26,32 @@ from jaxcyto.report.gather import Gathered
 PAIRS = 12
 PATCH_PX = 160  # side of a patch
 SECTIONS = 8
-SECTION_PX = 1500  # longest side of a section
-TINT = 0.45  # opacity of a class; its border is opaque
-NAMED = 0.0004  # share of the picture: smaller patches of a class get no name
-APART = 0.08, 0.03  # least distance of names, across and down, in widths of the picture
+SECTION_PX = 1500  # maximum length of the longest side of a section
+TINT = 0.45  # opacity of the inside of a class, whose border is opaque
+NAMED = 0.0004  # smallest region that gets a name, as a fraction of the picture's pixels
+APART = 0.08, 0.03  # smallest distance between names, across and down, in widths of the picture
 
 
 @dataclasses.dataclass(frozen=True)
 class PairPicture:
-    """Two patches, and their distance along the surface in mm."""
+    """Two patches and their distance along the surface in mm."""
 
     images: tuple[str, str]  # data URIs
     distance_mm: float
-    predicted_mm: float | None
+    predicted_mm: float | None  # None: not predicted yet
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Classes to be laid over the tissue, and where to write the names of areas, px."""
+    """An overlay of classes, with the positions of the names of the areas."""
 
     image: str  # data URI
-    names: list[tuple[float, float, str]]
+    names: list[tuple[float, float, str]]  # (x px, y px, name)
 
 
 @dataclasses.dataclass(frozen=True)
 class SectionPicture:
-    """One section; `annotation` None: it has none."""
+    """A section with its annotation and its prediction."""
 
     brain: str
     name: str
@@ -59,19 +59,22 @@ class SectionPicture:
     height: int
     width: int
     tissue: str  # data URI
-    annotation: Layer | None
+    annotation: Layer | None  # None: the section has no label image
     prediction: Layer
-    classes: frozenset[int]  # that are to be seen
+    classes: frozenset[int]  # indices of the visible classes
 
 
 def uri(image: Image.Image, lossy: bool) -> str:
-    """An image as a data URI: PNG or, where it may lose something and is smaller, JPEG."""
-    found = []
+    """Return an image as a data URI.
+
+    The format is PNG. If `lossy` is true, it is the smaller one of PNG and JPEG.
+    """
+    candidates = []
     for kind in ("png", "jpeg")[: 1 + lossy]:
         file = io.BytesIO()
         image.save(file, kind, optimize=True, **({"quality": 80} if kind == "jpeg" else {}))
-        found.append((file.tell(), kind, file.getvalue()))
-    _, kind, data = min(found)
+        candidates.append((file.tell(), kind, file.getvalue()))
+    _, kind, data = min(candidates)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -79,10 +82,10 @@ def uri(image: Image.Image, lossy: bool) -> str:
 
 
 def open_table(gathered: Gathered) -> tuple[PairTable, PairSource]:
-    """The pairs of a pre-training run.
+    """Open the pairs of a pre-training run.
 
     Raises:
-        InputError: they cannot be read, or are not those of the run.
+        InputError: The pairs cannot be read, or they have changed since the run.
     """
     faults = [f"{brain.path}: {brain.fault}" for brain in gathered.data if brain.fault]
     if faults:
@@ -101,10 +104,16 @@ def open_table(gathered: Gathered) -> tuple[PairTable, PairSource]:
 def pair_pictures(
     gathered: Gathered, predictions: dict[str, np.ndarray] | None
 ) -> list[PairPicture]:
-    """Test pairs from near to far, evenly by rank; of the training, where there are none.
+    """Render test pairs from near to far, evenly spaced in the ranking by distance.
+
+    Training pairs are shown if there are no test pairs.
+
+    Args:
+        gathered: Figures of the run.
+        predictions: Arrays of `pair_predictions.read_predictions`, or None before the test.
 
     Raises:
-        InputError: they cannot be read, or are not those of the run.
+        InputError: The pairs cannot be read, or they have changed since the run.
     """
     table, source = open_table(gathered)
     pairs = next((p for p in map(table.of_split, ("test", "train")) if len(p)), np.zeros(0, int))
@@ -112,8 +121,8 @@ def pair_pictures(
     pairs = pairs[np.linspace(0, len(pairs) - 1, min(PAIRS, len(pairs))).astype(int)]
     predicted = {}
     if predictions is not None:
-        found = predictions["pair"], predictions["predicted_distance_mm"]
-        predicted = dict(zip(*(values.tolist() for values in found), strict=True))
+        columns = predictions["pair"], predictions["predicted_distance_mm"]
+        predicted = dict(zip(*(values.tolist() for values in columns), strict=True))
     return [
         PairPicture(
             images=(
@@ -137,10 +146,12 @@ def _patch(pixels: np.ndarray) -> str:
 
 
 def section_pictures(gathered: Gathered) -> tuple[list[SectionPicture], list[str]]:
-    """Predicted sections, evenly over those of the test, else over all.
+    """Render predicted sections, evenly spaced in the section table.
+
+    Annotated test sections are chosen. All predicted sections are candidates if there are none.
 
     Returns:
-        The pictures, and a line for each section or brain that cannot be read.
+        The pictures, and one message for each section that cannot be read.
     """
     found, faults = [], []
     for data in gathered.data:
@@ -161,7 +172,7 @@ def section_pictures(gathered: Gathered) -> tuple[list[SectionPicture], list[str
 
 
 def _predicted(run: Path, brain_path: str) -> list[tuple[str, int, SectionRow, Path]]:
-    """(brain, background, section, class map) of what is predicted of a brain."""
+    """List (brain, background, section, class map) for each predicted section of a brain."""
     brain = read_brain(brain_path)
     folder = run / "predictions" / brain.root.name
     paths = ((row, folder / f"{row.name}.ome.tif") for row in brain.sections)
@@ -196,7 +207,11 @@ def _section(
 
 
 def _layer(numbers: np.ndarray, classes: tuple[AreaClass, ...]) -> Layer:
-    """Tints with opaque borders; background and what has no class is clear."""
+    """Render classes as tints with opaque borders.
+
+    Pixels without a class and pixels of the background are transparent.
+    """
+    # 0 is transparent, and 1 + 2k and 2 + 2k are the inside and the border of class k
     shown = np.array([entry.kind != "background" for entry in classes])
     visible = np.append(shown, np.zeros(256 - len(shown), bool))[numbers]
     codes = np.where(visible, 1 + 2 * numbers.astype(int) + borders(numbers), 0)
@@ -207,18 +222,19 @@ def _layer(numbers: np.ndarray, classes: tuple[AreaClass, ...]) -> Layer:
             color = np.array(to_rgb(classes[(code - 1) // 2].color))
             rgba[k] = 255 * np.append(color, 1 if code % 2 == 0 else TINT)
     image = Image.fromarray(rgba[indices.reshape(numbers.shape)])
-    if len(present) <= 256:  # a palette: a fifth of the size
+    if len(present) <= 256:  # a palette PNG has a fifth of the size
         image = Image.fromarray(indices.reshape(numbers.shape).astype(np.uint8), "P")
         image.putpalette(rgba.tobytes(), "RGBA")
     return Layer(uri(image, lossy=False), _names(numbers, classes))
 
 
 def _names(numbers: np.ndarray, classes: tuple[AreaClass, ...]) -> list[tuple[float, float, str]]:
-    """(x, y, name) of areas, in the middle of the largest patch of each.
+    """List (x, y, name) of the areas, at the center of the largest region of each.
 
-    Where two names would lie on each other the larger area's is shown; the legend has them all.
+    Where two names would overlap, only the name of the larger area is kept. The legend lists all
+    classes.
     """
-    found = []
+    candidates = []
     for number in np.unique(numbers):
         if number >= len(classes) or classes[number].kind != "area":
             continue
@@ -228,10 +244,10 @@ def _names(numbers: np.ndarray, classes: tuple[AreaClass, ...]) -> list[tuple[fl
             continue
         depth: Any = distance_transform_cdt(parts == 1 + sizes.argmax())
         y, x = np.unravel_index(depth.argmax(), depth.shape)
-        found.append((int(sizes.max()), float(x) - 1, float(y) - 1, classes[number].name))
+        candidates.append((int(sizes.max()), float(x) - 1, float(y) - 1, classes[number].name))
     names: list[tuple[float, float, str]] = []
     across, down = (share * numbers.shape[1] for share in APART)
-    for _, x, y, name in sorted(found, reverse=True):
+    for _, x, y, name in sorted(candidates, reverse=True):
         if all(abs(x - a) > across or abs(y - b) > down for a, b, _ in names):
             names.append((x, y, name))
     return names

@@ -1,5 +1,5 @@
 "use strict";
-// Without this script the panes of a section stand side by side, as in print.
+// Without this script, and in print, the panes of a section are shown side by side.
 document.documentElement.classList.add("js");
 for (const figure of document.querySelectorAll(".overlay")) {
   const slider = figure.querySelector("input");
@@ -16,9 +16,9 @@ for (const figure of document.querySelectorAll(".overlay")) {
   for (const button of buttons) {
     button.addEventListener("click", () => { slider.value = button.value; show(); });
   }
-  show();  // a browser may have kept the value of an earlier visit
+  show();  // the browser may restore the position of the slider from an earlier visit
 }
-const reach = () => {  // what the page is too narrow for can be scrolled by keyboard
+const reach = () => {  // make overflowing content scrollable by keyboard
   for (const part of document.querySelectorAll(".scroll")) {
     part.toggleAttribute("tabindex", part.scrollWidth > part.clientWidth);
     if (part.hasAttribute("tabindex")) part.tabIndex = 0;

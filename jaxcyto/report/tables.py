@@ -1,4 +1,4 @@
-"""Errors, scores and confusion matrices as tables."""
+"""Build the tables of errors, scores and confusion matrices."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from jaxcyto.report.gather import Gathered, Scores
 from jaxcyto.report.html import Content, Html, count, hint, number, scrolled, table, tag
 from jaxcyto.runs.pair_predictions import read_predictions
 
-NUMBERED = 30  # classes up to which the cells of a confusion matrix hold numbers
-STRONG = 66.5  # % from which on black and white swap as the color that stands out (style.css)
-CONFUSIONS = 8  # listed
-ROWS = 40  # of a table that is open from the start
+NUMBERED = 30  # most classes for which the cells of a confusion matrix hold numbers
+STRONG = 66.5  # %, above which the text of a cell changes color to stay legible (style.css)
+CONFUSIONS = 8  # listed mistakes
+ROWS = 40  # a table with more rows is folded at first
 
 
 def errors(gathered: Gathered) -> Content:
-    """Test errors of pre-training; scores and confusion matrices of segmentation."""
+    """Show the test errors of pre-training, or the scores of segmentation."""
     if "scores" in gathered.missing:
         return hint(gathered.missing.get("scores"))
     if gathered.task == "pretraining":
@@ -52,7 +52,7 @@ def _predictions(gathered: Gathered) -> Content:
 
 
 def _pretraining(gathered: Gathered) -> Html:
-    """Test errors beside those of constants, and with the statistics of each batch."""
+    """Compare the test errors with a constant prediction and with batch statistics."""
     test, batch = gathered.test or {}, gathered.test_train_mode or {}
     x = "|x|" if gathered.config["data"].get("absolute_x") else "x"
 
@@ -80,14 +80,15 @@ def _pretraining(gathered: Gathered) -> Html:
     ]
     head = ["Mean error", "Network, mm", "Constant, mm", "Change, %", "Batch statistics, mm"]
     note = (
-        "On all test pairs. Constant: the median of training is always predicted. Batch "
-        "statistics: the same network, normalized by the statistics of each test batch."
+        "Errors on all test pairs. Constant is the error of always predicting the training "
+        "median. Batch statistics is the error of the same network when batch normalization uses "
+        "the statistics of each test batch."
     )
     return Html(table(head, rows, "Test errors") + tag("p", note, class_="note"))
 
 
 def _summary(scores: list[Scores]) -> Html:
-    """All tests of a segmentation, one line each."""
+    """Show one row of scores for each test of a segmentation."""
     rows = [
         [
             entry.title,
@@ -103,8 +104,9 @@ def _summary(scores: list[Scores]) -> Html:
 
 
 def _details(scores: Scores, classes: tuple[AreaClass, ...]) -> list[Html | None]:
-    """Scores by class and by section, and what is taken for what."""
+    """Show the scores by class and by section, the confusion matrix and the main mistakes."""
     if len(classes) != len(scores.confusion):
+        # the classes of the run are not those of this test, so only their names are known
         classes = tuple(AreaClass(name, "#999999", "area") for name in scores.test["dice"])
     matrix = np.array(scores.confusion)
     return [
@@ -116,7 +118,7 @@ def _details(scores: Scores, classes: tuple[AreaClass, ...]) -> list[Html | None
 
 
 def swatch(entry: AreaClass) -> Html:
-    """A class as its color and its name."""
+    """Show a class by its color and its name."""
     return Html(
         tag("span", class_="swatch", style=f"background:{entry.color}") + tag("span", entry.name)
     )
@@ -134,11 +136,15 @@ def _by_class(scores: Scores, classes: tuple[AreaClass, ...], matrix: np.ndarray
         rows.append([swatch(entry), *cells])
     head = ["Class", "Dice", "Annotated px", "Predicted px"]
     shown = table(head, rows, "By class")
-    return Html(shown + tag("p", "No Dice: no pixel is annotated as the class.", class_="note"))
+    note = "A class has no Dice coefficient if no pixel is annotated as this class."
+    return Html(shown + tag("p", note, class_="note"))
 
 
 def _confusion(matrix: np.ndarray, classes: tuple[AreaClass, ...]) -> Html:
-    """Rows: annotated; columns: predicted; in % of the row. Empty ones are left out."""
+    """Show a confusion matrix with annotated classes as rows and predicted ones as columns.
+
+    Cells are percentages of their row. Classes without any pixel are omitted.
+    """
     size = len(classes)
     kept = [k for k in range(size) if matrix[k].sum() or matrix[:, k].sum()]
     total = matrix.sum(axis=1, keepdims=True)
@@ -152,11 +158,11 @@ def _confusion(matrix: np.ndarray, classes: tuple[AreaClass, ...]) -> Html:
         cells = []
         for name, j in columns:
             value = share[k, j]
-            said = f"{classes[k].name} predicted as {name}: {number(value, '.1f')} %"
+            title = f"{classes[k].name} predicted as {name}: {number(value, '.1f')} %"
             text = number(value, ".0f") if value >= 0.5 and len(kept) <= NUMBERED else None
             style = f"--share:{value / 100:.2f}" if value >= 0.5 else None
             strong = "strong" if value > STRONG else None
-            cells.append(tag("td", text, style=style, class_=strong, title=said))
+            cells.append(tag("td", text, style=style, class_=strong, title=title))
         if total[k]:
             body.append(tag("tr", tag("th", classes[k].name, scope="row"), cells))
     corner = tag("td", "annotated ↓ predicted →", class_="corner")
@@ -172,13 +178,13 @@ def _confusion(matrix: np.ndarray, classes: tuple[AreaClass, ...]) -> Html:
 
 
 def _mistakes(matrix: np.ndarray, classes: tuple[AreaClass, ...]) -> Html | None:
-    """The most frequent ones, by pixels."""
+    """List the most frequent mistakes by their number of pixels."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     names = [*(entry.name for entry in classes), "no prediction"]
     rows = []
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]:
-        i, j = np.unravel_index(place, wrong.shape)
+    for flat in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]:
+        i, j = np.unravel_index(flat, wrong.shape)
         if wrong[i, j]:
             of_class = 100 * wrong[i, j] / matrix[i].sum()
             of_wrong = 100 * wrong[i, j] / wrong.sum()

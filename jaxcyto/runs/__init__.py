@@ -1,6 +1,6 @@
-"""Runs on disk: how their files are written, read again and exported."""
+"""Write, read and export the files of runs."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. They are imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

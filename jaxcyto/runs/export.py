@@ -1,9 +1,9 @@
-"""Weights that travel: a run as one safetensors file and a model card.
+"""Export a run as one safetensors file and a model card.
 
     OUT/model.safetensors   see `export_file.py`
     OUT/README.md           see `model_card.py`
 
-`load_pretext_run`, `load_segment_run` and `init_from` take either run or export.
+`load_pretext_run`, `load_segment_run` and `init_from` take a run or an export.
 """
 
 import contextlib
@@ -30,36 +30,32 @@ from jaxcyto.runs.record import trained_on
 from jaxcyto.utils.files import atomic_write
 
 CARD = "README.md"
-RESULTS = (
-    "steps",
-    "weights",
-    "absolute_x",
-    "pairs",
-    "test",
-)  # of results.json, what is not by section
+# Fields of results.json that are not by section.
+RESULTS = ("steps", "weights", "absolute_x", "pairs", "test")
 
 
 def export_run(run: str | os.PathLike, out: str | os.PathLike) -> list[Path]:
-    """Writes a finished run of either kind as an export.
+    """Export a finished run of either task.
 
-    The leaves are those of the run, bit for bit; of folders the config keeps the names only.
+    The arrays equal those of the run bit for bit. The config only keeps the names of folders, not
+    their paths.
 
     Args:
-        run: the run; an export, to write its card anew.
-        out: folder, made if missing.
+        run: Folder of a run, or an export to write its model card again.
+        out: Output folder, created if missing.
 
     Returns:
-        The files.
+        The paths of the two files.
 
     Raises:
-        InputError: the run is not finished or damaged, or the folder holds a run or an export.
+        InputError: The run is unfinished or damaged, or `out` already holds a run or an export.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: a file; name a folder for the export, it is made if missing")
+        raise InputError(f"{out}: a file; name a folder, which is created if missing")
     for name in (EXPORT, CARD, "config.json"):
         if (out / name).exists():
-            raise InputError(f"{out / name}: already there; give a folder of its own")
+            raise InputError(f"{out / name}: already there; give a new folder")
     network, place = load_run(run), find(run)
     table = read_metadata(place.weights) if place.exported else _table(place, read_config(run))
     out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +66,7 @@ def export_run(run: str | os.PathLike, out: str | os.PathLike) -> list[Path]:
 
 
 def _table(place: Place, config: dict[str, Any]) -> dict[str, Any]:
-    """What is said of a run, by the names of `export_file.FIELDS`."""
+    """Collect the metadata of a run, with the fields `export_file.FIELDS`."""
     brains = config["data"].get("brains", [])
     named = config | {"data": config["data"] | {"brains": [Path(each).name for each in brains]}}
     if config.get("init_from"):
@@ -87,34 +83,33 @@ def _table(place: Place, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trained_on(run: Path) -> list[dict[str, str]]:
-    """`read_trained_on`; of runs of older versions what their brains say now."""
-    told = read_trained_on(run)
-    if told:
-        return told
+    """Return what `read_trained_on` does, with a fallback for runs of older versions.
+
+    Those did not record their brains, so the current brain folders are read instead.
+    """
+    recorded = read_trained_on(run)
+    if recorded:
+        return recorded
     config = read_config(run)
     if config.get("init_from"):
-        with contextlib.suppress(InputError):  # gone, or damaged
-            told = _trained_on(Path(config["init_from"]))
+        with contextlib.suppress(InputError):  # it was removed or is damaged
+            recorded = _trained_on(Path(config["init_from"]))
     task = "segmentation" if is_segmentation(config) else "pre-training"
     for folder in config["data"].get("brains", []):
         brain, name = inspect_brain(folder)[0], Path(folder).name
         missing = dict.fromkeys(TRAINED_ON, "") | {"brain": name, "name": name, "task": task}
-        told += [missing] if brain is None else trained_on([brain], task)
-    return told
+        recorded += [missing] if brain is None else trained_on([brain], task)
+    return recorded
 
 
 def _read(path: Path, kind: type) -> Any:
-    """The JSON of a run's file, empty where there is none."""
+    """Read a JSON file of a run. Return an empty value if it does not exist."""
     if not path.is_file():
         return kind()
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: damaged ({error}); remove it, and the export does without"
-        ) from None
-    if not isinstance(found, kind):
-        raise InputError(
-            f"{path}: damaged (no {kind.__name__}); remove it, and the export does without"
-        )
-    return found
+        raise InputError(f"{path}: damaged ({error}); remove it to export without it") from None
+    if not isinstance(content, kind):
+        raise InputError(f"{path}: damaged (not a {kind.__name__}); remove it to export without it")
+    return content

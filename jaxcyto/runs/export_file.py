@@ -1,13 +1,13 @@
-"""The one file of an export: weights, and in its metadata all that is needed to use them.
+"""Read and write the file of an export, which holds the weights and the metadata to use them.
 
-    OUT/model.safetensors   leaves by path, as a run has them; metadata: {"jaxcyto": JSON}
+    OUT/model.safetensors   arrays by their path, as in a run, and metadata {"jaxcyto": JSON}
 
-The JSON is a table with the fields `format` and
+The JSON is an object with the field `format` and these fields:
 
-    config      config.json of the run, with the names instead of the paths of folders
-    results     of results.json: steps, pairs and the errors or scores of the test; {} if not tested
-    trained_on  the brains, with licence and citation, see `runs.read_trained_on`
-    packages    versions that trained it
+    config      config.json of the run, with the names of folders instead of their paths
+    results     steps, pairs and the test results of results.json, or {} without a test
+    trained_on  the brains, with license and citation (see `runs.load.read_trained_on`)
+    packages    versions of the packages that trained the network
 """
 
 import json
@@ -22,19 +22,19 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import atomic_write
 
 EXPORT = "model.safetensors"
-KEY = "jaxcyto"  # a single one: safetensors writes several in any order
+KEY = "jaxcyto"  # a single key, because safetensors does not keep the order of several
 EXPORT_FORMAT = 1
 FIELDS = {"config": dict, "results": dict, "trained_on": list, "packages": dict}
-MAX_CHARACTERS = 16 << 20  # of the JSON; a section of the training data takes some 20
+MAX_CHARACTERS = 16 << 20  # of the JSON. A training section takes approximately 20
 
 
 def write_export(path: Path, leaves: dict[str, np.ndarray], table: dict[str, Any]) -> None:
-    """Writes an export under a temporary name, then renames it into place.
+    """Write the file of an export atomically.
 
     Args:
-        path: the file.
-        leaves: by path.
-        table: with the fields `FIELDS`.
+        path: The file.
+        leaves: Arrays by their path in the network.
+        table: Metadata with the fields `FIELDS`.
     """
     text = json.dumps({"format": EXPORT_FORMAT} | table)
     with atomic_write(path) as file:
@@ -42,10 +42,10 @@ def write_export(path: Path, leaves: dict[str, np.ndarray], table: dict[str, Any
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The table of an export, with the fields `FIELDS`.
+    """Read the metadata of an export, a dict with the fields `FIELDS` and `format`.
 
     Raises:
-        InputError: it is damaged, or no export of this format.
+        InputError: The file is damaged, or it is not an export of this format.
     """
     try:
         with safe_open(path, "numpy") as file:
@@ -61,14 +61,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if table["format"] != EXPORT_FORMAT:
             raise InputError(
                 f"{path}: format = {table['format']!r:.80}, but this version reads "
-                f"{EXPORT_FORMAT}; "
-                "export it again with this version, or install a newer one"
+                f"{EXPORT_FORMAT}; export it again with this version, or install a newer one"
             )
         for field, kind in FIELDS.items():
             if not isinstance(table[field], kind):
-                raise TypeError(f"{field} is no {kind.__name__}")
+                raise TypeError(f"{field} is not a {kind.__name__}")
         if not all(isinstance(entry, dict) for entry in table["trained_on"]):
-            raise TypeError("trained_on is no list of tables")
+            raise TypeError("trained_on is not a list of objects")
         return table
     except InputError:
         raise

@@ -1,12 +1,11 @@
-"""A finished run on disk, as others use it: its weights, and its network ready to go.
+"""Load the config, weights and network of a finished run or of an export.
 
-    RUN/config.json            the resolved config, with scales and, of a segmentation, classes
+    RUN/config.json            resolved config with the scales and, for segmentation, the classes
     RUN/weights.safetensors    parameters and re-estimated batch statistics of the last step
-    RUN/environment.json       what it ran on, and the brains it was trained on
+    RUN/environment.json       software, hardware and brains of each start
 
-or all of it in the one file of an export (`export_file.py`), named itself or by its folder.
-
-Leaves are named by their path, such as `params/encoder/block1/conv1/kernel`.
+An export holds all of this in one file (see `export_file.py`). It is named by the file or by its
+folder. Arrays are named by their path, such as `params/encoder/block1/conv1/kernel`.
 """
 
 import contextlib
@@ -41,7 +40,7 @@ Leaves = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a run or an export is: `folder`, and the files of its weights and its config."""
+    """The paths of a run or an export: its folder, and the files of its weights and config."""
 
     folder: Path
     weights: Path
@@ -49,63 +48,67 @@ class Place:
 
     @property
     def exported(self) -> bool:
+        """Whether this is an export, in which one file holds weights and config."""
         return self.config == self.weights
 
     @property
     def remedy(self) -> str:
-        """What to do about damage."""
+        """What the user should do if a file is damaged."""
         return "get the file again" if self.exported else "train again in a new folder"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SegmentRun:
-    """A trained segmentation network; `variables` holds `params` and `batch_stats`."""
+    """A trained segmentation network. `variables` holds `params` and `batch_stats`."""
 
-    path: Path  # its folder
+    path: Path  # folder of the run or export
     weights: Path
     model: UNet
     variables: dict[str, Any]
     classes: tuple[AreaClass, ...]
     um_per_px: float
-    image_px: int  # of its training
-    atlas_channels: int  # 0: no atlas
+    image_px: int  # side of the training windows
+    atlas_channels: int  # 0 for a network without atlas
     input_mean: float
     input_std: float
-    training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain's folder
+    training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain folder
 
     @property
     def out_um(self) -> float:
-        """Side of a pixel of what the network predicts."""
+        """Pixel size of the predicted maps in micrometers."""
         return self.um_per_px * Geometry.of(self.model).output_stride
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PretextRun:
-    """A trained Siamese network; `variables` holds `params` and `batch_stats`."""
+    """A trained Siamese network. `variables` holds `params` and `batch_stats`."""
 
-    path: Path  # its folder
+    path: Path  # folder of the run or export
     model: SiameseNet
     variables: dict[str, Any]
     scales: Scales
     um_per_px: float
     patch_px: int
-    absolute_x: bool  # its coordinates are (|x|, y, z)
-    training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain's folder
-    weights: Path | None = None  # None: of a network that was not read from a file
+    absolute_x: bool  # whether the coordinates are (|x|, y, z)
+    training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain folder
+    weights: Path | None = None  # None for a network that was not read from a file
 
 
 def save_weights(run: Path, variables: Any) -> None:
-    """Writes `params` and `batch_stats` under a temporary name, then renames it into place."""
+    """Write `params` and `batch_stats` to RUN/weights.safetensors atomically."""
     leaves = flax.traverse_util.flatten_dict(variables, sep="/")
     with atomic_write(run / WEIGHTS) as file:
         file.write(save({key: np.ascontiguousarray(leaf) for key, leaf in leaves.items()}))
 
 
 def find(run: str | os.PathLike) -> Place:
-    """The folder of a run, or an export: its folder or its file, whatever that is named.
+    """Find the files of a run or an export.
+
+    Args:
+        run: Folder of a run, folder of an export, or file of an export with any name.
 
     Raises:
-        InputError: it is neither.
+        InputError: The path is neither a run nor an export.
     """
     run = Path(run)
     if run.is_file():
@@ -125,10 +128,13 @@ def find(run: str | os.PathLike) -> Place:
 
 
 def load_weights(run: str | os.PathLike) -> Leaves:
-    """The leaves of a finished run or an export, by path.
+    """Load the weights of a finished run or an export.
+
+    Returns:
+        Arrays, float32, by their path in the network.
 
     Raises:
-        InputError: neither of them, not finished, or its file is damaged.
+        InputError: `run` is neither a run nor an export, it is unfinished, or its file is damaged.
     """
     place = find(run)
     if not place.weights.is_file():
@@ -150,10 +156,10 @@ def load_weights(run: str | os.PathLike) -> Leaves:
 
 
 def read_config(run: str | os.PathLike) -> dict[str, Any]:
-    """The config of a run or an export, as a dict.
+    """Read the config of a run or an export as a dict.
 
     Raises:
-        InputError: neither of them, or damaged.
+        InputError: `run` is neither a run nor an export, or its config is damaged.
     """
     place = find(run)
     if place.exported:
@@ -169,7 +175,10 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
 
 
 def _fault(config: Any) -> str:
-    """What no config is without, and what is read of it before a network is made; "": nothing."""
+    """Check the fields of a config that are read without building a network.
+
+    Return what is wrong with them, or "" if they are valid.
+    """
     if not isinstance(config, dict):
         return "not a table"
     data, first = config.get("data"), config.get("init_from")
@@ -182,44 +191,51 @@ def _fault(config: Any) -> str:
 
 
 def is_segmentation(config: dict[str, Any]) -> bool:
-    """Whether a config as `read_config` gives it is of a segmentation: it lists the classes."""
+    """Return whether a config is of a segmentation run, which lists its classes."""
     return "classes" in config
 
 
 def read_trained_on(run: str | os.PathLike) -> list[dict[str, str]]:
-    """The brains that a run or an export was trained on; empty where that is not recorded.
+    """Read the brains that a run or an export was trained on.
 
     Returns:
-        Of each `brain` (its folder's name), `name`, `licence`, `citation`, and `task`, for which
-        it was used: a segmentation network may come from pre-training on another.
+        A dict for each brain with `brain` (name of its folder), `name`, `licence`, `citation` and
+        `task`. The task says what the brain was used for, because a segmentation network may be
+        pre-trained on another brain. The list is empty if the brains were not recorded.
 
     Raises:
-        InputError: neither run nor export, or a damaged export.
+        InputError: `run` is neither a run nor an export, or the export is damaged.
     """
     place = find(run)
     if place.exported:
-        found = read_metadata(place.weights)["trained_on"]
+        entries = read_metadata(place.weights)["trained_on"]
     else:
         try:
             starts = json.loads((place.folder / "environment.json").read_text())
-            found = [entry for start in starts for entry in start.get("trained_on", [])]
+            entries = [entry for start in starts for entry in start.get("trained_on", [])]
         except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-            return []  # of an older version, or damaged, and no loss
-    tables = [entry for entry in found if isinstance(entry, dict)]
-    told = [{key: str(entry.get(key, "")) for key in TRAINED_ON} for entry in tables]
-    return [entry for number, entry in enumerate(told) if entry not in told[:number]]
+            return []  # written by an older version, or damaged, which is not serious
+    tables = [entry for entry in entries if isinstance(entry, dict)]
+    brains = [{key: str(entry.get(key, "")) for key in TRAINED_ON} for entry in tables]
+    # each start of a run records its brains again
+    return [brain for k, brain in enumerate(brains) if brain not in brains[:k]]
 
 
 def load_run(run: str | os.PathLike) -> PretextRun | SegmentRun:
-    """The network of a finished run or of an export, of either task; raises as these two do."""
+    """Load the network of a finished run or of an export, of either task.
+
+    Raises:
+        InputError: As `load_segment_run` and `load_pretext_run`.
+    """
     return load_segment_run(run) if is_segmentation(read_config(run)) else load_pretext_run(run)
 
 
 def load_segment_run(run: str | os.PathLike) -> SegmentRun:
-    """The network of a finished segmentation run, or of an export of one.
+    """Load the network of a finished segmentation run, or of its export.
 
     Raises:
-        InputError: not such a run, not finished, of the other task, or damaged.
+        InputError: `run` is neither a run nor an export, it is unfinished, of the other task or
+            damaged.
     """
     place, config = find(run), read_config(run)
     if not is_segmentation(config):
@@ -259,10 +275,11 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
 
 
 def load_pretext_run(run: str | os.PathLike) -> PretextRun:
-    """The network of a finished pre-training run, or of an export of one.
+    """Load the network of a finished pre-training run, or of its export.
 
     Raises:
-        InputError: not such a run, not finished, of the other task, or damaged.
+        InputError: `run` is neither a run nor an export, it is unfinished, of the other task or
+            damaged.
     """
     place, config = find(run), read_config(run)
     if is_segmentation(config):
@@ -298,7 +315,7 @@ def load_pretext_run(run: str | os.PathLike) -> PretextRun:
 
 @contextlib.contextmanager
 def _damage(place: Place) -> Iterator[None]:
-    """What goes wrong while a config is taken apart is damage, in one message."""
+    """Report errors in parsing a config as one InputError about damage."""
     try:
         yield
     except InputError:
@@ -310,7 +327,7 @@ def _damage(place: Place) -> Iterator[None]:
 
 
 def _model_config(config: dict[str, Any]) -> ModelConfig:
-    """The `model` of a config.json."""
+    """Return the `model` of a config.json."""
     table = config["model"]
     if table["dtype"] not in ("float32", "bfloat16"):
         raise ValueError("model.dtype")
@@ -339,16 +356,22 @@ def _positive(name: str, value: Any) -> float:
 def _check_leaves(
     place: Place, model: UNet | SiameseNet, variables: Any, shapes: Sequence[tuple[int, ...]]
 ) -> None:
-    """Compares weights with the network that the config describes; `shapes` are of its inputs.
+    """Check that the weights have the shapes that the network of the config needs.
+
+    Args:
+        place: Paths of the run, for messages.
+        model: Network of the config.
+        variables: Weights.
+        shapes: Shapes of the inputs of the network.
 
     Raises:
-        InputError: they do not belong together.
+        InputError: The weights do not belong to the config.
     """
     example = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    wanted = jax.eval_shape(model.init, jax.random.key(0), *example)
+    expected = jax.eval_shape(model.init, jax.random.key(0), *example)
     found, needed = (
         flax.traverse_util.flatten_dict(jax.tree.map(np.shape, dict(tree)), sep="/")
-        for tree in (variables, wanted)
+        for tree in (variables, expected)
     )
     for name in sorted(found.keys() | needed.keys()):
         if found.get(name) != needed.get(name):

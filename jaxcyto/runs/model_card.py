@@ -1,4 +1,4 @@
-"""The model card of an export, as Hugging Face shows it: a README.md with a head of YAML."""
+"""Write the model card of an export, a README.md with YAML metadata for Hugging Face."""
 
 import json
 from collections import Counter
@@ -9,44 +9,43 @@ import jax
 from jaxcyto.runs.load import PretextRun, SegmentRun
 
 ABOUT_PRETEXT = """\
-Features of the texture of brain sections: a branch that was trained to predict, from two patches of
-cortex, how far they lie apart along its surface and where they lie in the brain
+This network computes texture features of patches of brain sections. It was trained to predict, from
+two patches of cortex, their distance along the cortical surface and their positions in the brain
 (Spitzer et al., MICCAI 2018, arXiv 1806.05104)."""
 ABOUT_SEGMENT = """\
-A U-Net that tells areas on brain sections (Spitzer et al., ISBI 2017, with the pre-training of
-Spitzer et al., MICCAI 2018, arXiv 1806.05104, where the config names `init_from`)."""
+This U-Net segments brain areas in sections (Spitzer et al., ISBI 2017). If `init_from` is set in
+the config, it was pre-trained (Spitzer et al., MICCAI 2018, arXiv 1806.05104)."""
 USE_PRETEXT = """\
 found = net.embed(patches)              # uint8 [N, {side}, {side}], {um:g} um/px
 found.features                          # float32 [N, {features}]
 found.coordinates_mm                    # float32 [N, 3]"""
 USE_SEGMENT = """\
 found = net.segment(image)             # uint8 [H, W] at {um:g} um/px
-found.classes                          # uint8 [h, w], class numbers on pixels of {out:g} um
+found.classes                          # uint8 [h, w], class indices on pixels of {out:g} um
 [entry.name for entry in net.classes]  # their names"""
 TORCH = """\
-In PyTorch: `benchmarks/pytorch/torch_net.py` of jaxcyto needs torch and safetensors only.
+In PyTorch, with `benchmarks/pytorch/torch_net.py` of jaxcyto, which only needs torch and
+safetensors:
 
 ```python
 from torch_net import load
 
-net, about = load("model.safetensors")  # eval mode; about: the table of the metadata
+net, about = load("model.safetensors")  # in eval mode, and the metadata as a dict
 ```
 
-Leaves are named as in Flax, with channels last: the kernel of a convolution is [height, width, in,
-out], that of a transposed convolution is mirrored beside, and dense ones are [in, out]. The
-epsilon of batch norm is 1e-5; pooling is 2x2 in ceil mode, convolutions have no padding."""
+Arrays have the names and the layout of Flax, with channels last. The kernel of a convolution is
+[height, width, in, out]. Compared with PyTorch, that of a transposed convolution is also mirrored.
+Kernels of dense layers are [in, out]. The epsilon of batch normalization is 1e-5. Pooling is 2x2 in
+ceil mode. Convolutions have no padding."""
 
 
 def model_card(title: str, network: PretextRun | SegmentRun, table: dict[str, Any]) -> str:
-    """The whole card.
+    """Return the model card in Markdown.
 
     Args:
-        title: of the card.
-        network: as loaded.
-        table: the metadata, with the fields of `export_file.FIELDS`.
-
-    Returns:
-        Markdown.
+        title: Title of the card.
+        network: The loaded network.
+        table: Metadata with the fields `export_file.FIELDS`.
     """
     segments = isinstance(network, SegmentRun)
     kind = "image-segmentation" if segments else "image-feature-extraction"
@@ -70,12 +69,12 @@ def _network(network: PretextRun | SegmentRun) -> list[tuple[str, ...]]:
     if isinstance(network, SegmentRun):
         mean, std = network.input_mean, network.input_std
         rows = [
-            ("input", f"gray section at {um}; windows of {network.image_px} px in training"),
+            ("input", f"gray section at {um}, windows of {network.image_px} px in training"),
             ("output", f"{len(network.classes)} classes on pixels of {network.out_um:g} um"),
             ("classes", ", ".join(f"{c.name} ({c.kind})" for c in network.classes)),
         ]
         if network.atlas_channels:
-            rows.append(("atlas", f"probabilities of {network.atlas_channels} areas, needed"))
+            rows.append(("atlas", f"probabilities of {network.atlas_channels} areas, required"))
     else:
         scales = network.scales
         mean, std = scales.input_mean, scales.input_std
@@ -87,9 +86,9 @@ def _network(network: PretextRun | SegmentRun) -> list[tuple[str, ...]]:
             ("output", f"{network.model.features} features and 3 coordinates"),
             (
                 "distance",
-                f"squared Euclidean distance of two features * {scales.distance_mm:.6g} mm",
+                f"squared Euclidean distance of two feature vectors * {scales.distance_mm:.6g} mm",
             ),
-            ("coordinates", f"-1 ... 1 are {ranges} mm"),
+            ("coordinates", f"-1 ... 1 correspond to {ranges} mm"),
         ]
     leaves = jax.tree.leaves(network.variables["params"])
     widths = ", ".join(map(str, model.widths))
@@ -99,7 +98,7 @@ def _network(network: PretextRun | SegmentRun) -> list[tuple[str, ...]]:
         ("blocks", f"{widths} channels, two valid convolutions each"),
         ("first convolution", f"{model.stem_kernel} px, stride {model.stem_stride}"),
         ("parameters", f"{sum(leaf.size for leaf in leaves):,}"),
-        ("computed in", str(model.dtype)),
+        ("computation in", str(model.dtype)),
     ]
 
 
@@ -111,21 +110,21 @@ def _training_data(network: PretextRun | SegmentRun, brains: list[Any]) -> str:
         for brain in brains
     ]
     lines = [
-        _table(["brain", "used for", "licence", "citation"], rows) if rows else "Not recorded."
+        _table(["brain", "used for", "license", "citation"], rows) if rows else "Not recorded."
     ]
     sections = Counter(name.partition("/")[0] for name in network.training_sections)
     if sections:
-        counts = ", ".join(f"{number} of {_cell(name)}" for name, number in sections.items())
-        lines.append(f"Trained on sections: {counts}; the metadata names them.")
+        counts = ", ".join(f"{count} of {_cell(name)}" for name, count in sections.items())
+        lines.append(f"Training sections: {counts}. The metadata lists their names.")
     lines.append(
-        "The licence of these weights is for whoever publishes them to state here; look at those "
-        "of the data first."
+        "If you publish these weights, state their license here. Check the licenses of the data "
+        "first."
     )
     return "\n\n".join(lines)
 
 
 def _test(results: dict[str, Any]) -> str:
-    """The test's figures that are single numbers, beside those of a constant if known."""
+    """Show the scalar test results, beside those of a constant prediction if known."""
     test = results.get("test")
     if not isinstance(test, dict):
         return "Not tested."
@@ -135,7 +134,7 @@ def _test(results: dict[str, Any]) -> str:
         for key, value in numbers.items()
         if not key.endswith("_constant")
     ]
-    head = ["on the test sections", "network", "training median"]
+    head = ["test sections", "network", "training median"]
     if not any(constant for *_, constant in rows):
         head, rows = head[:2], [row[:2] for row in rows]
     text = _table(head, rows)
@@ -156,7 +155,7 @@ def _use(network: PretextRun | SegmentRun) -> str:
         code = USE_SEGMENT.format(um=network.um_per_px, out=network.out_um)
         commands = "jaxcyto predict OUT brains/mine", "jaxcyto evaluate OUT brains/mine"
         if network.atlas_channels:
-            code = "net.classes  # an atlas is needed: segment by `jaxcyto predict`"
+            code = "net.classes  # this network needs an atlas: segment with `jaxcyto predict`"
     else:
         code = USE_PRETEXT.format(
             side=network.patch_px, um=network.um_per_px, features=network.model.features
@@ -168,22 +167,24 @@ def _use(network: PretextRun | SegmentRun) -> str:
     lines = "\n".join(f"    {command}" for command in commands)
     return (
         f'In JAX:\n\n```python\nimport jaxcyto\n\nnet = jaxcyto.load("OUT")  # this folder, or '
-        f"model.safetensors\n{code}\n```\n\nOr by commands:\n\n{lines}"
+        f"model.safetensors\n{code}\n```\n\nOr on the command line:\n\n{lines}"
     )
 
 
 def _limits(network: PretextRun | SegmentRun) -> list[str]:
     lines = [
-        f"Made for sections at {network.um_per_px:g} um/px, stained and scanned as the training "
-        "data; texture does not carry over between resolutions.",
-        "The figures above are of test sections of the brains named there; on other brains "
-        "nothing has been measured.",
-        "For research; not a medical device.",
+        f"The network is made for sections at {network.um_per_px:g} um/px that are stained and "
+        "scanned like the training data. Texture does not transfer between resolutions.",
+        "The results above are for the test sections of the training brains. Other brains have "
+        "not been tested.",
+        "For research only. This is not a medical device.",
     ]
     if isinstance(network, PretextRun):
-        lines.insert(1, "Features describe patches whose center lies in the cortex.")
+        lines.insert(1, "The features are made for patches whose center lies in the cortex.")
         if network.absolute_x:
-            lines.insert(1, "Left and right are not told apart: the first coordinate is |x|.")
+            lines.insert(
+                1, "The network does not distinguish left and right. The first coordinate is |x|."
+            )
     return lines
 
 
@@ -193,7 +194,7 @@ def _made(table: dict[str, Any]) -> str:
     trained = f"Trained for {steps} steps" if steps else "Trained"
     config = json.dumps(table["config"], indent=2)
     return (
-        f"{trained} with {packages or 'versions that are not recorded'}. The config:\n\n"
+        f"{trained} with {packages or 'unrecorded versions of the packages'}. The config:\n\n"
         f"<details>\n\n```json\n{config}\n```\n\n</details>"
     )
 
@@ -204,6 +205,6 @@ def _table(head: list[str], rows: list[tuple[str, ...]]) -> str:
 
 
 def _cell(text: Any) -> str:
-    """Text that stays within its cell and is no link, whatever a brain.toml holds."""
+    """Escape text of a brain.toml so that it stays within its cell and cannot form a link."""
     plain = " ".join(str(text).split()).replace("\\", "\\\\")
     return plain.replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")

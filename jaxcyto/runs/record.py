@@ -1,4 +1,4 @@
-"""Of a run folder: config.json, what a run that continues must find unchanged; environment.json."""
+"""Check config.json of a run that continues, and record its starts in environment.json."""
 
 import dataclasses
 import json
@@ -23,15 +23,15 @@ logger = logging.getLogger("jaxcyto")
 
 
 def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:
-    """config.json of a run that continues; None at its first start.
+    """Read config.json of a run that continues. Return None at the first start.
 
     Args:
-        workdir: of the run.
-        scales: dataclass whose fields its `scales` must have.
-        mark: a field that only runs of this task have.
+        workdir: Run folder.
+        scales: Dataclass with the fields that `scales` in config.json must have.
+        mark: Field that only runs of this task have.
 
     Raises:
-        InputError: it is damaged, or of a run of the other task.
+        InputError: config.json is damaged, or the run is of the other task.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -54,16 +54,18 @@ def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:
 def check_saved(
     workdir: Path, saved: dict[str, Any], new: dict[str, Any], fixed: list[str]
 ) -> None:
-    """Compares the config of a run that continues with the one it was started with.
+    """Compare the config of a run that continues with the one it was started with.
+
+    Changes of fields that are not fixed are logged.
 
     Args:
-        workdir: of the run.
-        saved: its config.json.
-        new: what will replace it.
-        fixed: fields that must not have changed; other changes are logged.
+        workdir: Run folder.
+        saved: Content of config.json.
+        new: Config that will replace it.
+        fixed: Fields that must not have changed.
 
     Raises:
-        InputError: one of these has changed.
+        InputError: A fixed field or `optim.accumulate` has changed.
     """
     for field in fixed:
         if saved.get(field) != new[field]:
@@ -82,21 +84,22 @@ def check_saved(
         )
     known = {key: new[key] for key in new if key in saved}  # an earlier version lacks some fields
     for line in differences(saved, known):
-        logger.warning("config differs from the run's so far: %s", line)
+        logger.warning("config differs from that of the run so far: %s", line)
 
 
 def check_finished(workdir: Path, saved: dict[str, Any], new: dict[str, Any]) -> None:
-    """Keeps config.json of a run that has all its steps from telling what did not train it.
+    """Check that the config of a finished run is the one that trained it.
 
-    Fields that its version of jaxcyto did not have yet are no difference.
+    Otherwise config.json would be replaced by a config that did not train the weights. Fields that
+    did not exist in the version of jaxcyto that trained the run are ignored.
 
     Args:
-        workdir: of the run.
-        saved: its config.json.
-        new: what would replace it.
+        workdir: Run folder.
+        saved: Content of config.json.
+        new: Config that would replace it.
 
     Raises:
-        InputError: they differ in what training depends on.
+        InputError: The configs differ in a field that training depends on.
     """
     old = {key: saved[key] for key in TRAINED_BY if key in saved}
     now = {key: new[key] for key in old}
@@ -105,7 +108,7 @@ def check_finished(workdir: Path, saved: dict[str, Any], new: dict[str, Any]) ->
             now[key] = {name: field for name, field in now[key].items() if name in value}
     if changed := differences(old, now):
         raise InputError(
-            f"{workdir}: this run is finished, and was trained by another config "
+            f"{workdir}: this run is finished and was trained with another config "
             f"({'; '.join(changed)}); start in a new --workdir"
         )
 
@@ -115,7 +118,7 @@ PACKAGES = "jaxcyto", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 
 
 def trained_on(brains: Sequence[Brain], task: str) -> list[dict[str, str]]:
-    """What is told of the brains of a run, by the names of `runs.TRAINED_ON`."""
+    """Describe the brains of a run with the fields `runs.load.TRAINED_ON`."""
     return [
         {
             "brain": brain.root.name,
@@ -129,17 +132,19 @@ def trained_on(brains: Sequence[Brain], task: str) -> list[dict[str, str]]:
 
 
 def add_start(workdir: Path, step: int, trained_on: Sequence[dict[str, str]] = ()) -> None:
-    """Adds to environment.json what this start of a run runs on; each start is one entry.
+    """Append an entry on this start of a run to environment.json.
+
+    The entry holds the time, versions, hardware and brains.
 
     Args:
-        workdir: of the run.
-        step: that it starts after.
-        trained_on: its brains, for whoever uses the weights.
+        workdir: Run folder.
+        step: Steps taken before this start.
+        trained_on: Brains of the run, recorded for users of the weights. See `trained_on`.
     """
     path = workdir / "environment.json"
     try:
         earlier = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):  # the first start; or damaged, and no loss
+    except (OSError, ValueError, RecursionError):  # the first start, or the file is damaged
         earlier = []
     start = {
         "step": step,

@@ -1,4 +1,4 @@
-"""The command `jaxcyto` on a small brain: what it prints, where it stops, and its exit status."""
+"""Test the output, the error messages and the exit status of `jaxcyto` on a small brain."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def done(*arguments) -> str:
 
 
 def refused(*arguments) -> str:
-    """The one message of a command that exits with 2."""
+    """Run a command that must exit with status 2, and return its message."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
@@ -63,7 +63,7 @@ def test_from_brain_to_pairs(brain):
     nearest = cdist(patches.position_mm[train], patches.position_mm[test]).min()
     stated = re.search(r"smallest distance train-test: ([\d.]+) mm", printed)
     assert stated and float(stated[1]) == pytest.approx(nearest, abs=0.005)
-    assert nearest >= 2  # of the planes
+    assert nearest >= 2  # distance of the section planes
 
     printed = done("pair", brain, *PAIR, "--pairs", 90)
     pairs = load_pairs(brain / "pairs.npz")
@@ -196,7 +196,7 @@ def test_a_brain_with_faults_is_not_sampled(brain):
 
 
 def test_a_folder_in_the_way_is_a_message(brain):
-    """An OSError of the system, as from a full disk, is a message too."""
+    """Check that an OSError of the system, as from a full disk, becomes a message."""
     (brain / "patches.npz").mkdir()
     assert "patches.npz" in refused("sample", brain, *SAMPLE)
 

@@ -1,4 +1,4 @@
-"""The ribbon as curves, its geometry on spheres and tori, and jumps of features at borders."""
+"""Test the ribbon curves, their geometry on spheres and tori, and feature changes at borders."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def ball(tmp_path_factory) -> Path:
 
 
 def outward(surface: Surface) -> np.ndarray:
-    """Faces of a sphere, all turned outwards: those of a convex hull are not."""
+    """Orient the faces of a sphere outward. Those of a convex hull are not oriented."""
     out = np.linalg.det(surface.vertices[surface.faces]) > 0
     return np.where(out[:, None], surface.faces, surface.faces[:, ::-1])
 
@@ -65,7 +65,7 @@ def test_a_sphere_is_cut_in_circles(ball, curves):
         np.testing.assert_allclose(points[:, 1], y, atol=1e-5)
         np.testing.assert_allclose(np.hypot(points[:, 0], points[:, 2]), radius, rtol=0.05)
         assert len(own) == pytest.approx(2 * np.pi * radius / 0.25, rel=0.03, abs=1)
-        # evenly along the circle, in one direction
+        # evenly spaced along the circle, in one direction
         np.testing.assert_allclose(np.diff(curves.arc_mm[own]), 0.25)
         turn = np.diff(np.unwrap(np.arctan2(points[:, 2], points[:, 0])))
         assert (np.sign(turn) == np.sign(turn[0])).all()
@@ -101,7 +101,7 @@ def test_a_curve_ends_with_the_image(tmp_path):
     assert (found.patches.center_px[:, 0] <= 124.5).all()
     half = np.pi * 2.5
     lengths = [np.ptp(found.arc_mm[found.curve == k]) for k in range(found.curve.max() + 1)]
-    assert half - 1 < sum(lengths) < half  # one arc, or two if the walk starts amid it
+    assert half - 1 < sum(lengths) < half  # one arc, or two if the walk starts inside it
     steps = np.linalg.norm(np.diff(found.patches.position_mm, axis=0), axis=1)
     assert (steps[np.diff(found.curve) == 0] < 0.2501).all()
 
@@ -135,7 +135,7 @@ def test_curvature_is_one_over_the_radius_either_way_round():
 
 
 def test_curvature_of_a_torus():
-    big, small, m, n = 3.0, 2.0, 120, 80  # so thick that it is a saddle inside
+    big, small, m, n = 3.0, 2.0, 120, 80  # thick enough that the inside is a saddle
     u, v = np.meshgrid(np.arange(m), np.arange(n), indexing="ij")
     a, b = 2 * np.pi * u.ravel() / m, 2 * np.pi * v.ravel() / n
     ring = big + small * np.cos(b)
@@ -196,7 +196,9 @@ def test_a_step_at_the_border_gives_one_and_noise_a_half():
     found = gap_statistics(neighbor_gaps(step, curve, areas), *geometry)
     assert found["auc"] == 1 and found["border"] == 299 and found["within"] == 300 * 7
     assert found["median_border"] == pytest.approx(2) and found["median_within"] == 0
-    assert found["spearman_curvature"] is None  # a constant has no ranks
+    assert (
+        found["spearman_curvature"] is None
+    )  # the rank correlation with a constant is not defined
     noise = rng.normal(size=(len(areas), 8))
     found = gap_statistics(neighbor_gaps(noise, curve, areas), *geometry)
     assert abs(found["auc"] - 0.5) < 0.06
@@ -224,11 +226,11 @@ def test_the_walk_from_sections_to_figure(ball, curves, tmp_path):
     brain = read_brain(ball)
     features, usable = embed_curves(run, brain, curves)
     assert features.shape == (len(curves), 5) and usable.all()
-    # labels 1 and 2 of the text file have no names: the classes are those of the y axis here
+    # labels 1 and 2 of the text file have no names, so areas are defined by the z axis here
     areas = (curves.patches.position_mm[:, 2] > 0).astype(int)
     gaps = neighbor_gaps(features, curves.curve, areas, usable=usable)
     found = gap_statistics(gaps, curves.curvature, curves.obliqueness)
-    assert 3 <= found["border"] <= 6  # twice a circle, unless where the walk starts
+    assert 3 <= found["border"] <= 6  # two borders per circle, fewer if the walk starts at one
     figure = neighbors_figure(brain, curves, gaps, [0, 1, 2])
     panels = figure.axes[:3]
     assert sum(len(panel.collections[0].get_offsets()) for panel in panels) == len(gaps)
@@ -236,7 +238,7 @@ def test_the_walk_from_sections_to_figure(ball, curves, tmp_path):
     assert sum(ticks) == found["border"]
     for panel in panels:
         y = panel.collections[0].get_offsets()[:, 1]
-        assert 0 < y.min() < y.max() < 8  # mm of the image of 250 px of 32 um
+        assert 0 < y.min() < y.max() < 8  # the image has 250 px of 32 um, which is 8 mm
     plt.close(figure)
 
 

@@ -1,4 +1,4 @@
-"""`jaxcyto explore`: tables, maps and pages against pyarrow, nibabel, scipy and plain counting."""
+"""Test `jaxcyto explore` against pyarrow, nibabel, scipy and plain counting."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def explored(run, tiny_brain) -> tuple[Path, dict]:
-    """The folder of an explored run, and what --json printed."""
+    """Explore a run and return the output folder and the printed JSON."""
     printed = explore(run, tiny_brain, "--json").stdout
     return run / "explore" / tiny_brain.name, json.loads(printed)
 
@@ -73,7 +73,7 @@ def test_means_at_vertices_are_those_of_the_walk():
 
 def test_a_value_does_not_cross_to_the_other_bank():
     ball = sphere(10)
-    outer = Surface(ball.vertices * 1.001, ball.faces)  # all but touching, not connected
+    outer = Surface(ball.vertices * 1.001, ball.faces)  # almost touching, but not connected
     both = Surface(
         np.concatenate([ball.vertices, outer.vertices]),
         np.concatenate([ball.faces, outer.faces + len(ball.vertices)]),
@@ -306,7 +306,7 @@ def test_a_run_of_another_size_and_no_run(tiny_brain, tmp_path):
 
 
 def test_the_page_of_the_docs(explored, run, tiny_brain, tmp_path, monkeypatch, capsys):
-    """The Python of docs/explore.md, as printed there."""
+    """Check that the Python code of docs/explore.md runs and prints what the page shows."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "brains").mkdir()
     (tmp_path / "brains/quickstart").symlink_to(tiny_brain)

@@ -1,4 +1,4 @@
-"""Probes against scikit-learn's own pipelines and cases that can be told beforehand."""
+"""Test the probes against pipelines of scikit-learn and cases with known results."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ TRAIN, TEST = np.arange(600) < 400, np.arange(600) >= 400
 
 
 def clusters(spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features [600, 8] around one center for each of five areas, area 0 most frequent."""
+    """Draw features [600, 8] around one center per area. Area 0 of five is the most frequent."""
     rng = np.random.default_rng(seed)
     areas = rng.choice(5, 600, p=[0.4, 0.2, 0.2, 0.1, 0.1])
     centers = np.random.default_rng(1).normal(size=(5, 8))
@@ -25,7 +25,9 @@ def clusters(spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_same_as_scikit_learn():
     features, areas = clusters(1.2)
-    features = features * np.array([1, 100, 1, 1, 1e-3, 1, 1, 1]) + 50  # scales must not matter
+    features = (
+        features * np.array([1, 100, 1, 1, 1e-3, 1, 1, 1]) + 50
+    )  # the result must not depend on scales
     found = probe_areas(features, areas, TRAIN, TEST)
     for name, model in (
         ("knn", KNeighborsClassifier(20)),
@@ -33,7 +35,7 @@ def test_the_same_as_scikit_learn():
     ):
         pipeline = make_pipeline(StandardScaler(), model).fit(features[TRAIN], areas[TRAIN])
         said = pipeline.predict(features[TEST])
-        assert 0.5 < (said == areas[TEST]).mean() < 0.95  # neither trivial nor hopeless
+        assert 0.5 < (said == areas[TEST]).mean() < 0.95  # neither trivial nor impossible
         assert found[name]["accuracy"] == pytest.approx((said == areas[TEST]).mean(), abs=0.006)
         balanced = balanced_accuracy_score(areas[TEST], said)
         assert found[name]["balanced_accuracy"] == pytest.approx(balanced, abs=0.01)

@@ -1,4 +1,4 @@
-"""Whole sections: windows, maps, files, surfaces, and the command with its stops and shards."""
+"""Test windows, maps, files, surfaces and the command, with interruptions and shards."""
 
 import dataclasses
 import json
@@ -54,11 +54,11 @@ from jaxcyto.predict.tiling import Tiling, choose_tile
 from jaxcyto.runs.load import load_segment_run, save_weights
 from jaxcyto.utils.files import atomic_write
 
-SMALL = UNet(3, 3, 1, (8, 8, 8, 8))  # the small network with one block and many channels less
+SMALL = UNet(3, 3, 1, (8, 8, 8, 8))  # the small network with one block less and fewer channels
 PAPER, TINY = Geometry(), Geometry(3, 1, 4)
-REACH = 21  # map px of 2 px from the middle to the border of TINY's receptive field of 84 px
-TILE = 180  # of TINY: 48 map px
-BACKGROUND = 2  # its number in CLASSES
+REACH = 21  # map px of 2 px, half of the receptive field of TINY (84 px)
+TILE = 180  # px, which gives 48 map px with TINY
+BACKGROUND = 2  # its index in CLASSES
 
 
 @pytest.fixture
@@ -142,18 +142,18 @@ def test_impossible_tile_names_possible_ones(run):
 
 @pytest.fixture(scope="module")
 def patchy(tmp_path_factory) -> Path:
-    """A white section with a patch of noise, some of it beyond reach."""
+    """Write a white section with a patch of noise, so that parts of it are out of reach."""
     path = tmp_path_factory.mktemp("sections") / "patchy.tif"
     return noise_section(path, (400, 440), (120, 180), (220, 320))
 
 
 def test_map_equals_the_network_over_everything(run, patchy):
-    """Against one window over the whole section; background where no tissue is within reach."""
+    """Compare with a single window over the whole section. Out of reach, it is background."""
     logits, near = untiled(run, patchy), within_reach(patchy)
     assert 0.1 < near.mean() < 0.9
     expected = np.where(near, logits.argmax(-1), BACKGROUND)
     second, first = np.sort(logits, axis=-1)[..., -2:].transpose(2, 0, 1)
-    clear = first - second > 2e-4  # where 1e-4 in the logits decides nothing
+    clear = first - second > 2e-4  # elsewhere, an error of 1e-4 in the logits can change the class
     assert clear.mean() > 0.99
     for tile in (132, 460):
         assert (predicted(run, patchy, tile) == expected)[clear].all()
@@ -171,7 +171,7 @@ def test_reduced_images_spare_reading_but_change_nothing(run, tmp_path, monkeypa
     with open_section(pyramid) as section:
         source = SectionSource("s", section, map_shape(section, 32.0))
         assert read_window(source, tiling, 16.0, 0, 0) is not None
-        monkeypatch.setattr(windows, "read_image", None)  # it would fail
+        monkeypatch.setattr(windows, "read_image", None)  # a call would fail
         assert read_window(source, tiling, 16.0, 100, 100) is None
 
 
@@ -183,7 +183,7 @@ def test_without_a_background_class_nothing_is_said_of_the_background(tmp_path, 
 
 
 def test_paper_size_is_seam_exact_bit_for_bit(tmp_path):
-    """2025 px in four windows, 2281 px in one that holds the whole map."""
+    """Compare four windows of 2025 px with one of 2281 px that covers the whole map."""
     classes = [{"name": f"{k}", "color": "#000000", "kind": "area"} for k in range(16)]
     run = write_run(tmp_path / "run", UNet(16), um_per_px=2.0, classes=classes)
     image = noise_section(tmp_path / "s.tif", (768, 768), (0, 768), (0, 768), pixel_um=2.0)
@@ -214,7 +214,7 @@ def test_atlas_is_read_along(tmp_path, ball):
 
 
 def noise_section(path: Path, shape, rows, columns, pixel_um: float = 16.0, **options) -> Path:
-    """A white section with noise in some of its rows and columns."""
+    """Write a white section with noise in a range of its rows and columns."""
     gray = np.full(shape, 255, np.uint8)
     part = gray[slice(*rows), slice(*columns)]
     part[:] = np.random.default_rng(0).integers(0, 240, part.shape)
@@ -225,7 +225,7 @@ def noise_section(path: Path, shape, rows, columns, pixel_um: float = 16.0, **op
 def predicted(
     run: Path, image: Path, tile_px: int, probabilities: bool = False, pixel_um=None
 ) -> np.ndarray:
-    """The class map [H, W], or the probability map [C, H, W], of an image."""
+    """Return the class map [H, W], or the probability map [C, H, W], of an image."""
     loaded = load_segment_run(run)
     predictor = Predictor(loaded, tile_px, probabilities)
     out_um = loaded.out_um
@@ -239,7 +239,7 @@ def predicted(
 
 
 def untiled(run: Path, image: Path) -> np.ndarray:
-    """Logits [H, W, C] of one window over the whole map, by the model itself."""
+    """Return the logits [H, W, C] of the model for a single window over the whole map."""
     loaded = load_segment_run(run)
     with open_section(image) as section:
         height, width = map_shape(section, 32.0)
@@ -250,7 +250,7 @@ def untiled(run: Path, image: Path) -> np.ndarray:
 
 
 def within_reach(image: Path) -> np.ndarray:
-    """Where tissue lies within reach of a map px."""
+    """Return the map px that have tissue within reach."""
     with open_section(image) as section:
         coarse = section.read_at(32.0, 0, 0, *map_shape(section, 32.0))
     return distance_transform_cdt(coarse >= 245, "chessboard") <= REACH
@@ -328,7 +328,7 @@ def test_overlay_shows_tissue_and_borders(run, ball):
     predict_brain(run, ball, sections=["b"], outputs=Outputs(overlay=True))
     folder = run / "predictions" / "ball"
     picture = np.asarray(Image.open(folder / "b.png").convert("RGB"))
-    assert picture.shape[1] == SIDE_PX and picture.shape[0] > SIDE_PX  # a legend below
+    assert picture.shape[1] == SIDE_PX and picture.shape[0] > SIDE_PX  # the legend is below
     numbers = open_class_map(folder / "b.ome.tif").read(0, 0, SIDE_PX, SIDE_PX)
     assert set(map(tuple, picture[:SIDE_PX][numbers == 2])) <= {(90, 90, 90), (255, 255, 255)}
     assert (picture[:SIDE_PX] == (0xAA, 0, 0)).all(-1).any() == (numbers == 0).any()
@@ -353,7 +353,7 @@ def test_vertices_take_the_class_of_the_section_through_them(tmp_path, ball):
     table = {label.key: (label.label, label.rgba) for label in file.labeltable.labels}
     assert table[0] == ("unlabeled", (0, 0, 0, 0))
     assert table[1] == ("inner", pytest.approx((0xAA / 255, 0, 0, 1)))
-    # Sections at y = -2, 0 and 2 mm, so each speaks for 1 mm to either side.
+    # Sections are at y = -2, 0 and 2 mm, so each has a reach of 1 mm.
     x, y, _ = hemisphere_surface(brain.hemispheres[0]).vertices.T
     expected = np.where(y < -1, 1, np.where(y < 1, 2, np.where(x < 0, 3, 0)))
     clear = (np.abs(np.abs(y) - 1) > 1e-6) & ((np.abs(x) > 0.04) | (y < 1))
@@ -373,13 +373,13 @@ def predict(*arguments) -> Result:
 
 
 def copies(ball: Path, number: int) -> None:
-    """Fills the section table with copies of section b."""
+    """Fill the section table with copies of section b."""
     row = read_table(ball / "sections.csv", [])[1][1]
     write_table(ball / "sections.csv", [row | {"section": f"s{k}"} for k in range(number)])
 
 
 def test_killed_and_continued(run, ball):
-    """On one device in a process that is killed, then on the eight of this one."""
+    """Predict on one device in a process that is killed, then on the eight of this process."""
     copies(ball, 12)
     folder = run / "predictions" / "ball"
     shutil.rmtree(folder, ignore_errors=True)
@@ -413,7 +413,7 @@ def test_killed_and_continued(run, ball):
 
 
 def finish(run: Path, ball: Path) -> None:
-    """Writes empty maps with the settings of these files, as if they had been computed."""
+    """Write empty maps with the settings of these files, as if they had been predicted."""
     loaded, brain = load_segment_run(run), read_brain(ball)
     folder = run / "predictions" / "ball"
     folder.mkdir(parents=True, exist_ok=True)
@@ -442,7 +442,7 @@ def test_finished_only_for_the_same_weights_and_images(run, tmp_path, ball):
     os.utime(ball / "a.tif", ns=(0, 0))
     (run / "predictions/ball/c.ome.tif").write_bytes(b"")
     assert unfinished(run, ball) == ["a", "c"]
-    os.utime(ball / "b.tif", ns=(0, 0))  # as from an archive: all alike
+    os.utime(ball / "b.tif", ns=(0, 0))  # all files have the same time, as from an archive
     finish(run, ball)
     assert unfinished(run, ball) == []
     rows = [row for _, row in read_table(ball / "sections.csv", [])]
@@ -486,7 +486,7 @@ def test_a_missing_image_does_not_stop_the_others(run, ball):
     assert result.exit_code == 1 and "no file 'b.tif'" in result.stderr
     names = {path.name for path in (run / "predictions" / "ball").iterdir()}
     assert names == {"a.ome.tif", "c.ome.tif"}
-    named = predict(run, ball, "--section", "a")  # of which nothing is missing
+    named = predict(run, ball, "--section", "a")  # this section has all its files
     assert named.exit_code == 0 and not named.stderr
     named = predict(run, ball, "--section", "b")
     assert named.exit_code == 2 and "no file 'b.tif'" in named.stderr

@@ -1,4 +1,4 @@
-"""The report of a run: what is on the page, that it is safe and self-contained, and its figures."""
+"""Test the report: the content of the page, its safety and self-containment, its figures."""
 
 import json
 import re
@@ -35,7 +35,7 @@ BROWSERS = "chromium", "chromium-browser", "google-chrome", "google-chrome-stabl
 
 
 class Page(HTMLParser):
-    """What tests ask of a page; fails where elements are not closed in order."""
+    """A parsed page. Parsing fails if elements are not closed in order."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -80,7 +80,7 @@ def report(run, *options):
 
 
 def assert_sound(page):
-    """Loads nothing, runs one script, and can be used without seeing or pointing."""
+    """Check that a page loads nothing, runs one script and is accessible."""
     for name, attributes in page.elements:
         for key in {"src", "href", "srcset", "data", "action", "poster"} & attributes.keys():
             assert attributes[key].startswith(("data:image/", "#")), (name, key)
@@ -105,7 +105,7 @@ def assert_sound(page):
 
 @pytest.fixture
 def pretrained(tiny_brain, tmp_path):
-    """A finished run of two steps, as training writes it; what it predicts is drawn."""
+    """Write a finished run of two steps as training does, with invented predictions."""
     data = DataConfig((str(tiny_brain),), patch_px=32, um_per_px=64.0, batch_pairs=8)
     run, table = tmp_path / "pre", open_pairs(data)
     run.mkdir()
@@ -136,7 +136,7 @@ def pretrained(tiny_brain, tmp_path):
 
 @pytest.fixture
 def segmented(tmp_path, monkeypatch):
-    """A run on the ball with a test section, and all that `jaxcyto evaluate` writes."""
+    """Write a run on the ball with a test section, before `jaxcyto evaluate`."""
     monkeypatch.chdir(tmp_path)  # config.json names the brain by a relative path
     brain = make_ball(tmp_path / "ball")
     replace(brain / "sections.csv", "b_atlas.tif,train", "b_atlas.tif,test")
@@ -202,7 +202,7 @@ def test_each_start_adds_to_the_environment(pretrained):
     assert [entry["step"] for entry in found] == [0, 2]
     assert found[1]["devices"] == {"cpu": 8} and found[1]["packages"]["jax"]
     assert "last of 2 starts" in report(pretrained).text
-    (pretrained / "environment.json").write_text("[{")  # no reason to end a run
+    (pretrained / "environment.json").write_text("[{")  # damage must not end a run
     record.add_start(pretrained, 3)
     assert len(json.loads((pretrained / "environment.json").read_text())) == 1
 
@@ -212,13 +212,13 @@ def test_an_unfinished_run_says_so(pretrained):
     for name in ("results.json", "environment.json", pair_predictions.FILE):
         (run / name).unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    (run / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1][:20]}")  # as a kill leaves it
+    (run / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1][:20]}")  # as after a kill
     page = report(run)
     assert_sound(page)
     assert "Not finished" in page.text and "1 of 2 steps" in page.text
     assert "The test comes after the last step" in page.text
     assert "Not recorded" in page.text
-    assert page.source.count(" patch of a pair ") == 24  # without what is predicted
+    assert page.source.count(" patch of a pair ") == 24  # without predictions
 
 
 def test_a_run_that_was_only_started(pretrained, tmp_path):
@@ -247,13 +247,13 @@ def test_segmentation(segmented):
     assert f"{results['test']['err_seg_percent']:.2f}" in page.text
     [slider] = page.all("input")
     assert slider["type"] == "range" and slider["data-stops"] == "tissue annotation prediction"
-    # tissue once, classes twice; shown again by reference
+    # one image of the tissue and two of classes. The tissue is then shown by reference
     assert len(page.all("image")) == 3 and len(page.all("use")) == 2
     cells = [a for a in page.all("td") if "predicted as" in a.get("title", "")]
     assert cells[0]["title"] == f"{EVIL} predicted as {EVIL}: 75.0 %"
     assert cells[-1]["title"] == "outer predicted as no prediction: 50.0 %"
     rows = [text for name, text in page.texts if name in ("th", "td")]
-    first = rows.index("Annotated")  # of the most frequent mistakes
+    first = rows.index("Annotated")  # in the table of the most frequent mistakes
     assert rows[first + 5 : first + 10] == ["outer", "no prediction", "8", "50.0", "57.1"]
 
 
@@ -262,7 +262,7 @@ def test_text_of_files_is_escaped(segmented):
     brain = segmented.parent / "ball"
     replace(brain / "brain.toml", 'licence = "CC0-1.0"', f'licence = "{EVIL}"')
     page = report(segmented)
-    assert_sound(page)  # there is one script, and no more
+    assert_sound(page)  # the page still has one script only
     assert EVIL not in page.source
     shown = page.text.count(EVIL)
     assert shown >= 8  # area, section, config, license, sections trained on, skipped file
@@ -388,7 +388,7 @@ def test_ticks_are_round_and_inside(low, high):
 
 
 def test_in_a_browser(segmented, tmp_path):
-    """The policy lets our script run; the slider says where it is."""
+    """Check that the policy allows our script and that the slider reports its position."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"no browser installed ({', '.join(BROWSERS)})")

@@ -1,8 +1,7 @@
-"""What an earlier layout of the package has written is read as before.
+"""Test that files written before the current layout of the package can still be read.
 
-`earlier/` holds a brain with patches and pairs, a finished run of either task, an export, and a
-pre-training run that was stopped after step 4 of 8, all written by commit 74c5367, with its
-results.
+`earlier/` holds a brain with patches and pairs, a finished run of each task, an export, and a
+pre-training run that was stopped after step 4 of 8. Commit 74c5367 wrote all of them.
 """
 
 import json
@@ -24,7 +23,7 @@ EARLIER = Path(__file__).parent / "earlier"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A copy, which is the working directory, as it was when the runs were started."""
+    """Copy the files and change to their folder, in which the runs were started."""
     shutil.copytree(EARLIER, tmp_path / "earlier")
     monkeypatch.chdir(tmp_path / "earlier")
     return tmp_path / "earlier"
@@ -52,7 +51,7 @@ def test_finished_runs_and_exports_load(run):
 
 
 def test_an_export_equals_its_run(folder):
-    """Maps of the two agree, pixel by pixel."""
+    """Check that the class maps of both are equal."""
     import tifffile
 
     for run in ("segment", "exported"):
@@ -77,13 +76,13 @@ def test_an_unfinished_run_continues_to_the_same_end(folder, config_of):
         load_file(folder / run / "weights.safetensors") for run in ("unfinished", "pretext")
     )
     assert ours.keys() == theirs.keys()
-    for name in ours:  # to rounding: another processor may sum in another order
+    for name in ours:  # up to rounding, because another CPU may sum in another order
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.fixture
 def config_of():
-    """Gives `get_config()` of a config file."""
+    """Return a function that calls `get_config()` of a config file."""
     import importlib.util
 
     def load(path: Path):

@@ -1,4 +1,4 @@
-"""Weights that travel: an export stands for its run, bit for bit, and says what it is."""
+"""Test that an export replaces its run bit for bit, and that its card describes it."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def change(path: Path, **tables) -> None:
 
 
 def equal(a, b) -> bool:
-    """All fields of two networks, but for where they are."""
+    """Return whether all fields of two networks except their paths are equal."""
     tables = [vars(each) | {"path": None, "weights": None} for each in (a, b)]
     leaves = [jax.tree.flatten(table.pop("variables")) for table in tables]
     same = all(x.tobytes() == y.tobytes() for x, y in zip(leaves[0][0], leaves[1][0], strict=True))
@@ -103,7 +103,7 @@ def test_predict_from_an_export(segment, tmp_path):
         height, width = maps[0].levels[0].shape
         pixels = [found.read(0, 0, height, width) for found in maps]
         np.testing.assert_array_equal(*pixels)
-    assert not predict_brain(tmp_path / "out", ball).predicted  # finished
+    assert not predict_brain(tmp_path / "out", ball).predicted  # all sections are finished
 
 
 # ---- what it says -------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_the_card(pretext, tmp_path):
     assert "pipeline_tag: image-feature-extraction\n" in head
     for words in ("32 x 32 px at 64 um/px", "5 features", "4.25 | 8.5", "1 of tiny"):
         assert words in body
-    assert "pre-training | CC\\|BY | A B &lt;i>\\[x](y)" in body  # no tag, no link
+    assert "pre-training | CC\\|BY | A B &lt;i>\\[x](y)" in body  # neither a tag nor a link
     parameters = sum(
         leaf.size for key, leaf in runs.load_weights(pretext).items() if "params" in key
     )
@@ -138,7 +138,7 @@ def test_training_records_its_brains_and_those_of_pretraining(pretext, tmp_path)
     (root / "environment.json").unlink()
     other = own | {"brain": "other", "task": "segmentation"}
     record.add_start(root, 0, [own, other])
-    record.add_start(root, 5, [other])  # goes on where the pre-training run is gone
+    record.add_start(root, 5, [other])  # continues after the pre-training run was removed
     assert runs.read_trained_on(root) == [own, other]
 
 
