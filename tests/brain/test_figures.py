@@ -13,7 +13,7 @@ from jaxcyto.brain.surfaces.surface import Surface
 
 
 def folded() -> tuple[Surface, np.ndarray]:
-    """Make a sphere with six ridges along its meridians. Return it and the heights of its vertices."""
+    """Make a sphere with six ridges along its meridians, and the heights of its vertices."""
     ball = sphere(60)
     x, y, _ = ball.vertices.T
     height = 0.15 * np.cos(6 * np.arctan2(y, x)) * (x**2 + y**2)
