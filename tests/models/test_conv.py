@@ -138,7 +138,7 @@ def test_blocks_are_those_of_float64(shape, relu, library):
 
 
 def test_block_at_inference_has_gradients(library):
-    """Compare gradients of a block at inference, as for saliency maps, with those of Flax's layers."""
+    """Compare gradients of a block at inference, as for saliency maps, with Flax's layers."""
     x = np.random.default_rng(0).normal(size=(2, 43, 43, 3)).astype(np.float32)
     block = Block(8, kernel=5, stride=2, pool=True)
     variables = block.init(jax.random.key(0), x, False)
