@@ -1,6 +1,6 @@
-"""Brains on disk: the manifest, its check, and the files beside it. No JAX."""
+"""Read, check and prepare brains on disk. Nothing in this package imports JAX."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# The public names are listed in __init__.pyi and imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

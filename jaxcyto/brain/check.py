@@ -1,4 +1,4 @@
-"""All faults of a brain folder at once, in words, before hours of work depend on it."""
+"""Check a brain folder and report all faults at once, before hours of work depend on it."""
 
 import dataclasses
 import os
@@ -26,22 +26,28 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import READ_ERRORS, npz_format
 from jaxcyto.utils.progress import Progress
 
-PIXEL_SIZE_TOLERANCE = 0.05  # between the table and what the file states
-AFFINE_TOLERANCE = 0.1  # between pixel_um and the registration, which may stretch a little
-TISSUE_POINTS = 800  # looked at in all; a share of 10 % is then known to 1 %
-TISSUE_UM = 64.0  # side of the spot looked at
+PIXEL_SIZE_TOLERANCE = 0.05  # relative, between the table and the image's metadata
+AFFINE_TOLERANCE = 0.1  # relative, between pixel_um and the registration, which may stretch a bit
+TISSUE_POINTS = 800  # points of all sections together. A share of 10 % is then known to 1 %.
+TISSUE_UM = 64.0  # side of the spot whose mean gray value is compared, in um
 
 
 @dataclasses.dataclass
 class CheckReport:
-    """What was found. `facts` describe the brain, `warnings` can be lived with."""
+    """The result of a check.
+
+    Attributes:
+        facts: statements about the brain.
+        warnings: irregularities that do not prevent its use.
+        faults: errors that must be corrected.
+    """
 
     facts: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
 
     def attempt[T](self, function: Callable[..., T], *args) -> T | None:
-        """Calls a reader; its InputError becomes a fault, its warnings are kept."""
+        """Call a reader, and record its InputError as a fault and its warnings as warnings."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -54,14 +60,14 @@ class CheckReport:
                 self.warnings += [line for line in new if line not in self.warnings]
 
     def fault(self, message: str) -> None:
-        """Adds a fault, once."""
+        """Add a fault, unless the same message is already recorded."""
         if message not in self.faults:
             self.faults.append(message)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Placed:
-    """A section that can be opened and has a place."""
+    """A section whose image can be opened and whose registration is valid."""
 
     row: SectionRow
     shape: tuple[int, int]
@@ -69,13 +75,14 @@ class _Placed:
 
 
 def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> CheckReport:
-    """Reads everything a brain folder names; no exception for any fault in it.
+    """Check all files that a brain folder names. Faults are reported, not raised.
 
-    Of a section image the headers and the last pixel are read, label images as a whole.
+    Label images are read completely. Of section images, only the headers and the last pixel are
+    read.
 
     Args:
-        root: the folder.
-        progress: told the sections read.
+        root: the brain's folder.
+        progress: called with the number of sections read and the number of all sections.
     """
     report = CheckReport()
     brain, faults = inspect_brain(root)
@@ -92,17 +99,18 @@ def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> Ch
         )
     surfaces = [_check_hemisphere(report, hemisphere) for hemisphere in brain.hemispheres]
     placed, labels = [], np.zeros(256, np.int64)
-    odd: dict[str, list[str]] = {}  # what holds for many sections, said once
-    for number, row in enumerate(brain.sections):
+    odd: dict[str, list[str]] = {}  # warning -> names of its sections, so that it is given once
+    for index, row in enumerate(brain.sections):
         placed.append(_check_section(report, brain, row, labels, odd))
         if progress:
-            progress(number + 1, len(brain.sections))
+            progress(index + 1, len(brain.sections))
     for message, names in odd.items():
         report.warnings.append(f"{message} ({_some(names)})")
     _check_labels(report, brain, labels)
     _check_overlap(report, brain, surfaces, [section for section in placed if section])
     _check_splits(report, brain)
-    if not faults:  # or they would be called those of another brain
+    # Faulty files would make patches and pairs look as if they belonged to another brain.
+    if not faults:
         _check_results(report, brain, surfaces)
     return report
 
@@ -122,13 +130,13 @@ def _check_hemisphere(report: CheckReport, hemisphere: Hemisphere) -> Surface | 
     for path in (hemisphere.pial, hemisphere.white, hemisphere.mid):
         if path is not None and path not in carrying:
             report.attempt(read_surface, path)
-    if None in carrying:  # said by inspect_brain
+    if None in carrying:  # `inspect_brain` has reported it
         return None
     before = len(report.faults)
     surface = report.attempt(hemisphere_surface, hemisphere)
     if surface is None:
         if len(report.faults) > before and len(carrying) == 2:
-            report.attempt(read_surface, carrying[1])  # both may be faulty
+            report.attempt(read_surface, carrying[1])  # report the second file's faults, too
         return None
     report.facts.append(
         f"hemisphere {hemisphere.name}: {len(surface.vertices)} vertices, "
@@ -154,7 +162,7 @@ def _check_section(
     if stated and abs(stated / row.pixel_um - 1) > PIXEL_SIZE_TOLERANCE:
         message = f"pixel_um = {row.pixel_um:g}, but the image states {stated:.4g} um; the table is"
         odd.setdefault(f"{message} used: correct it if it is wrong", []).append(row.name)
-    # The last tile is what a copy that broke off lacks.
+    # The last tile is missing if the file was copied only in part.
     report.attempt(section.read, height - 1, width - 1, 1, 1)
     section.close()
     label = report.attempt(section_label, row, section.shape) if row.label else None
@@ -164,19 +172,20 @@ def _check_section(
             labels += counts
             report.attempt(check_numbers, row, counts, len(brain.classes))
         label.close()
-    known = all(each.kind in CLASS_KINDS for each in brain.classes)  # else said by inspect_brain
+    # The number of atlas channels depends on the kinds. `inspect_brain` reports unknown kinds.
+    known = all(each.kind in CLASS_KINDS for each in brain.classes)
     if row.atlas and known:
         report.attempt(section_atlas, row, section.shape, brain.classes)
-    if row.affine is None and row.coordinates is None:  # said by inspect_brain
+    if row.affine is None and row.coordinates is None:  # `inspect_brain` has reported it
         return None
-    place = report.attempt(registration, row, section.shape)
-    if place is None:
+    placement = report.attempt(registration, row, section.shape)
+    if placement is None:
         return None
-    step_um = 1000 * np.linalg.norm(place.affine[:, :2], axis=0)
+    step_um = 1000 * np.linalg.norm(placement.affine[:, :2], axis=0)
     if (np.abs(step_um / row.pixel_um - 1) > AFFINE_TOLERANCE).any():
         message = f"the registration scales pixels of {row.pixel_um:g} um to {step_um[0]:.4g} x"
         odd.setdefault(f"{message} {step_um[1]:.4g} um; is pixel_um right?", []).append(row.name)
-    return _Placed(row, (height, width), place)
+    return _Placed(row, (height, width), placement)
 
 
 def _check_labels(report: CheckReport, brain: Brain, counts: np.ndarray) -> None:
@@ -185,9 +194,9 @@ def _check_labels(report: CheckReport, brain: Brain, counts: np.ndarray) -> None
     used = counts[: len(brain.classes)]
     never = [each.name for each, n in zip(brain.classes, used, strict=True) if not n]
     share = counts[:UNLABELED].sum() / counts.sum()
-    number = sum(row.label is not None for row in brain.sections)
+    images = sum(row.label is not None for row in brain.sections)
     report.facts.append(
-        f"label images: {number}, {100 * share:.3g} % of their pixels annotated"
+        f"label images: {images}, {100 * share:.3g} % of their pixels annotated"
         + (f"; no pixel of {', '.join(never)}" if never else "")
     )
 
@@ -206,7 +215,7 @@ def _check_overlap(
     cuts = [CutSurface(surface, np.ones(len(surface.faces), bool), axis) for _, surface in usable]
     points = -(-TISSUE_POINTS // len(placed))
     rng = np.random.default_rng(0)
-    missed, ribbon_mm, looked, tissue = [], 0.0, 0, 0
+    missed, ribbon_mm, looked, on_tissue = [], 0.0, 0, 0
     for section in placed:
         parts = Segments.joined([cut.cut(section.registration) for cut in cuts])
         column, row, _ = section.registration.to_px(parts.middle_mm)
@@ -216,9 +225,9 @@ def _check_overlap(
             continue
         ribbon_mm += length_mm.sum()
         chosen = rng.choice(len(length_mm), points, p=length_mm / length_mm.sum())
-        found = report.attempt(_tissue, brain, section, column[chosen], row[chosen])
-        if found is not None:
-            looked, tissue = looked + points, tissue + found
+        count = report.attempt(_tissue, brain, section, column[chosen], row[chosen])
+        if count is not None:
+            looked, on_tissue = looked + points, on_tissue + count
     if len(missed) == len(placed):
         part = dataclasses.replace(
             brain,
@@ -235,29 +244,29 @@ def _check_overlap(
         f"the sections cut {ribbon_mm:.0f} mm of cortex"
         + (f"; no cut in {_some(missed)}" if missed else "")
     )
-    if looked and tissue < (1 - MOST_OFF_TISSUE) * looked:
+    if looked and on_tissue < (1 - MOST_OFF_TISSUE) * looked:
         report.warnings.append(
-            f"{100 - 100 * tissue / looked:.0f} % of the ribbon lies on background (gray values "
+            f"{100 - 100 * on_tissue / looked:.0f} % of the ribbon lies on background (gray values "
             f"within {TISSUE_MARGIN} of {brain.background}); {TRAP}"
         )
 
 
 def _tissue(brain: Brain, section: _Placed, columns: np.ndarray, rows: np.ndarray) -> int:
-    """How many of these points (level-0 px) lie on tissue, by the mean of a small spot there.
+    """Count the points (level 0 px) on tissue, by the mean gray value of a small spot at each.
 
-    In two sections of BigBrain 95 ... 99 % do (the surfaces' medial wall lies outside), and 79 ...
-    85 % where the sections are 2.5 mm off.
+    In two sections of BigBrain, 95 ... 99 % of the points lie on tissue, because the medial wall of
+    the surfaces lies outside. If the sections are 2.5 mm off, 79 ... 85 % do.
     """
     pixel_um = section.row.pixel_um
     spot_um = max(TISSUE_UM, pixel_um)
     left = np.floor((columns + 0.5) * pixel_um / spot_um).astype(int)
     top = np.floor((rows + 0.5) * pixel_um / spot_um).astype(int)
-    found = 0
+    count = 0
     with open_section(section.row.image, pixel_um, brain.background) as image:
         for y, x in zip(top.tolist(), left.tolist(), strict=True):
             spot = int(image.read_at(spot_um, y, x, 1, 1)[0, 0])
-            found += abs(spot - brain.background) > TISSUE_MARGIN
-    return found
+            count += abs(spot - brain.background) > TISSUE_MARGIN
+    return count
 
 
 def _check_splits(report: CheckReport, brain: Brain) -> None:
@@ -274,33 +283,33 @@ def _check_splits(report: CheckReport, brain: Brain) -> None:
     else:
         counts = {split: splits.count(split) for split in sorted(set(splits))}
         report.facts.append(
-            "split column: " + ", ".join(f"{number} {split}" for split, number in counts.items())
+            "split column: " + ", ".join(f"{count} {split}" for split, count in counts.items())
         )
 
 
 def _check_results(report: CheckReport, brain: Brain, surfaces: Sequence[Surface | None]) -> None:
-    """Checks every npz in the folder that holds patches or pairs, under whatever name."""
+    """Check every npz file in the folder that holds patches or pairs, whatever its name."""
     kinds = {path: _kind(path) for path in sorted(brain.root.glob("*.npz"))}
     patches: dict[str, Patches] = {}
     for path, kind in kinds.items():
         if kind == patches_file.PATCHES_FORMAT or path.name == PATCHES_FILE:
-            found = report.attempt(load_patches, path, brain)
-            if found is not None:
-                report.facts.append(f"{path.name}: {len(found)} patches")
-                report.attempt(check_points, path, found, surfaces)
-                patches[path.name] = found
+            loaded = report.attempt(load_patches, path, brain)
+            if loaded is not None:
+                report.facts.append(f"{path.name}: {len(loaded)} patches")
+                report.attempt(check_points, path, loaded, surfaces)
+                patches[path.name] = loaded
     for path, kind in kinds.items():
         if kind == pairs_file.PAIRS_FORMAT or path.name == PAIRS_FILE:
-            found = report.attempt(load_pairs, path)
-            if found is not None:
-                report.facts.append(f"{path.name}: {len(found)} pairs of {found.patches_file}")
-                if found.patches_file in patches:
-                    own = patches[found.patches_file]
+            pairs = report.attempt(load_pairs, path)
+            if pairs is not None:
+                report.facts.append(f"{path.name}: {len(pairs)} pairs of {pairs.patches_file}")
+                if pairs.patches_file in patches:
+                    own = patches[pairs.patches_file]
                     before = len(report.faults)
-                    report.attempt(check_pairs, path, found, own)
+                    report.attempt(check_pairs, path, pairs, own)
                     sound = len(report.faults) == before
-                    if sound and distances_path(brain.root, found.patches_file).exists():
-                        report.attempt(open_distances, brain.root, found, len(own))
+                    if sound and distances_path(brain.root, pairs.patches_file).exists():
+                        report.attempt(open_distances, brain.root, pairs, len(own))
         elif kind is None and path.name != PATCHES_FILE:
             report.warnings.append(
                 f"{path}: cannot be read; if it holds patches or pairs, it is damaged"
@@ -308,7 +317,7 @@ def _check_results(report: CheckReport, brain: Brain, surfaces: Sequence[Surface
 
 
 def _kind(path: Path) -> str | None:
-    """The `format` that a file of ours states, "" for another npz; None if it cannot be read."""
+    """Return the `format` entry of an npz file, "" if it has none, None if it cannot be read."""
     try:
         return npz_format(path)
     except READ_ERRORS:

@@ -1,4 +1,4 @@
-"""Sampled points on the pial and on the inflated surface, drawn without a graphics library."""
+"""Draw sampled points on the pial and the inflated surface, without a 3D graphics library."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,20 +13,23 @@ from jaxcyto.brain.sampling.patches import Patches
 from jaxcyto.brain.surfaces.smoothing import inflate, vertex_normals
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, read_surface
 
-# Okabe and Ito's colors, told apart with any color vision
+# Colors of Okabe and Ito, which can be told apart with any color vision.
 SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#D55E00", "exclude": "#999999"}
-HEIGHT_PX = 560  # of a panel
-MOST_SAMPLES = 12_000_000  # points that a surface is drawn with: seconds a panel
-AT_ONCE = 1_000_000  # of them: 100 MB
+HEIGHT_PX = 560  # height of a panel
+MOST_SAMPLES = 12_000_000  # most points that a surface is drawn with, which takes seconds a panel
+AT_ONCE = 1_000_000  # points computed at a time, which takes about 100 MB
 BEHIND_MM = 2.0  # a point this far behind the front of the surface is hidden
-LIGHT, DARK = 0.86, 0.62  # ridges and valleys
+LIGHT, DARK = 0.86, 0.62  # brightness of ridges and valleys
 
 
 class View(NamedTuple):
-    """Looking along an axis: signed axes (0 x, 1 y, 2 z) of right, up and toward the viewer."""
+    """A view along an axis.
+
+    `right`, `up` and `near` (toward the viewer) are axes (0 x, 1 y, 2 z) with their sign.
+    """
 
     name: str
-    right: tuple[int, int]  # axis, sign
+    right: tuple[int, int]  # (axis, sign)
     up: tuple[int, int]
     near: tuple[int, int]
 
@@ -38,12 +41,13 @@ VIEWS = (
 
 
 def points_figure(brains: Sequence[tuple[Brain, Patches]]) -> Figure:
-    """Patches of brains on their surfaces: a row for each hemisphere, two views of each surface.
+    """Draw the patches of brains on their surfaces.
 
-    Colors are the splits. Points behind the surface are hidden.
+    Each hemisphere has a row with two views of the outer surface and two of the inflated one. The
+    color of a point is its split. Points behind the surface are hidden.
 
     Raises:
-        InputError: a surface cannot be read.
+        InputError: if a surface cannot be read.
     """
     rows = [(brain, patches, k) for brain, patches in brains for k in range(len(brain.hemispheres))]
     figure = Figure(figsize=(14, 3.1 * len(rows) + 0.4), layout="constrained")
@@ -56,10 +60,10 @@ def points_figure(brains: Sequence[tuple[Brain, Patches]]) -> Figure:
         inflated, valley = inflate(carrying)
         face, bary = patches.face[own], patches.bary[own]
         colors = np.array([to_rgb(SPLIT_COLORS[name]) for name in SPLITS])[patches.split[own]]
-        for number, (surface, title) in enumerate(((outside, name), (inflated, "inflated"))):
+        for pair, (surface, title) in enumerate(((outside, name), (inflated, "inflated"))):
             points = (surface.vertices[surface.faces[face]] * bary[:, :, None]).sum(axis=1)
-            shade = np.where(valley, DARK, LIGHT) if number else LIGHT * np.ones(len(valley))
-            for axis, view in zip(row[2 * number : 2 * number + 2], VIEWS, strict=True):
+            shade = np.where(valley, DARK, LIGHT) if pair else LIGHT * np.ones(len(valley))
+            for axis, view in zip(row[2 * pair : 2 * pair + 2], VIEWS, strict=True):
                 axis.imshow(draw(surface, shade, points, colors, view))
                 axis.set_title(f"{brain.name}, {hemisphere.name}: {title}, {view.name}", fontsize=8)
                 axis.axis("off")
@@ -74,7 +78,7 @@ def points_figure(brains: Sequence[tuple[Brain, Patches]]) -> Figure:
 
 
 def _outside(hemisphere: Hemisphere, surface: Surface, face: np.ndarray) -> tuple[Surface, str]:
-    """The pial surface where the patches' triangles are its own too, else the carrying one."""
+    """Return the pial surface if it has the patches' faces, else the surface with the patches."""
     if hemisphere.pial is not None:
         pial = read_surface(hemisphere.pial)
         if (
@@ -88,17 +92,17 @@ def _outside(hemisphere: Hemisphere, surface: Surface, face: np.ndarray) -> tupl
 def draw(
     surface: Surface, shade: np.ndarray, points: np.ndarray, colors: np.ndarray, view: View
 ) -> np.ndarray:
-    """One surface with its points.
+    """Draw one surface, lit from the viewer, with its points.
 
     Args:
-        surface: what is drawn, lit from the viewer.
-        shade: its brightness [V] or colors [V, 3], 0 ... 1.
-        points: on it, [N, 3] mm.
-        colors: of the points, RGB [N, 3], 0 ... 1.
-        view: where from.
+        surface: the surface.
+        shade: brightness [V] or colors [V, 3] of its vertices, 0 ... 1.
+        points: points on the surface [N, 3], mm.
+        colors: RGB colors of the points [N, 3], 0 ... 1.
+        view: direction of view.
 
     Returns:
-        RGB float [height, width, 3].
+        RGB image, float [height, width, 3], 0 ... 1.
     """
     low, high = surface.vertices.min(axis=0), surface.vertices.max(axis=0)
     scale = (HEIGHT_PX - 9) / max(high[view.up[0]] - low[view.up[0]], 1e-9)
@@ -106,7 +110,7 @@ def draw(
     width = min(width, 4 * HEIGHT_PX)
 
     def project(where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row, column and distance toward the viewer."""
+        """Return row, column and distance toward the viewer of each point."""
         shift = where - (low + high) / 2
         right, up, near = (sign * shift[:, axis] for axis, sign in view[1:])
         row = np.rint(HEIGHT_PX / 2 - up * scale).astype(int)
@@ -120,7 +124,8 @@ def draw(
     for where, values in _fill(surface, bright, scale):
         row, column, near = project(where)
         order = np.flatnonzero(near > front[row, column])
-        order = order[np.argsort(near[order])]  # of those on one pixel, the last stays
+        # NumPy keeps the last value assigned to a pixel, so the nearest point must come last.
+        order = order[np.argsort(near[order])]
         image[row[order], column[order]] = values[order]
         front[row[order], column[order]] = near[order]
     row, column, near = project(points)
@@ -136,20 +141,22 @@ def draw(
 def _fill(
     surface: Surface, values: np.ndarray, scale: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Points [M, 3] so dense that triangles leave no holes at `scale` px/mm; values [M, C] there.
+    """Yield points [M, 3] of a surface and interpolated values [M, C], for some faces at a time.
 
-    Some triangles at a time.
+    The points are so dense that faces have no holes at `scale` px/mm, unless that would take more
+    than `MOST_SAMPLES` points.
     """
     corners = surface.vertices[surface.faces]
     longest = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max(axis=1)
     side = np.ceil(longest * scale).clip(1, 4 * HEIGHT_PX)
     share = min(1.0, 2 * MOST_SAMPLES / np.square(side).sum())
     side = np.ceil(side * share**0.5).astype(int)
-    for number in np.unique(side):
-        own = surface.faces[side == number]
-        i, j = np.indices((number + 1, number + 1)).reshape(2, -1)
-        inside = i + j <= number
-        bary = np.stack([i, j, number - i - j], axis=1)[inside] / number
+    # Faces with the same number of steps along an edge share their barycentric weights.
+    for steps in np.unique(side):
+        own = surface.faces[side == steps]
+        i, j = np.indices((steps + 1, steps + 1)).reshape(2, -1)
+        inside = i + j <= steps
+        bary = np.stack([i, j, steps - i - j], axis=1)[inside] / steps
         for some in np.array_split(own, -(-len(own) * len(bary) // AT_ONCE)):
             where = np.einsum("pk,fkd->fpd", bary, surface.vertices[some])
             there = np.einsum("pk,fkc->fpc", bary, values[some])

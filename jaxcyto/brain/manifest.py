@@ -1,7 +1,7 @@
-"""A brain on disk: `brain.toml` and its section table, read and validated as a whole.
+"""Read and validate `brain.toml` and the section table of a brain folder.
 
-Every path in both files is relative to the brain's folder and may not leave it.
-All faults found are reported at once, in one `InputError`.
+All paths in both files are relative to the brain's folder and may not leave it. One `InputError`
+reports all faults at once.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 MANIFEST_FORMAT = 1
-MAX_LISTED = 20  # faults in one message; `jaxcyto check` lists all
+MAX_LISTED = 20  # most faults in one message. `jaxcyto check` lists all of them.
 CLASS_KINDS = ("area", "cortex", "white_matter", "background")
 SURFACES = ("mid", "pial", "white")
 FIELDS = (
@@ -50,10 +50,10 @@ FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Hemisphere:
-    """One hemisphere's surfaces. Paths are absolute; `None` where not given.
+    """The surfaces of one hemisphere. Paths are absolute, or None where no file is given.
 
-    `surface` names the one that carries distances and sampling: "mid" (the `mid` file if
-    given, else the mean of vertex-matched pial and white), "pial" or "white".
+    `surface` names the surface that is used for distances and sampling: "mid", "pial" or "white".
+    The mid surface is the `mid` file if given, else the mean of vertex-matched pial and white.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Hemisphere:
 
 @dataclasses.dataclass(frozen=True)
 class AreaClass:
-    """A class of the label images; its index is its position in `brain.toml`."""
+    """A class of the label images. Its value in label images is its position in `brain.toml`."""
 
     name: str
     color: str  # "#rrggbb"
@@ -75,7 +75,7 @@ class AreaClass:
 
 @dataclasses.dataclass(frozen=True)
 class Brain:
-    """A validated brain folder; without hemispheres it serves segmentation alone.
+    """A validated brain folder. Without hemispheres it can be used for segmentation only.
 
     `background` is the gray value outside of every image.
     """
@@ -92,10 +92,10 @@ class Brain:
 
 
 def read_brain(root: str | os.PathLike) -> Brain:
-    """Reads and validates `root/brain.toml` and its section table.
+    """Read and validate `root/brain.toml` and its section table.
 
     Raises:
-        InputError: with one line for each fault found in either file.
+        InputError: if a file has faults. The message has one line for each fault.
     """
     brain, faults = inspect_brain(root)
     if len(faults) > MAX_LISTED:
@@ -107,10 +107,11 @@ def read_brain(root: str | os.PathLike) -> Brain:
 
 
 def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
-    """What can be read of a brain folder, and every fault of its two files.
+    """Read as much as possible of a brain folder, and return it with all faults of its two files.
 
-    Where there are faults the brain is for looking further only: what is faulty is left out, a
-    hemisphere may lack files and a section its placement. None: there is no readable brain.toml.
+    A brain with faults serves only to look for further faults. Faulty parts are left out, so a
+    hemisphere may lack files and a section its placement. The brain is None if there is no
+    readable brain.toml.
     """
     root = Path(os.path.realpath(root))
     path = root / "brain.toml"
@@ -128,7 +129,8 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
         table = tomllib.loads(read_text(path))
     except InputError as error:
         return None, [str(error)]
-    except (ValueError, RecursionError) as error:  # also for numbers of endless digits
+    # RecursionError: deeply nested arrays. ValueError: also integers with thousands of digits.
+    except (ValueError, RecursionError) as error:
         return None, [f"{path}: not valid TOML: {error}; correct it there"]
     faults = _unknown(path, "", table, FIELDS)
     if type(table.get("format")) is not int or table["format"] != MANIFEST_FORMAT:
@@ -167,16 +169,16 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
 
 
 def write_splits(brain: Brain, splits: list[str]) -> None:
-    """Fills the split column of the section table; every other column is kept as it is."""
+    """Write the split column of the section table, and leave all other columns unchanged."""
     rows = [row | {"split": split} for row, split in zip(table_rows(brain), splits, strict=True)]
     write_table(brain.root / brain.section_table, rows)
 
 
 def table_rows(brain: Brain) -> list[dict[str, str]]:
-    """The rows of the section table as it is on disk, all columns, one for each section.
+    """Read all columns of the section table from disk, one row for each section of the brain.
 
     Raises:
-        InputError: it does not hold the brain's sections any more.
+        InputError: if the table no longer lists the sections that `brain` was read with.
     """
     path = brain.root / brain.section_table
     faults: list[str] = []
@@ -187,10 +189,10 @@ def table_rows(brain: Brain) -> list[dict[str, str]]:
 
 
 def need_hemispheres(brain: Brain, what: str) -> None:
-    """For what a brain of sections alone does not serve.
+    """Check that a brain has hemispheres, which `what` (a noun for messages) needs.
 
     Raises:
-        InputError: the brain has no hemisphere.
+        InputError: if the brain has no hemisphere.
     """
     if not brain.hemispheres:
         raise InputError(
@@ -214,14 +216,14 @@ def _hemispheres(
         faults.append(f"{path}: hemispheres: expected [[hemispheres]] tables")
         return ()
     hemispheres, names = [], set()
-    for number, table in enumerate(value):
-        where = f"hemispheres[{number}]."
+    for index, table in enumerate(value):
+        where = f"hemispheres[{index}]."
         fields = tuple(field.name for field in dataclasses.fields(Hemisphere))
         faults += _unknown(path, where, table, fields)
         name = table.get("name")
         if not isinstance(name, str) or not name or name in names:
-            faults.append(f"{path}: {where}name: expected a name of its own, found {name!r}")
-            name = f"hemisphere{number}"
+            faults.append(f"{path}: {where}name: expected a unique name, found {name!r}")
+            name = f"hemisphere{index}"
         names.add(name)
         files = {
             key: inside(root, path, where + key, table[key], faults)
@@ -245,19 +247,19 @@ def _hemispheres(
 
 
 def read_classes(path: Path, value: object, faults: list[str]) -> tuple[AreaClass, ...]:
-    """The classes in a list of tables; what is wrong with them is added to `faults`."""
+    """Read the classes from a list of TOML tables. Faults are appended to `faults`."""
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         faults.append(f"{path}: classes: expected [[classes]] tables")
         return ()
     if len(value) > 255:
         faults.append(f"{path}: classes: {len(value)} classes; at most 255 (255 = not annotated)")
     classes, names = [], set()
-    for number, table in enumerate(value):
-        where = f"classes[{number}]."
+    for index, table in enumerate(value):
+        where = f"classes[{index}]."
         faults += _unknown(path, where, table, ("name", "color", "kind"))
         name, color, kind = table.get("name"), table.get("color"), table.get("kind", "area")
         if not isinstance(name, str) or not name or name in names:
-            faults.append(f"{path}: {where}name: expected a name of its own, found {name!r}")
+            faults.append(f"{path}: {where}name: expected a unique name, found {name!r}")
         if not isinstance(color, str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
             faults.append(f'{path}: {where}color: expected "#rrggbb", found {color!r}')
         if kind not in CLASS_KINDS:

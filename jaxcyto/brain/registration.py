@@ -1,12 +1,13 @@
-"""Where a section image lies in the brain: (column, row) px at full resolution <-> mm.
+"""Map (column, row) of a section image, in px at full resolution, to positions in mm and back.
 
-Two forms, as the section table gives them:
+The section table gives a registration in one of two forms:
 
-* `affine` [3, 4]: mm = affine @ [column, row, 0, 1], pixel centers at whole numbers.
-* a coordinate map, for a non-linear registration: a float32 (or float64) `.npy` file [h, w, 3] of
-  positions in mm whose nodes cover the image evenly from corner pixel to corner pixel. In an image
-  of H x W px, node (i, j) lies at column j (W - 1) / (w - 1), row i (H - 1) / (h - 1); between the
-  nodes the map is bilinear, outside the image its outermost cells continue.
+* `affine` [3, 4]: mm = affine @ [column, row, 0, 1], with pixel centers at whole numbers.
+* A coordinate map, for a non-linear registration. It is a float32 (or float64) `.npy` file
+  [h, w, 3] of positions in mm. Its nodes cover the image evenly from corner pixel to corner pixel.
+  In an image of H x W px, node (i, j) lies at column j (W - 1) / (w - 1) and row
+  i (H - 1) / (h - 1). The map is bilinear between the nodes. Outside of the image its outermost
+  cells are extrapolated.
 """
 
 import dataclasses
@@ -20,32 +21,32 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import READ_ERRORS, read_npy
 
 MAX_MAP_NODES = 1 << 24
-NEWTON_STEPS = 30
+NEWTON_STEPS = 30  # at most. The iteration ends earlier at steps below 1e-6 px.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AffineRegistration:
-    """A flat section: `affine` [3, 4] maps [column, row, 0, 1] to mm."""
+    """The registration of a flat section. `affine` [3, 4] maps [column, row, 0, 1] to mm."""
 
     affine: np.ndarray
 
     @property
     def bend_mm(self) -> float:
-        """How far the section leaves its plane: not at all."""
+        """Largest distance of the section from its plane, which is 0 here."""
         return 0.0
 
     @property
     def normal(self) -> np.ndarray:
-        """Unit normal [3] of the plane: column direction x row direction."""
+        """Unit normal [3] of the plane: the cross product of column and row direction."""
         normal = np.cross(self.affine[:, 0], self.affine[:, 1])
         return normal / np.linalg.norm(normal)
 
     def to_mm(self, columns, rows) -> np.ndarray:
-        """Columns [N] and rows [N] (level 0 px) -> positions [N, 3] in mm."""
+        """Map columns [N] and rows [N] (level 0 px) to positions [N, 3] in mm."""
         return _columns_rows(columns, rows) @ self.affine[:, :2].T + self.affine[:, 3]
 
     def to_px(self, points_mm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions [N, 3] in mm -> columns [N], rows [N] (level 0 px), offsets [N] in mm.
+        """Map positions [N, 3] in mm to columns [N], rows [N] (level 0 px) and offsets [N] in mm.
 
         The offset is the signed distance to the section along its normal.
         """
@@ -57,13 +58,13 @@ class AffineRegistration:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MapRegistration:
-    """A section given by a coarse coordinate map.
+    """The registration of a section by a coarse coordinate map.
 
     Attributes:
         nodes: positions [h, w, 3] in mm.
         step_px: spacing of the nodes along (columns, rows).
-        affine: best affine [3, 4] in the least-squares sense.
-        bend_mm: largest distance of a node from the best affine's plane.
+        affine: least-squares fit of an affine [3, 4] to the nodes.
+        bend_mm: largest distance of a node from the plane of the fitted affine.
     """
 
     nodes: np.ndarray
@@ -73,19 +74,20 @@ class MapRegistration:
 
     @property
     def normal(self) -> np.ndarray:
-        """Unit normal [3] of the best affine's plane."""
+        """Unit normal [3] of the plane of the fitted affine."""
         return AffineRegistration(self.affine).normal
 
     def to_mm(self, columns, rows) -> np.ndarray:
-        """Columns [N] and rows [N] (level 0 px) -> positions [N, 3] in mm."""
+        """Map columns [N] and rows [N] (level 0 px) to positions [N, 3] in mm."""
         return self._sample(_columns_rows(columns, rows))[0]
 
     def to_px(self, points_mm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Positions [N, 3] in mm -> columns [N], rows [N] (level 0 px), offsets [N] in mm.
+        """Map positions [N, 3] in mm to columns [N], rows [N] (level 0 px) and offsets [N] in mm.
 
-        Points are projected along the normal n of the best affine: (column, row) solves
-        map(column, row) + offset n = point. The offset is thus zero exactly on the section and
-        continuous everywhere. Newton's method in the plane, from the best affine.
+        Points are projected along the normal n of the fitted affine: (column, row) solves
+        map(column, row) + offset n = point. The offset is therefore zero exactly on the section,
+        and it is continuous everywhere. The equation is solved by Newton's method, which starts
+        from the fitted affine.
         """
         points = np.asarray(points_mm, float).reshape(-1, 3)
         normal = self.normal
@@ -102,7 +104,11 @@ class MapRegistration:
         return pixels[:, 0], pixels[:, 1], offset
 
     def _sample(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The bilinear map at pixels [N, 2]: positions [N, 3] and their derivatives [N, 3, 2]."""
+        """Evaluate the bilinear map at pixels [N, 2].
+
+        Returns:
+            Positions [N, 3] in mm and their derivatives [N, 3, 2] by column and row.
+        """
         height, width = self.nodes.shape[:2]
         grid = pixels / self.step_px
         j, i = np.clip(np.floor(grid).astype(int), 0, [width - 2, height - 2]).T
@@ -118,12 +124,12 @@ Registration = AffineRegistration | MapRegistration
 
 
 def registration(row: SectionRow, shape: tuple[int, int] | None = None) -> Registration:
-    """The registration of one section.
+    """Return the registration of one section.
 
     Args:
-        row: the section's row.
-        shape: (height, width) of the image at full resolution; read from the image where it is
-            needed (a coordinate map) and not given.
+        row: the section's row of the section table.
+        shape: (height, width) of the image at full resolution. Only a coordinate map needs it. If
+            it is not given, it is read from the image.
 
     Raises:
         InputError: if a coordinate map cannot be read or used.
@@ -142,10 +148,17 @@ def registration(row: SectionRow, shape: tuple[int, int] | None = None) -> Regis
 def map_registration(
     nodes: np.ndarray, shape: tuple[int, int], pixel_um: float, path: Path | str = "map"
 ) -> MapRegistration:
-    """A registration from map nodes [h, w, 3] in mm over an image of `shape` (height, width) px.
+    """Create a registration from map nodes [h, w, 3] in mm.
+
+    Args:
+        nodes: positions [h, w, 3] in mm.
+        shape: (height, width) of the image in px.
+        pixel_um: pixel size of the image in um.
+        path: name of the map in error messages.
 
     Raises:
-        InputError: if the map folds, or its scale differs from `pixel_um` more than twofold.
+        InputError: if the map folds, if its pixel size differs from `pixel_um` by more than a
+            factor of two, or if the image is smaller than 2 x 2 px.
     """
     height, width = nodes.shape[:2]
     if min(shape) < 2:
@@ -163,7 +176,7 @@ def map_registration(
             f"{path}: a pixel spans {size_um[0]:.4g} x {size_um[1]:.4g} um, but pixel_um = "
             f"{pixel_um:g}; the map holds mm and must span the image from corner to corner"
         )
-    # A bilinear cell is one to one where the corner Jacobians have one sign.
+    # A bilinear cell is one-to-one if the Jacobian has the same sign at its four corners.
     normal = area / np.linalg.norm(area)
     across, down = np.diff(nodes, axis=1), np.diff(nodes, axis=0)
     corners = [
@@ -174,7 +187,7 @@ def map_registration(
     folded = np.min(corners, axis=0) <= 0
     if folded.any():
         i, j = np.argwhere(folded)[0]
-        raise InputError(f"{path}: the map folds over at node ({i}, {j}); smooth or mend it there")
+        raise InputError(f"{path}: the map folds over at node ({i}, {j}); smooth it there")
     bend = np.abs((nodes - affine[:, 3]) @ normal).max()
     return MapRegistration(nodes, step, affine, float(bend))
 
@@ -194,17 +207,17 @@ def _read_map(path: Path) -> np.ndarray:
             f"{path}: {nodes.shape[0]} x {nodes.shape[1]} nodes; at least 2 x 2 and at most "
             f"{MAX_MAP_NODES} (a coarse map; it is interpolated)"
         )
-    with np.errstate(invalid="ignore"):  # of numbers that are none
+    with np.errstate(invalid="ignore"):  # signaling NaN in the file, which is rejected below
         nodes = np.array(nodes, dtype=float)
     if not np.isfinite(nodes).all():
         raise InputError(f"{path}: holds values that are not finite; fill or extrapolate them")
-    if np.abs(nodes).max() > 1e6:  # as in the section table's affine
+    if np.abs(nodes).max() > 1e6:  # the limit of the section table's affine
         raise InputError(f"{path}: holds values over 1e6; expected mm")
     return nodes
 
 
 def in_image(column: np.ndarray, row: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Which points (level 0 px) [N] lie on a pixel of an image of `shape` (height, width)."""
+    """Return which points [N] (level 0 px) lie in an image of `shape` (height, width), bool [N]."""
     height, width = shape
     across = np.abs(column - (width - 1) / 2) < width / 2
     return across & (np.abs(row - (height - 1) / 2) < height / 2)

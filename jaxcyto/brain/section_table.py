@@ -1,4 +1,4 @@
-"""The section table (sections.csv): one row for each section image."""
+"""Read and write the section table (sections.csv), which has one row for each section image."""
 
 import csv
 import dataclasses
@@ -29,8 +29,9 @@ NEEDED = ("section", "image", "pixel_um")
 class SectionRow:
     """One row of the section table. Paths are absolute.
 
-    Either `affine` [3, 4] (mm = affine @ [column, row, 0, 1] at full resolution, pixel centers
-    at whole numbers) or `coordinates` (a coarse coordinate map, see `registration.py`) is set.
+    Either `affine` or `coordinates` is set. `affine` [3, 4] maps pixels at full resolution to mm:
+    mm = affine @ [column, row, 0, 1], with pixel centers at whole numbers. `coordinates` is the
+    file of a coarse coordinate map (see `registration.py`).
     """
 
     index: int
@@ -45,12 +46,13 @@ class SectionRow:
 
 
 def read_table(path: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """(line, row) pairs of a table, each row with all columns; faults are added to the list.
+    """Read the (line number, row) pairs of a table. Each row has all columns of the table.
 
-    Rows of another number of cells are left out.
+    Faults are appended to `faults`. Rows with another number of cells than the first line are left
+    out.
 
     Raises:
-        InputError: it cannot be read, or is not CSV.
+        InputError: if the file cannot be read or is not CSV.
     """
     try:
         reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
@@ -62,7 +64,7 @@ def read_table(path: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]
     columns = lines[0][1] if lines else []
     for name in dict.fromkeys(columns):
         if columns.count(name) > 1:
-            faults.append(f"{path}: line 1: column {name!r} stands twice; remove one")
+            faults.append(f"{path}: line 1: column {name!r} appears twice; remove one")
         near = difflib.get_close_matches(name.lower(), SECTION_COLUMNS, 1, 0.8)
         if near and name not in SECTION_COLUMNS:
             faults.append(f"{path}: line 1: column {name!r}: write {near[0]!r}, or rename it")
@@ -87,7 +89,7 @@ def read_table(path: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]
 
 
 def write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    """Writes the section table (columns SECTION_COLUMNS, further ones after them), atomically."""
+    """Write the section table atomically: first SECTION_COLUMNS, then all further columns."""
     columns = list(dict.fromkeys([*SECTION_COLUMNS, *(key for row in rows for key in row)]))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
@@ -98,9 +100,10 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def read_sections(root: Path, path: Path, faults: list[str]) -> tuple[SectionRow, ...]:
-    """The rows whose image is there; every fault of the table is added to `faults`.
+    """Read the sections of a table. Faults are appended to `faults`.
 
-    A row whose placement is faulty has neither affine nor coordinates.
+    Rows without a usable image or pixel size are left out. A row whose placement is faulty has
+    neither affine nor coordinates.
     """
     try:
         rows = read_table(path, faults)
@@ -113,7 +116,8 @@ def read_sections(root: Path, path: Path, faults: list[str]) -> tuple[SectionRow
         name = row["section"]
         if not name or name in names:
             faults.append(
-                f"{path}: {line}section {name!r} is empty or stands twice; give each its own name"
+                f"{path}: {line}section {name!r} is empty or appears twice; give each section a "
+                "unique name"
             )
         names.add(name)
         pixel_um = _pixel_um(row["pixel_um"])
@@ -165,7 +169,7 @@ def _affine(
             "with blanks between"
         )
         return None
-    # Beyond these no sum or square below can overflow, and nothing is a brain.
+    # The limit is far beyond any brain, and below it no sum or square below can overflow.
     if not (np.isfinite(affine).all() and np.abs(affine).max() < 1e6):
         faults.append(f"{path}: {line}affine: not finite or over 1e6; expected mm")
         return None

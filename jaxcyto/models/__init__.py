@@ -1,4 +1,4 @@
-"""Flax (Linen) modules of the networks."""
+"""Define the networks as Flax (Linen) modules."""
 
 from jaxcyto.models.build import build_siamese, build_unet
 from jaxcyto.models.encoder import Encoder

@@ -1,4 +1,4 @@
-"""The contracting path that Siamese network and U-Net share."""
+"""Define the contracting path that the Siamese network and the U-Net share."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from jax.typing import DTypeLike
 
 from jaxcyto.models.layers import BatchNorm, Kernel, affine_block, conv, max_pool
 
-# Assumptions, the sources are silent: the order convolution, batch norm, ReLU; He initialization.
+# Assumptions, because the papers leave both open: He initialization, and the order convolution,
+# batch normalization, ReLU.
 KERNEL_INIT = nn.initializers.he_normal()
 
 
 class Block(nn.Module):
-    """Valid convolutions without bias, each followed by batch norm and ReLU.
+    """A block of valid convolutions without bias, each followed by batch normalization and ReLU.
 
     Attributes:
-        width: output channels.
-        kernel: side of the first convolution (further ones are 3x3).
-        stride: stride of the first convolution.
+        width: number of output channels.
+        kernel: kernel side of the first convolution. All others are 3x3.
+        stride: stride of the first convolution. All others have stride 1.
         convs: number of convolutions.
-        pool: whether 2x2 pooling follows.
-        dtype: compute dtype; parameters and statistics are float32.
+        pool: whether 2x2 max pooling follows the last convolution.
+        dtype: compute dtype. Parameters and statistics are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
     """
 
@@ -40,15 +41,16 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x, channels, layers = x.astype(self.dtype), x.shape[-1], []
-        for number in range(1, self.convs + 1):
-            side, stride = (self.kernel, self.stride) if number == 1 else (3, 1)
-            kernel = Kernel(side, self.width, KERNEL_INIT, name=f"conv{number}")(channels)
-            norm = BatchNorm(self.width, self.dtype, self.axis_name, name=f"bn{number}")
+        for index in range(1, self.convs + 1):
+            side, stride = (self.kernel, self.stride) if index == 1 else (3, 1)
+            kernel = Kernel(side, self.width, KERNEL_INIT, name=f"conv{index}")(channels)
+            norm = BatchNorm(self.width, self.dtype, self.axis_name, name=f"bn{index}")
             if train:
-                with jax.named_scope(f"conv{number}"):  # as profiles show it
+                # `Kernel` only creates the parameter, so profiles need the name of the layer here.
+                with jax.named_scope(f"conv{index}"):
                     x = conv(x, kernel, stride)
                 x = nn.relu(norm(x))
-            else:
+            else:  # with fixed statistics, `affine_block` computes the whole block in one call
                 layers.append((kernel, *norm.running()))
             channels = self.width
         if not train:
@@ -57,25 +59,31 @@ class Block(nn.Module):
 
 
 def block_type(remat: bool) -> Any:
-    """`Block`, or one whose inside is computed again for the gradient instead of being kept."""
-    return nn.remat(Block, static_argnums=2) if remat else Block  # 2: `train`
+    """Return `Block`, or with `remat` a `Block` that recomputes its activations for the gradient.
+
+    Rematerialization saves memory, because the backward pass recomputes the activations inside of
+    the block instead of keeping them.
+    """
+    return nn.remat(Block, static_argnums=2) if remat else Block  # argument 2 is `train`
 
 
 class Encoder(nn.Module):
-    """Blocks with 2x2 pooling between them; the names `block1`, ... are those of checkpoints.
+    """A sequence of blocks with 2x2 max pooling between them.
 
-    The defaults are the paper's texture path. The atlas path of the U-Net is an encoder, too, whose
-    first block is one 5x5 convolution without pooling after it.
+    The submodule names `block1`, `block2`, ... are also the names of the weights in checkpoints.
+
+    The defaults describe the paper's texture path. The atlas path of the U-Net is an encoder, too.
+    Its first block is one 5x5 convolution without pooling after it.
 
     Attributes:
-        stem_kernel: side of the very first convolution.
-        stem_stride: its stride.
-        widths: channels of the blocks.
-        stem_convs: convolutions of the first block.
+        stem_kernel: kernel side of the first convolution of the network.
+        stem_stride: stride of the first convolution.
+        widths: output channels of each block.
+        stem_convs: number of convolutions in the first block.
         stem_pool: whether pooling follows the first block.
-        dtype: compute dtype; parameters and statistics are float32.
+        dtype: compute dtype. Parameters and statistics are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
-        remat: whether the inside of blocks is computed again for the gradient.
+        remat: whether blocks recompute their activations for the gradient (see `block_type`).
     """
 
     stem_kernel: int = 5
@@ -89,21 +97,23 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
-        """Runs all blocks.
+        """Run all blocks.
 
         Args:
-            x: [B, H, W, C] normalized image.
-            train: whether batch norm uses (and updates) the statistics of this batch.
+            x: normalized image [B, H, W, C].
+            train: whether batch normalization uses the statistics of this batch and updates the
+                running ones.
 
         Returns:
-            The output [B, h, w, width] of every block: the last one is the branch's result, the
-            others, but for the first, are skips, before pooling. That of the first is pooled.
+            The output [B, h, w, width] of every block. The last output is the result of the path.
+            The first output is already pooled if `stem_pool` is set. All others are taken before
+            the pooling and serve as skip connections.
         """
         outputs: list[jax.Array] = []
-        for number, width in enumerate(self.widths, start=1):
-            if number > 2:
+        for index, width in enumerate(self.widths, start=1):
+            if index > 2:  # the first block pools its own output
                 x = max_pool(x)
-            first = number == 1
+            first = index == 1
             x = block_type(self.remat)(
                 width,
                 kernel=self.stem_kernel if first else 3,
@@ -112,7 +122,7 @@ class Encoder(nn.Module):
                 pool=self.stem_pool and first,
                 dtype=self.dtype,
                 axis_name=self.axis_name,
-                name=f"block{number}",
+                name=f"block{index}",
             )(x, train)
             outputs.append(x)
         return tuple(outputs)

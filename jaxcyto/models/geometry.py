@@ -1,11 +1,12 @@
-"""Sizes and positions that follow from the layout of the network: the one place that derives them.
+"""Derive all sizes and positions that follow from the layout of the network.
 
-Layout (reconstructed from the parameter count, receptive field and output resolution of Spitzer et
-al. 2017): every block is two valid convolutions, 3x3 except the first of all (the stem); a 2x2
-max pooling stands between two blocks. The U-Net climbs back by as many steps as there are blocks,
-less two, so that it ends on the grid of the second block: block 1's pooling is never undone.
+No other module derives them. The layout is reconstructed from the parameter count, the receptive
+field and the output resolution of Spitzer et al. 2017. Every block consists of two valid
+convolutions. They are 3x3, except for the very first convolution (the stem). A 2x2 max pooling
+lies between two blocks. The expansive path of the U-Net has two steps fewer than there are blocks.
+It ends on the grid of the second block, so the pooling after block 1 is never undone.
 
-Sides and positions are in px of the input image, one axis at a time. Pixel centers are at whole
+Sides and positions are in px of the input image, for one axis at a time. Pixel centers are at whole
 numbers.
 """
 
@@ -15,12 +16,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
-_BLOCK_LOSS = 4  # two valid 3x3 convolutions
-ATLAS_KERNEL = 5  # first block of the atlas path: one 5x5 convolution, no pooling
+_BLOCK_LOSS = 4  # px that two valid 3x3 convolutions remove from a side
+ATLAS_KERNEL = 5  # the first block of the atlas path is one 5x5 convolution without pooling
 
 
 class Layout(Protocol):
-    """What sizes follow from; networks and `config.ModelConfig` are such."""
+    """The fields from which all sizes follow. Networks and `config.ModelConfig` have them."""
 
     @property
     def stem_kernel(self) -> int: ...
@@ -34,12 +35,12 @@ class Layout(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Derived sizes of one layout.
+    """The sizes and positions of one layout.
 
     Attributes:
-        stem_kernel: side of the first convolution, px.
-        stem_stride: its stride, px.
-        num_blocks: blocks of the contracting path.
+        stem_kernel: kernel side of the first convolution, px.
+        stem_stride: stride of the first convolution, px.
+        num_blocks: number of blocks of the contracting path.
     """
 
     stem_kernel: int = 5
@@ -52,16 +53,16 @@ class Geometry:
 
     @classmethod
     def of(cls, layout: Layout) -> Geometry:
-        """Sizes of a network, or of the one that a config describes."""
+        """Create the geometry of a network, or of the network that a config describes."""
         return cls(layout.stem_kernel, layout.stem_stride, len(layout.widths))
 
     # ---- contracting path -----------------------------------------------------------------------
 
     def block_sizes(self, side: int) -> tuple[int, ...]:
-        """Sides of the maps that the blocks return (before pooling), with ceil-mode pooling.
+        """Return the sides of the blocks' outputs before pooling, with ceil-mode pooling.
 
         Raises:
-            ValueError: if a map would vanish on the way.
+            ValueError: if the image is so small that one of the maps would be empty.
         """
         size = (side - self.stem_kernel) // self.stem_stride + 1 - 2
         sizes = [size]
@@ -77,59 +78,60 @@ class Geometry:
 
     @property
     def siamese_sizes(self) -> range:
-        """All patch sides that end in a map of exactly 1x1 (1019 px is one of them)."""
+        """All patch sides whose last map is exactly 1x1. The paper's 1019 px is one of them."""
         low = high = 1
         for _ in range(self.num_blocks - 1):
             low, high = 2 * (low + _BLOCK_LOSS) - 1, 2 * (high + _BLOCK_LOSS)
         low, high = ((n + 2 - 1) * self.stem_stride + self.stem_kernel for n in (low, high))
-        return range(low, high + self.stem_stride)  # a strided stem ignores the last odd pixels
+        # A strided stem ignores up to stride - 1 pixels at the end, so those sides are valid, too.
+        return range(low, high + self.stem_stride)
 
     @property
     def period(self) -> int:
-        """Step of the deepest pooling grid, px: tiles at multiples of it join without seam."""
+        """Step of the deepest pooling grid, px. Tiles at multiples of it join without a seam."""
         return self.stem_stride * 2 ** (self.num_blocks - 1)
 
     # ---- U-Net ----------------------------------------------------------------------------------
 
     @property
     def num_ups(self) -> int:
-        """Steps of the expansive path."""
+        """Number of upsampling steps in the expansive path."""
         return self.num_blocks - 2
 
     @property
     def output_stride(self) -> int:
-        """Distance of neighboring output pixels, px."""
+        """Distance between neighboring output pixels, px."""
         return 2 * self.stem_stride
 
     @property
     def receptive_field(self) -> int:
-        """Input side = output side * `output_stride` + this."""
+        """Offset in: input side = output side * `output_stride` + `receptive_field`, px."""
         return self._input_for_bottom(0) - self.output_stride * self._output_for_bottom(0)
 
     @property
     def smallest_valid_size(self) -> int:
-        """Smallest input side with an output; valid are this plus multiples of `period`."""
+        """Smallest valid input side. All valid sides are this plus a multiple of `period`."""
         bottom = 1
         while self._output_for_bottom(bottom) < 1:
             bottom += 1
         return self._input_for_bottom(bottom)
 
     def is_valid_size(self, side: int) -> bool:
-        """Whether every pooling of the U-Net sees an even side and an output is left."""
+        """Return whether every pooling of the U-Net sees an even side and the output has pixels."""
         return side >= self.smallest_valid_size and self._excess(side) == 0
 
     def nearest_valid_sizes(self, side: int) -> tuple[int, ...]:
-        """The one or two valid sides around `side`; `(side,)` if it is valid itself."""
+        """Return the one or two valid sides around `side`, or `(side,)` if it is valid itself."""
         if side <= self.smallest_valid_size:
             return (self.smallest_valid_size,)
         excess = self._excess(side)
         return (side - excess, side - excess + self.period) if excess else (side,)
 
     def output_size(self, side: int) -> int:
-        """Output side of the U-Net.
+        """Return the output side of the U-Net for an input side.
 
         Raises:
-            ValueError: if the input side is not valid; names the nearest ones.
+            ValueError: if the input side is not valid. The message lists the nearest valid sides.
         """
         if not self.is_valid_size(side):
             nearest = " and ".join(f"{size} px" for size in self.nearest_valid_sizes(side))
@@ -140,41 +142,43 @@ class Geometry:
         return (side - self.receptive_field) // self.output_stride
 
     def atlas_size(self, side: int) -> int:
-        """Side of the atlas patch, in atlas px of `output_stride` image px each."""
+        """Return the side of the atlas patch, in atlas px of `output_stride` image px each."""
         return self.block_sizes(side)[0] // 2 + ATLAS_KERNEL - 1
 
-    # ---- where pixels lie -----------------------------------------------------------------------
+    # ---- positions ------------------------------------------------------------------------------
 
     @property
     def output_origin(self) -> float:
-        """Position of output pixel 0 in the input; pixel k sits `output_stride` * k further.
+        """Position of output pixel 0 in the input, px. Pixel k is `output_stride` * k px further.
 
-        Every layer is symmetric at valid sizes, so input and output share their center; the side
-        cancels.
+        Every layer is symmetric at valid sizes, so the input and the output have the same center.
+        The position therefore does not depend on the side.
         """
         return (self.receptive_field - 1 + self.output_stride) / 2
 
     @property
     def atlas_origin(self) -> float:
-        """Position of atlas pixel 0 in the input (outside it: negative)."""
-        block1 = (self.stem_kernel - 1) / 2 + 1.5 * self.stem_stride  # first pixel after pooling
+        """Position of atlas pixel 0 in the input, px. It lies outside of the image if negative."""
+        # Position of pixel 0 after block 1 and its pooling, on whose grid the atlas path joins.
+        block1 = (self.stem_kernel - 1) / 2 + 1.5 * self.stem_stride
         return block1 - (ATLAS_KERNEL - 1) / 2 * self.output_stride
 
     @property
     def label_offset(self) -> int:
-        """Image top = `output_stride` * (label row of output row 0) - this.
+        """Offset in: image top = `output_stride` * (label row of output row 0) - `label_offset`.
 
         Pixel m of a label image covers px [stride * m, stride * (m + 1)), so its center is at
-        stride * m + (stride - 1) / 2; where that falls between two px, half a px is left.
+        stride * m + (stride - 1) / 2. If no whole offset makes the centers of label and output
+        meet, the image lies half a px off.
         """
         return int((self.output_origin - (self.output_stride - 1) / 2) // 1)
 
     @property
     def atlas_offset(self) -> int:
-        """Atlas row of atlas pixel 0 = label row of output row 0 - this."""
+        """Offset in: atlas row of atlas pixel 0 = label row of output row 0 - `atlas_offset`."""
         return round((self.output_origin - self.atlas_origin) / self.output_stride)
 
-    # ---- everything is linear in the side of the last block's map -------------------------------
+    # ---- sides as linear functions of the side of the last block's map (`bottom`) ---------------
 
     def _input_for_bottom(self, bottom: int) -> int:
         for _ in range(self.num_blocks - 1):

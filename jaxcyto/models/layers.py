@@ -1,12 +1,17 @@
-"""Layers of the networks: convolution without padding, batch norm, and 2x2 max pooling.
+"""Define the layers of the networks: valid convolution, batch normalization and 2x2 max pooling.
 
-Convolutions run by oneDNN on the CPU and by XLA elsewhere, with the same numbers.
+Convolutions run in oneDNN on the CPU and in XLA elsewhere. The results agree up to rounding.
 
-Beside `nn.max_pool`, `max_pool` is the same function and gradient (the first of equal pixels wins);
-its backward pass is a broadcast and a select instead of XLA's select-and-scatter, which made the
-small network's training step 1.3 times faster on the CPU. Only the winner's index is saved, a byte
-each. Not to be written as reshape and max with JAX's own gradient: that compares x == max(x), and
-jitted, XLA rounds the two sides differently, so the gradient is wrong without an error.
+`max_pool` has the values and the gradient of `nn.max_pool`, in which the first of equal pixels
+receives the gradient. Its backward pass is a broadcast and a select instead of XLA's
+select-and-scatter, which made a training step of the small network 1.3 times faster on the CPU. The
+forward pass saves only the index of each window's maximum, one byte per output value.
+
+Do not write `max_pool` as a reshape and `max` with JAX's automatic gradient. That gradient finds
+the maximum by the comparison x == max(x). Under `jit`, XLA may compute x twice with different
+rounding, once for each side of the comparison. The comparison then misses the maximum, and the
+gradient is wrong without an error. This happens in the paper's network at 1019 px, but not in
+small networks.
 """
 
 from __future__ import annotations
@@ -21,18 +26,19 @@ from jax.typing import DTypeLike
 
 from jaxcyto.models.cpu import kernels
 
-Layers = list[tuple[jax.Array, jax.Array, jax.Array]]
-# Assumptions, the sources are silent: a running average of 0.9 old + 0.1 new; an epsilon of 1e-5.
+Layers = list[tuple[jax.Array, jax.Array, jax.Array]]  # (kernel, factors, offsets) of each layer
+# Assumptions, because the papers leave both open: a running average of 0.9 old + 0.1 new, and an
+# epsilon of 1e-5.
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 
 
 class Kernel(nn.Module):
-    """The kernel of a convolution without bias, named as that of `nn.Conv`.
+    """The kernel of a convolution without bias, with the parameter name that `nn.Conv` uses.
 
     Attributes:
-        side: of the kernel.
-        width: output channels.
+        side: side of the square kernel.
+        width: number of output channels.
         init: initializer.
     """
 
@@ -42,16 +48,23 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self, channels: int) -> jax.Array:
-        """[side, side, channels, width], float32."""
+        """Create or read the kernel [side, side, channels, width], float32."""
         shape = (self.side, self.side, channels, self.width)
         return self.param("kernel", self.init, shape, jnp.float32)
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """[B, H, W, C] with [k, k, C, C'] -> [B, H', W', C'] in the dtype of `x`."""
+    """Convolve x [B, H, W, C] with a kernel [k, k, C, C'], without padding.
+
+    Returns:
+        [B, H', W', C'] in the dtype of `x`.
+    """
+    # The cast stays outside of the custom gradient, so that JAX differentiates it and the gradient
+    # of the kernel has the kernel's own dtype.
     return _conv(x, kernel.astype(x.dtype), stride)
 
 
+# JAX cannot differentiate the calls into oneDNN, so both passes choose their library explicitly.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     by_xla = functools.partial(_by_xla, stride=stride)
@@ -91,16 +104,17 @@ _conv.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def affine_block(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bool) -> jax.Array:
-    """Convolutions, each followed by a multiply-add and ReLU, then pooling: a block at inference.
+    """Run a block at inference: convolutions, each followed by x * a + b and ReLU, then pooling.
 
-    The factors, known before, go into the kernels.
+    At inference the factors a of batch normalization do not depend on the batch, so they are
+    multiplied into the kernels. The offsets b become biases.
 
     Args:
         x: [B, H, W, C].
-        layers: of each convolution kernel [k, k, C, C'], factors a [C'] and offsets b [C'].
-        stride: of the first convolution.
-        relu: whether ReLU follows each.
-        pool: whether 2x2 max pooling follows the last.
+        layers: kernel [k, k, C, C'], factors a [C'] and offsets b [C'] of each convolution.
+        stride: stride of the first convolution.
+        relu: whether ReLU follows each convolution.
+        pool: whether 2x2 max pooling follows the last convolution.
 
     Returns:
         [B, H', W', C'] in the dtype of `x`.
@@ -110,8 +124,8 @@ def affine_block(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bo
     ]
 
     def by_xla(x: jax.Array, folded: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-        for number, (kernel, b) in enumerate(folded):
-            x = _by_xla(x, kernel, stride if number == 0 else 1) + _spread(b, 4)
+        for index, (kernel, b) in enumerate(folded):
+            x = _by_xla(x, kernel, stride if index == 0 else 1) + _spread(b, 4)
             x = nn.relu(x) if relu else x
         return max_pool(x) if pool else x
 
@@ -124,9 +138,11 @@ def _affine_forward(x: jax.Array, layers: Layers, stride: int, relu: bool, pool:
 
 
 def _affine_backward(stride: int, relu: bool, pool: bool, saved, gradient: jax.Array):
+    # oneDNN's block keeps no activations. The rare gradient at inference, for example of frozen
+    # statistics or of a saliency map, recomputes the block from layers that have gradients.
     def unfolded(x: jax.Array, layers: Layers) -> jax.Array:
-        for number, (kernel, a, b) in enumerate(layers):
-            x = conv(x, kernel, stride if number == 0 else 1)
+        for index, (kernel, a, b) in enumerate(layers):
+            x = conv(x, kernel, stride if index == 0 else 1)
             x = (x * _spread(a, 4) + _spread(b, 4)).astype(x.dtype)
             x = nn.relu(x) if relu else x
         return max_pool(x) if pool else x
@@ -144,8 +160,12 @@ def _by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _on_backend(by_xla: Callable, by_onednn: Callable, x: jax.Array, y: object) -> jax.Array:
-    """oneDNN's form on the CPU, for float32; XLA's otherwise, and for empty arrays."""
+    """Return by_onednn(x, y) for float32 on the CPU, and by_xla(x, y) otherwise.
+
+    Empty arrays always go to XLA.
+    """
     if x.dtype == jnp.float32 and x.size and kernels.available():
+        # The platform is unknown while JAX traces. It picks the branch when it lowers the program.
         return jax.lax.platform_dependent(x, y, cpu=by_onednn, default=by_xla)
     return by_xla(x, y)
 
@@ -155,15 +175,16 @@ def _spread(channels: jax.Array, dimensions: int) -> jax.Array:
 
 
 class BatchNorm(nn.Module):
-    """`nn.BatchNorm` over all axes but the last: the same variables, the same numbers to rounding.
+    """Batch normalization over all axes but the last, like `nn.BatchNorm`.
 
-    Written as x * a + b, where a and b [C] hold everything of mean, variance, scale and bias. Of
-    (x - mean) * scale + bias, as Flax has it, XLA:CPU keeps x - mean for the gradient: one more map
-    written and read for each layer, in a step that waits for memory.
+    It has the variables of `nn.BatchNorm` and the same results up to rounding. The difference is
+    the form x * a + b, where a and b [C] combine mean, variance, scale and bias. Flax computes
+    (x - mean) * scale + bias, and XLA:CPU keeps x - mean for the gradient. That is one more map per
+    layer to write and read, in a training step that is bound by memory bandwidth.
 
     Attributes:
-        width: channels, C.
-        dtype: of the result; statistics, scale and bias are float32.
+        width: number of channels C.
+        dtype: dtype of the result. Statistics, scale and bias are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
     """
 
@@ -179,12 +200,15 @@ class BatchNorm(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalizes [..., C] with the statistics of this batch, and updates the running ones."""
+        """Normalize [..., C] with the statistics of this batch, and update the running ones."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))
         mean, second = jnp.mean(wide, axes), jnp.mean(jnp.square(wide), axes)
+        # Like Flax, `init` neither uses the device axis, which does not exist outside of the
+        # training step, nor updates the running statistics.
         if self.axis_name is not None and not self.is_initializing():
             mean, second = jax.lax.pmean((mean, second), self.axis_name)
+        # Rounding can make the difference slightly negative where a channel is nearly constant.
         var = jnp.maximum(second - jnp.square(mean), 0.0)
         if not self.is_initializing():
             for running, new in ((self.mean, mean), (self.var, var)):
@@ -194,7 +218,7 @@ class BatchNorm(nn.Module):
         return (x * a + b).astype(self.dtype)
 
     def running(self) -> tuple[jax.Array, jax.Array]:
-        """Factors a and offsets b [C], float32, of the running statistics: x * a + b."""
+        """Return a and b [C], float32, such that x * a + b normalizes with running statistics."""
         return self._affine(self.mean.value, self.var.value)
 
     def _affine(self, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -202,15 +226,17 @@ class BatchNorm(nn.Module):
         return a, self.bias - mean * a
 
 
-# winner of each window, and two empty arrays whose shapes are the input's height and width
+# The index of each window's maximum, and two empty arrays [H, 0] and [W, 0]. JAX turns saved
+# integers into traced arrays, so the height and the width of the input travel as shapes.
 Saved = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling with stride 2; an odd edge is padded with -inf, so no pixel is dropped.
+    """Pool the maximum of 2x2 windows with stride 2, in ceil mode.
 
-    Ceil mode is what takes the paper's 1019 px to exactly 1x1; on even sides it changes nothing.
+    Odd edges are padded with -inf, so that no pixel is dropped. With ceil mode the paper's 1019 px
+    end in a map of exactly 1x1. It makes no difference for even sides.
 
     Args:
         x: [B, H, W, C].
@@ -227,6 +253,7 @@ def _pool_forward(x: jax.Array) -> tuple[jax.Array, Saved]:
     x = jnp.pad(x, padding, constant_values=-jnp.inf)
     a, b, c, d = (x[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
     top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
+    # Greater or equal in each comparison: the first of equal pixels wins, as in `nn.max_pool`.
     winner = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
     shape = jnp.zeros((height, 0)), jnp.zeros((width, 0))
     return jnp.maximum(top, bottom), (winner.astype(jnp.uint8), *shape)
@@ -239,7 +266,7 @@ def _pool_backward(saved: Saved, gradient: jax.Array) -> tuple[jax.Array]:
     spread = (batch, rows, 1, columns, 1, channels)
     x = jnp.where(winner.reshape(spread) == own, gradient.reshape(spread), 0)
     x = x.reshape(batch, 2 * rows, 2 * columns, channels)
-    return (x[:, : height.shape[0], : width.shape[0]],)
+    return (x[:, : height.shape[0], : width.shape[0]],)  # without the padding of odd edges
 
 
 max_pool.defvjp(_pool_forward, _pool_backward)

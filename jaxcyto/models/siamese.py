@@ -1,4 +1,4 @@
-"""Siamese network: two patches through one branch, a feature vector and a position for each."""
+"""Define the Siamese network, which maps two patches to a feature vector and a position each."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from jaxcyto.models.geometry import Geometry
 class SiameseNet(nn.Module):
     """Blocks 1-6 of the paper's network, a dense layer of 32 features, and a head for coordinates.
 
-    Both patches of all pairs go through one call, so that they share one set of batch statistics.
-    Defaults are the paper's (1019 px patches); `stem_kernel=3, stem_stride=1,
-    widths=(16, 32, 64, 64, 128)` is the small size (128 px patches).
+    Both patches of all pairs go through the encoder in one call, so that they share one set of
+    batch statistics. The defaults are those of the paper (1019 px patches). The small size
+    (128 px patches) is `stem_kernel=3, stem_stride=1, widths=(16, 32, 64, 64, 128)`.
 
     Attributes:
-        stem_kernel: side of the first convolution.
-        stem_stride: its stride.
-        widths: channels of the blocks.
+        stem_kernel: kernel side of the first convolution.
+        stem_stride: stride of the first convolution.
+        widths: output channels of each block.
         features: length of the feature vector.
-        dtype: compute dtype of the branch, bfloat16 or float32; parameters are float32, and
-            features and coordinates are computed in float32 whatever it is.
+        dtype: compute dtype of the encoder, bfloat16 or float32. Parameters are float32, and
+            features and coordinates are always computed in float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
-        remat: whether the inside of blocks is computed again for the gradient.
+        remat: whether blocks recompute their activations for the gradient.
     """
 
     stem_kernel: int = 5
@@ -41,19 +41,21 @@ class SiameseNet(nn.Module):
 
     @nn.compact
     def __call__(self, patches: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """Computes features and coordinates.
+        """Compute features and coordinates.
 
         Args:
-            patches: [B, 2, H, W, 1] float, normalized.
-            train: whether batch norm uses (and updates) the statistics of this batch.
+            patches: normalized patches [B, 2, H, W, 1], float.
+            train: whether batch normalization uses the statistics of this batch and updates the
+                running ones.
 
         Returns:
-            `features` [B, 2, features] float32; their squared Euclidean distance is the predicted
-            distance. `coordinates_scaled` [B, 2, 3] float32. Both in scaled units.
+            `features` [B, 2, features] float32. Their squared Euclidean distance is the predicted
+            distance. `coordinates_scaled` [B, 2, 3] float32. Both are in scaled units.
 
         Raises:
-            ValueError: if `patches` has another shape, or a side that does not end in a 1x1 map
-                (an assumption: the paper flattens 1x1x128 and says nothing of other sizes).
+            ValueError: if `patches` has another shape, or a side that does not end in a 1x1 map.
+                That other sides are not allowed is an assumption: the paper flattens a map of
+                1x1x128 and leaves other sizes open.
         """
         self._check(patches)
         batch = patches.shape[0]
@@ -68,8 +70,9 @@ class SiameseNet(nn.Module):
         )(patches.reshape(batch * 2, *patches.shape[2:]), train)
         head_dtype = jnp.promote_types(self.dtype, jnp.float32)
         last = maps[-1].reshape(batch, 2, -1)
-        # Two patches then start at a squared distance near 1, the mean target (an assumption). With
-        # the usual scale they start at 20, and the first steps destroy the features.
+        # Assumption: this scale gives two patches a squared distance near 1, the mean target, at
+        # the start of training. With the usual scale the distance is about 20, and the first
+        # training steps destroy the features.
         start = nn.initializers.variance_scaling(1.5 / self.features, "fan_in", "normal")
         dense = nn.Dense(self.features, dtype=head_dtype, kernel_init=start, name="features")
         features = dense(last)

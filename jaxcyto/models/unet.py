@@ -1,9 +1,11 @@
-"""U-Net for areas: the shared contracting path, optionally a second one for the atlas, and a climb.
+"""Define the U-Net for areas.
 
-Sizes and positions are derived in `geometry.py`. The layout is the one that meets the 1,479,728
-parameters, the receptive field and the output resolution of Spitzer et al. 2017 together. That
-transposed convolutions and the classifier have batch norm follows from the count; that batch norm
-comes before ReLU, and that the logits have no ReLU, are assumptions.
+It consists of the shared contracting path, an optional second contracting path for the atlas, and
+an expansive path. Sizes and positions are derived in `geometry.py`. The layout is the one that
+reproduces the 1,479,728 parameters, the receptive field and the output resolution of Spitzer et al.
+2017 together. The parameter count implies that the transposed convolutions and the classifier have
+batch normalization. Two things are assumptions: batch normalization comes before ReLU, and the
+logits have no ReLU.
 """
 
 from __future__ import annotations
@@ -20,22 +22,24 @@ from jaxcyto.models.encoder import KERNEL_INIT, Encoder, block_type
 from jaxcyto.models.geometry import ATLAS_KERNEL, Geometry
 from jaxcyto.models.layers import BatchNorm, Kernel, affine_block, conv
 
-# He initialization, too: with a stride of 2, an output pixel sees one tap of a 2x2 kernel only.
+# He initialization with fan-in C instead of 4 C. With a stride of 2, each output pixel depends on
+# only one tap of the 2x2 kernel, so the two spatial axes must not count.
 _UP_INIT = nn.initializers.he_normal(batch_axis=(0, 1))
 
 
 class Up(nn.Module):
-    """2x2 transposed convolution with stride 2, without bias: doubles height and width.
+    """A 2x2 transposed convolution with stride 2 and without bias, which doubles height and width.
 
-    The 2x2 squares that two input pixels reach do not overlap, so it is a 1x1 convolution to
-    2 * 2 * width channels that are then spread over the square (depth to space). The kernel is that
-    of `nn.ConvTranspose`, the gradient about ten times faster on the CPU. A matrix product would be
-    shorter, but XLA:CPU adds up its terms in an order that depends on the size of the map, and
-    tiles would no longer agree bit for bit.
+    The 2x2 output squares of two input pixels do not overlap. The layer is therefore computed as a
+    1x1 convolution to 2 * 2 * width channels, followed by a depth-to-space rearrangement. It has
+    the same kernel parameter as `nn.ConvTranspose`, and its gradient is about ten times faster on
+    the CPU. Do not replace the 1x1 convolution by a matrix product. XLA:CPU sums the terms of a
+    matrix product in an order that depends on the size of the map, so that overlapping tiles would
+    no longer agree bit for bit.
 
     Attributes:
-        width: output channels.
-        dtype: compute dtype; the kernel is float32.
+        width: number of output channels.
+        dtype: compute dtype. The kernel is float32.
     """
 
     width: int
@@ -45,10 +49,17 @@ class Up(nn.Module):
     def __call__(
         self, x: jax.Array, affine: tuple[jax.Array, jax.Array] | None = None
     ) -> jax.Array:
-        """[B, H, W, C] -> [B, 2 H, 2 W, width]; then, if given, x * a + b and ReLU."""
+        """Enlarge x [B, H, W, C] to [B, 2 H, 2 W, width].
+
+        Args:
+            x: [B, H, W, C].
+            affine: factors a [width] and offsets b [width]. If given, the result is
+                relu(y * a + b) of the upsampled map y.
+        """
         batch, height, width, channels = x.shape
         kernel = self.param("kernel", _UP_INIT, (2, 2, channels, self.width))
-        # [2, 2, C, width] -> [1, 1, C, 2 * 2 * width]
+        # [2, 2, C, width] -> [1, 1, C, 2 * 2 * width]. `nn.ConvTranspose` applies its kernel
+        # rotated by 180 degrees, so we reverse both spatial axes to use the same parameter.
         flat = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(1, 1, channels, 4 * self.width)
         x = x.astype(self.dtype)
         if affine is None:
@@ -61,22 +72,24 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """The segmentation network, with an atlas or without.
+    """The segmentation network, with or without an atlas.
 
-    Defaults are the paper's (2025 px at 2 um/px -> 68 px at 16 um); `stem_kernel=3, stem_stride=1,
-    widths=(16, 32, 64, 64, 128)` is the small size. The submodule `encoder` is that of
-    `SiameseNet`, leaf by leaf; what an atlas adds is in `atlas_encoder` and in more input channels
-    of the kernels of the climb.
+    The defaults are those of the paper (2025 px at 2 um/px -> 68 px at 16 um/px). The small size is
+    `stem_kernel=3, stem_stride=1, widths=(16, 32, 64, 64, 128)`. The submodule `encoder` has the
+    same parameters as the encoder of `SiameseNet`, so that weights can be copied leaf by leaf. An
+    atlas adds the submodule `atlas_encoder` and more input channels to the kernels of the expansive
+    path.
 
     Attributes:
         num_classes: channels of the logits.
-        stem_kernel: side of the first convolution.
-        stem_stride: its stride.
-        widths: channels of the blocks of the contracting path; the climb returns through them.
-        dtype: compute dtype, bfloat16 or float32; parameters are float32, and the logits are
-            computed in float32 whatever it is.
+        stem_kernel: kernel side of the first convolution.
+        stem_stride: stride of the first convolution.
+        widths: output channels of each block of the contracting path. The expansive path uses them
+            in reverse order, without the first and the last.
+        dtype: compute dtype, bfloat16 or float32. Parameters are float32, and the logits are
+            always computed in float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
-        remat: whether the inside of blocks is computed again for the gradient.
+        remat: whether blocks recompute their activations for the gradient.
     """
 
     num_classes: int
@@ -91,19 +104,23 @@ class UNet(nn.Module):
     def __call__(
         self, image: jax.Array, atlas: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
-        """Computes the logits of the output grid, `Geometry.output_stride` image px a pixel.
+        """Compute the logits on the output grid, whose pixels are `Geometry.output_stride` px wide.
 
         Args:
-            image: [B, H, W, 1] float, normalized; sides as `Geometry.is_valid_size` wants them.
-            atlas: [B, h, w, A] float in 0 ... 1, one channel per area, on the output grid; sides
-                are `Geometry.atlas_size` of the image's. None: the base network.
-            train: whether batch norm uses (and updates) the statistics of this batch.
+            image: normalized image [B, H, W, 1], float. `Geometry.is_valid_size` must hold for both
+                sides.
+            atlas: probabilities [B, h, w, A] in 0 ... 1, float, one channel per area, at the
+                resolution of the output. The sides are `Geometry.atlas_size` of the image's sides.
+                None selects the base network.
+            train: whether batch normalization uses the statistics of this batch and updates the
+                running ones.
 
         Returns:
-            [B, H', W', num_classes] float32, sides `Geometry.output_size` of the image's.
+            Logits [B, H', W', num_classes], float32. The sides are `Geometry.output_size` of the
+            image's sides.
 
         Raises:
-            ValueError: if a shape does not fit, with the sizes that do.
+            ValueError: if a shape is not valid. The message lists the valid sizes.
         """
         self._check(image, atlas)
         common: Any = {"dtype": self.dtype, "axis_name": self.axis_name}
@@ -117,7 +134,7 @@ class UNet(nn.Module):
                 ATLAS_KERNEL, 1, widths, 1, stem_pool=False, **path, name="atlas_encoder"
             )
             paths.append(encoder(atlas, train))
-        # From the second block on the paths are on one grid.
+        # From the second block on, both paths are on the same grid.
         *skips, x = (
             jnp.concatenate(maps, axis=-1)
             for maps in zip(*(path[1:] for path in paths), strict=True)
@@ -163,6 +180,6 @@ class UNet(nn.Module):
 
 
 def _center(x: jax.Array, height: int, width: int) -> jax.Array:
-    """The middle of a map; at valid sizes the margins are even."""
+    """Crop a map [B, H, W, C] to its central height x width. Margins are even at valid sizes."""
     top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
     return x[:, top : top + height, left : left + width]

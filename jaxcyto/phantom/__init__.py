@@ -1,6 +1,6 @@
-"""Synthetic brains, written to disk in the form of real ones: see docs/phantom.md."""
+"""Make synthetic brains, written to disk in the format of real ones (see docs/phantom.md)."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# The public names are listed in __init__.pyi and imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,17 +1,23 @@
-"""How one section came out of the laboratory: its stain, optics, tears, folds and dirt."""
+"""Draw how one section comes out of the laboratory: its stain, optics, tears, folds and dirt."""
 
 import dataclasses
 
 import numpy as np
 
-GRID_UM = 16.0  # tissue is laid out on the grid of the label images
+GRID_UM = 16.0  # pixel size of the grid on which tissue is laid out, that of the label images
 
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A stroke (an arc of a parabola) with center, reach and half width in grid px.
+    """A stroke along an arc of a parabola.
 
-    kind: "tear" (no tissue), "fold" (tissue lies double) or "blob" (dirt, on and off tissue).
+    Attributes:
+        kind: "tear" (no tissue), "fold" (tissue lies double) or "blob" (dirt on and off tissue).
+        column, row: center, grid px.
+        angle: direction of the stroke, radians.
+        reach_px: half of its length, grid px.
+        half_width_px: half of its width in the middle, grid px. The width tapers off to the ends.
+        bend: how far the ends are displaced sideways, in half widths.
     """
 
     kind: str
@@ -23,7 +29,12 @@ class Artifact:
     bend: float
 
     def mask(self, top: int, height: int, width: int) -> tuple[tuple[slice, slice], np.ndarray]:
-        """The window of a row block that the stroke may touch, and where it does."""
+        """Rasterize the stroke on the rows [top, top + height) of the grid.
+
+        Returns:
+            The (rows, columns) of the window that the stroke may touch, and a bool mask of the
+            window.
+        """
         reach = self.reach_px + self.half_width_px + 2
         rows = slice(
             int(np.clip(self.row - reach - top, 0, height)),
@@ -42,7 +53,16 @@ class Artifact:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How one section came out of the laboratory; drawn without regard to its position."""
+    """The acquisition of one section. It is drawn independently of the section's position.
+
+    Attributes:
+        gain: factor of the darkness of tissue.
+        offset: gray value that is added to tissue.
+        blur_um: width of the optical blur, um.
+        background: gray value of the background.
+        noise: standard deviation of the noise, gray values.
+        artifacts: tears, folds and blobs.
+    """
 
     gain: float
     offset: float
@@ -53,7 +73,13 @@ class Look:
 
 
 def draw_look(shape: tuple[int, int], artifacts: float, rng: np.random.Generator) -> Look:
-    """Stain, optics and about `artifacts` artifacts for a section of a grid of `shape`."""
+    """Draw stain, optics and artifacts at random.
+
+    Args:
+        shape: (height, width) of the section's grid.
+        artifacts: mean number of artifacts.
+        rng: generator.
+    """
     strokes = []
     for _ in range(rng.poisson(artifacts)):
         kind = str(rng.choice(["tear", "fold", "blob"], p=[0.4, 0.25, 0.35]))

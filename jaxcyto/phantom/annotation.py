@@ -1,4 +1,4 @@
-"""What surrounds a painted section: which pixels are annotated, and a blurred, displaced atlas."""
+"""Choose the annotated pixels of a section, and make its blurred, displaced atlas."""
 
 import dataclasses
 import statistics
@@ -11,15 +11,24 @@ from jaxcyto.phantom.acquisition import GRID_UM
 from jaxcyto.phantom.cortex import Cortex, smooth_field
 from jaxcyto.phantom.settings import cut_cortex
 
-ATLAS_GRID = 8  # pixels of the label grid per pixel at which the atlas is computed
-ATLAS_BLUR_MM = 0.8
-ATLAS_SHIFT_MM = 1.5  # standard deviation per axis
-ATLAS_WAVELENGTH_MM = 30.0
-ANNOTATED_WAVELENGTH_MM = 9.0
+ATLAS_GRID = 8  # the atlas is computed at a resolution this many times coarser than the label grid
+ATLAS_BLUR_MM = 0.8  # standard deviation of the Gaussian
+ATLAS_SHIFT_MM = 1.5  # standard deviation of the displacement per axis
+ATLAS_WAVELENGTH_MM = 30.0  # of the displacement
+ANNOTATED_WAVELENGTH_MM = 9.0  # of the field whose threshold gives the annotated regions
 
 
 def annotated(shape: tuple[int, int], fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """bool [height, width]: irregular regions of some mm, about `fraction` of all pixels."""
+    """Draw irregular regions of some mm that are annotated.
+
+    Args:
+        shape: (height, width) of the label grid.
+        fraction: approximate share of annotated pixels.
+        rng: generator.
+
+    Returns:
+        bool [height, width], True where annotated.
+    """
     coarse = 8
     small = [-(-side // coarse) for side in shape]
     y, x = np.meshgrid(
@@ -35,7 +44,7 @@ def annotated(shape: tuple[int, int], fraction: float, rng: np.random.Generator)
 
 
 def displaced(cortex: Cortex, rng: np.random.Generator) -> Cortex:
-    """The cortex moved by a smooth displacement, as an atlas registered to it would be off."""
+    """Displace the cortex smoothly, like the errors of an atlas that was registered to it."""
     middle = (cortex.pial + cortex.white) / 2
     shift = [smooth_field(middle, ATLAS_WAVELENGTH_MM, rng) for _ in range(3)]
     shift = ATLAS_SHIFT_MM * np.stack(shift, axis=1)
@@ -45,10 +54,19 @@ def displaced(cortex: Cortex, rng: np.random.Generator) -> Cortex:
 def atlas_channels(
     moved: Cortex, grid_affine: np.ndarray, shape: tuple[int, int], num_areas: int
 ) -> np.ndarray:
-    """Probability of each area, uint8 [num_areas, height, width], 255 = 1.
+    """Compute the atlas image of a section, with the probability of each area.
 
-    The masks of the areas of a `displaced` cortex in the section's plane, blurred; computed on a
-    grid ATLAS_GRID times coarser.
+    The masks of the areas in the section's plane are blurred, on a grid ATLAS_GRID times coarser
+    than the label grid.
+
+    Args:
+        moved: the `displaced` cortex.
+        grid_affine: affine [3, 4] of the section's grid, to mm.
+        shape: (height, width) of the grid.
+        num_areas: number of areas.
+
+    Returns:
+        uint8 [num_areas, height, width], 255 = probability 1.
     """
     affine = grid_affine.copy()
     affine[:, 3] += (ATLAS_GRID - 1) / 2 * (affine[:, 0] + affine[:, 1])

@@ -1,19 +1,28 @@
-"""Cells as stamps: soft ellipses, placed to a quarter of a pixel."""
+"""Draw cells as stamps: soft ellipses whose position is rounded to a quarter of a pixel."""
 
 import numpy as np
 
-SIZES_UM = np.geomspace(4, 26, 10)  # diameters that are drawn; a cell takes the nearest
-PHASES, ANGLES = 4, 8  # sub-pixel positions per axis and orientations that are drawn
-ELONGATION = 1.35  # long over short axis; long axes lie across the layers
+SIZES_UM = np.geomspace(4, 26, 10)  # diameters of the stamps. A cell takes the nearest.
+PHASES, ANGLES = 4, 8  # sub-pixel positions per axis, and orientations of the stamps
+ELONGATION = 1.35  # ratio of long to short axis. Long axes lie across the layers.
 
 
 class Stamps:
-    """Soft ellipses of each size, sub-pixel position and orientation, exact in their area."""
+    """Stamps of each size, sub-pixel position and orientation.
+
+    The sum of a stamp is exactly the area of its ellipse.
+
+    Args:
+        um_per_px: pixel size of the image.
+        blur_um: width of the optical blur.
+    """
 
     def __init__(self, um_per_px: float, blur_um: float):
         self.um_per_px = um_per_px
-        angles = ANGLES if um_per_px < 8 else 1  # orientation cannot be seen in coarser images
+        angles = ANGLES if um_per_px < 8 else 1  # orientation is not visible in coarser images
         self.num_angles = angles
+        # Each pixel is the mean of fine x fine samples of about 0.5 um. `soft` is the width of the
+        # ellipses' edges in um.
         fine = max(1, round(um_per_px / 0.5)) if um_per_px >= 1 else 1
         soft = 0.4 + blur_um / 2
         turn = np.arange(angles) * np.pi / angles
@@ -36,7 +45,17 @@ class Stamps:
         self.margin = max(int(bank.shape[1] ** 0.5) // 2 for bank in self.bank) + 1
 
     def draw(self, shape: tuple[int, int], top: int, lists) -> np.ndarray:
-        """Cells of several lists drawn on rows [top, top + height) of the image; float32."""
+        """Draw cells on the rows [top, top + height) of the image.
+
+        Args:
+            shape: (height, width) of the block in image px.
+            top: first row of the block.
+            lists: several lists of cells, each (row, column, diameter_um, angle).
+
+        Returns:
+            float32 [height, width], the share of each pixel that cells cover. Overlaps add up.
+        """
+        # The canvas has margins on all sides, so that no stamp needs to be clipped.
         margin = self.margin
         width = shape[1] + 2 * margin
         canvas = np.zeros((shape[0] + 4 * margin) * width, np.float32)

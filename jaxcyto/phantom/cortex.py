@@ -1,4 +1,4 @@
-"""The phantom's geometry: two folded hemispheres, their areas, and a laminar profile per vertex."""
+"""Make the phantom's geometry: folded hemispheres, areas, and a laminar profile per vertex."""
 
 import dataclasses
 
@@ -7,28 +7,35 @@ import numpy as np
 NUM_LAYERS = 6
 HALF_AXES = (0.37, 1.0, 0.62)  # of one hemisphere (x, y, z), in units of half the long axis
 GAP_MM = 1.5  # between the hemispheres at the midline
-THICKNESS_MM = 1.8  # between pial and white, before smooth variation by +-10 %
-FOLD_WAVELENGTH_MM = 7.6  # crown to crown, or longer
+THICKNESS_MM = 1.8  # between pial and white, before a smooth variation by +-10 %
+FOLD_WAVELENGTH_MM = 7.6  # distance between crowns, or longer
 FOLD_AMPLITUDE_MM = 2.6
 
-# A generic isocortex, layers I to VI (assumption; orders of magnitude of human isocortex).
-# Coverage is the share of the section's area that cells cover: number density times cell area.
+# A generic isocortex with layers I to VI. The values are assumptions of the order of magnitude of
+# human isocortex. Coverage is the share of the section's area that cells cover, which is number
+# density times cell area.
 LAYER_SHARE = np.array([0.11, 0.10, 0.27, 0.13, 0.18, 0.21])
 LAYER_COVERAGE = np.array([0.03, 0.26, 0.17, 0.32, 0.10, 0.20])
 LAYER_DIAMETER_UM = np.array([6.0, 8.5, 10.5, 7.5, 12.0, 9.5])
-SIZE_GRADIENT = 0.95  # logarithm of cell size: layers I-III along z, IV-VI along |x|, middle to end
-SHARE_GRADIENT = 0.85  # logarithm of the thickness of layer I along y
-COLUMN_CONTRAST, COLUMN_GRADIENT = 0.15, 0.95  # of radial columns; relative change along y
-MEAN_COVERAGE = 0.17  # of every profile over its depth: mean darkness tells nothing of the area
+# Change of the logarithm of cell size from the middle to the end of an axis: z for layers I-III,
+# lateral x for layers IV-VI.
+SIZE_GRADIENT = 0.95
+SHARE_GRADIENT = 0.85  # change of the logarithm of the thickness of layer I along y
+COLUMN_CONTRAST, COLUMN_GRADIENT = 0.15, 0.95  # contrast of radial columns, its change along y
+# Mean over the depth of every profile. It is the same for all areas, so that the mean darkness does
+# not reveal the area.
+MEAN_COVERAGE = 0.17
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Profiles:
-    """Laminar profile at each vertex, all float32.
+    """The laminar profile at each vertex, float32.
 
-    bounds [V, 5]: depth (0 pial ... 1 white) of the borders I/II ... V/VI;
-    coverage [V, 6]: share of area covered by cells; diameter_um [V, 6]: mean cell diameter;
-    columns [V]: contrast of radial columns.
+    Attributes:
+        bounds: depth (0 pial ... 1 white) of the borders I/II ... V/VI, [V, 5].
+        coverage: share of the area that cells cover in each layer, [V, 6].
+        diameter_um: median cell diameter in each layer, [V, 6].
+        columns: contrast of radial columns, [V].
     """
 
     bounds: np.ndarray
@@ -39,10 +46,15 @@ class Profiles:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cortex:
-    """All hemispheres in one mesh: `starts` holds the first vertex of each, and the total.
+    """All hemispheres in one mesh.
 
-    pial, white float64 [V, 3] mm, vertex-matched; faces int64 [F, 3]; area int32 [V]: class of the
-    vertex (index into the brain's classes); skew float32 [V]: see `volume_skew`.
+    Attributes:
+        pial, white: vertex-matched vertices in mm, float64 [V, 3].
+        faces: vertex indices, int64 [F, 3].
+        area: class of each vertex, an index into the brain's classes, int32 [V].
+        profiles: laminar profiles.
+        skew: see `volume_skew`, float32 [V].
+        starts: index of the first vertex of each hemisphere, and the number of all vertices.
     """
 
     pial: np.ndarray
@@ -55,7 +67,11 @@ class Cortex:
 
 
 def icosphere(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vertices [10 * 4**n + 2, 3] and outward faces of an icosahedron split n times."""
+    """Split each face of an icosahedron into four, n times.
+
+    Returns:
+        Unit vertices [10 * 4**n + 2, 3] and outward faces [20 * 4**n, 3].
+    """
     g = (1 + 5**0.5) / 2
     v = [[-1, g, 0], [1, g, 0], [-1, -g, 0], [1, -g, 0], [0, -1, g], [0, 1, g]]
     v += [[0, -1, -g], [0, 1, -g], [g, 0, -1], [g, 0, 1], [-g, 0, -1], [-g, 0, 1]]
@@ -76,7 +92,7 @@ def icosphere(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
 def smooth_field(
     points_mm: np.ndarray, wavelength_mm: float, rng: np.random.Generator, waves: int = 48
 ) -> np.ndarray:
-    """A random field of unit variance at points [N, 3]: plane waves of one length."""
+    """Draw a random field of unit variance at points [N, 3], a sum of plane waves of one length."""
     direction = rng.standard_normal((waves, 3))
     direction *= 2 * np.pi / wavelength_mm / np.linalg.norm(direction, axis=1, keepdims=True)
     phase = rng.uniform(0, 2 * np.pi, waves)
@@ -84,7 +100,7 @@ def smooth_field(
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals [V, 3], area-weighted over the faces of each vertex."""
+    """Compute unit normals [V, 3], as area-weighted means over the faces of each vertex."""
     a, b, c = vertices[faces].swapaxes(0, 1)
     normal = np.cross(b - a, c - a)
     total = np.zeros_like(vertices)
@@ -94,7 +110,7 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def neighbor_mean(values: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Mean over the neighbors of each vertex of values [V, ...]."""
+    """Average values [V, ...] over the neighbors of each vertex."""
     total, count = np.zeros_like(values), np.zeros(len(values))
     for first, second in ((0, 1), (1, 2), (2, 0)):
         np.add.at(total, faces[:, first], values[faces[:, second]])
@@ -107,10 +123,14 @@ def neighbor_mean(values: np.ndarray, faces: np.ndarray) -> np.ndarray:
 def hemisphere(
     long_axis_mm: float, subdivisions: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The right hemisphere: (unfolded, pial, white) vertices [V, 3] mm and faces [F, 3].
+    """Make the right hemisphere.
 
-    The unfolded surface is an ellipsoid; folding moves it along its normals by a band-limited
-    field, and pial and white lie half the thickness to either side of the folded surface.
+    The unfolded surface is an ellipsoid. Folding moves it along its normals by a smooth random
+    field. The pial and the white surface lie half the thickness to either side of the folded
+    surface.
+
+    Returns:
+        (unfolded, pial, white) vertices [V, 3] in mm, and faces [F, 3].
     """
     sphere, faces = icosphere(subdivisions)
     half = np.array(HALF_AXES) * long_axis_mm / 2
@@ -125,7 +145,7 @@ def hemisphere(
 
 
 def _offset(vertices: np.ndarray, faces: np.ndarray, distance_mm: np.ndarray) -> np.ndarray:
-    """Vertices moved along smoothed normals in small steps, which keeps folds from crossing."""
+    """Move vertices along smoothed normals, in small steps that keep folds from crossing."""
     steps = 8
     for _ in range(steps):
         normals = vertex_normals(vertices, faces)
@@ -133,6 +153,7 @@ def _offset(vertices: np.ndarray, faces: np.ndarray, distance_mm: np.ndarray) ->
             normals = (normals + neighbor_mean(normals, faces)) / 2
         normals /= np.linalg.norm(normals, axis=1, keepdims=True)
         vertices = vertices + normals * (distance_mm / steps)[:, None]
+        # Even out the spacing of the vertices: move each toward its neighbors, within the surface.
         relaxed = neighbor_mean(vertices, faces) - vertices
         relaxed -= (relaxed * normals).sum(1, keepdims=True) * normals
         vertices = vertices + 0.2 * relaxed
@@ -140,9 +161,13 @@ def _offset(vertices: np.ndarray, faces: np.ndarray, distance_mm: np.ndarray) ->
 
 
 def regions(unfolded: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Splits a surface into `count` compact regions of like size; int32 [V].
+    """Split a surface into `count` compact regions of similar size.
 
-    k-means of the unfolded surface; its borders are then bent by a smooth displacement.
+    The regions are the clusters of k-means on the unfolded surface. A smooth displacement then
+    bends their borders.
+
+    Returns:
+        The region of each vertex, int32 [V].
     """
     centers = unfolded[rng.choice(len(unfolded), count, replace=False)]
     for _ in range(30):
@@ -158,10 +183,11 @@ def regions(unfolded: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 
 
 def volume_skew(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """q [V] of the equivolumetric depth `r + q r (r - 1)` at linear depth r (0 pial, 1 white).
+    """Compute q [V] of the equivolumetric depth `r + q r (r - 1)`.
 
-    With the area of the sheet growing linearly from A_p to A_w, the share of volume above r is
-    that polynomial with q = (A_w - A_p) / (A_w + A_p) (Waehnert et al., NeuroImage 2014).
+    Here r is the linear depth (0 pial, 1 white). If the area of the cortical sheet changes linearly
+    from A_p at the pial to A_w at the white surface, the share of volume above r is this polynomial
+    with q = (A_w - A_p) / (A_w + A_p) (Waehnert et al., NeuroImage 2014).
     """
 
     def vertex_area(vertices):
@@ -171,16 +197,20 @@ def volume_skew(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> np.nd
 
     area_pial, area_white = vertex_area(pial), vertex_area(white)
     q = (area_white - area_pial) / np.maximum(area_white + area_pial, 1e-12)
-    q = (q + neighbor_mean(q, faces)) / 2  # single vertices are noisy
+    q = (q + neighbor_mean(q, faces)) / 2  # the areas of single vertices are noisy
     return np.clip(q, -0.8, 0.8).astype(np.float32)
 
 
 def normalized_profiles(
     share, coverage, diameter_um, columns: float | np.ndarray = COLUMN_CONTRAST
 ) -> Profiles:
-    """Profiles from layer shares, coverages and diameters [V, 6], of equal mean coverage.
+    """Make profiles whose mean coverage over the depth is MEAN_COVERAGE.
 
-    `columns` [V] or one number: contrast of radial columns.
+    Args:
+        share: share of the thickness of each layer [V, 6], up to a factor.
+        coverage: coverage of each layer [V, 6], up to a factor.
+        diameter_um: cell diameters in each layer [V, 6].
+        columns: contrast of radial columns, [V] or one value.
     """
     share = share / share.sum(1, keepdims=True)
     coverage = coverage * (MEAN_COVERAGE / (share * coverage).sum(1, keepdims=True))
@@ -195,11 +225,19 @@ def normalized_profiles(
 def area_profiles(
     unfolded: np.ndarray, region: np.ndarray, count: int, null: bool, rng: np.random.Generator
 ) -> Profiles:
-    """Profiles [V] of regions [V]: each its own arrangement of layers II to VI, varying smoothly.
+    """Make the profiles of regions, which differ in the order of layers II to VI.
 
-    The layers of a region are the generic ones of `LAYER_*` in another order (share and coverage
-    move together), so that regions have nearly the same histogram of darkness and differ in its
-    arrangement over depth; diameters are drawn on their own. With `null`, the generic profile.
+    The layers of a region are the generic ones of `LAYER_*` in another order. Share and coverage
+    move together. Regions therefore have nearly the same histogram of darkness and differ in its
+    arrangement over the depth. Diameters are drawn independently. Within a region, profiles vary
+    smoothly.
+
+    Args:
+        unfolded: vertices of the unfolded surface [V, 3].
+        region: region of each vertex [V].
+        count: number of regions.
+        null: whether all vertices get the generic profile.
+        rng: generator.
     """
     size = len(unfolded)
     if null:
@@ -209,7 +247,7 @@ def area_profiles(
     share = np.exp(rng.uniform(-0.15, 0.15, (count, NUM_LAYERS))) * LAYER_SHARE[orders]
     coverage = np.exp(rng.uniform(-0.1, 0.1, (count, NUM_LAYERS))) * LAYER_COVERAGE[orders]
     diameter = np.exp(rng.uniform(-0.06, 0.06, (count, NUM_LAYERS))) * LAYER_DIAMETER_UM
-    wavelength = 1.1 * np.ptp(unfolded[:, 1])  # such fields rise or fall once over a few areas
+    wavelength = 1.1 * np.ptp(unfolded[:, 1])  # so long that fields rise or fall over a few areas
 
     def vary(amount):
         fields = [smooth_field(unfolded, wavelength, rng) for _ in range(NUM_LAYERS)]
@@ -218,8 +256,8 @@ def area_profiles(
     share = share[region] * vary(0.15)
     coverage = coverage[region] * vary(0.08)
     diameter = diameter[region] * vary(0.05)
-    # Gradients run across all areas, as cell density does in real isocortex. Those that say most
-    # of a place within a coronal section are the ones a network reads first: texture.
+    # Gradients run across all areas, as cell density does in real isocortex. The strongest ones
+    # within a coronal section (x and z) are in cell size, because networks learn texture first.
     half = np.ptp(unfolded, axis=0) / 2
     x, y, z = (
         unfolded[:, k] / half[k] + 0.1 * smooth_field(unfolded, wavelength, rng) for k in range(3)
@@ -232,7 +270,10 @@ def area_profiles(
 
 
 def _distinct_orders(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Orders of the layers [count, 6], layer I first, chosen greedily to look unlike each other."""
+    """Choose orders of the layers [count, 6] that differ much from each other.
+
+    Layer I always comes first. Orders are chosen greedily by the distance of their coverage curves.
+    """
     candidates = np.stack([np.r_[0, 1 + rng.permutation(NUM_LAYERS - 1)] for _ in range(200)])
     depth = np.linspace(0, 1, 64)
     curves = []

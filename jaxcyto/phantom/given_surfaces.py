@@ -1,4 +1,4 @@
-"""The phantom's texture painted on given surfaces, with given layer thicknesses where there are."""
+"""Paint the phantom's texture on given surfaces, with given layer thicknesses if available."""
 
 import dataclasses
 import os
@@ -15,21 +15,22 @@ from jaxcyto.phantom.settings import PhantomSettings, coronal_plans
 from jaxcyto.phantom.writer import area_classes, write_brain
 from jaxcyto.utils.progress import Progress
 
-MIN_LAYER_SHARE = 0.02  # of the cortex: thinner layers are noise of the measurement
-AREA_SPREAD = 0.12  # of the logarithm of a layer's coverage and cell size between areas
+MIN_LAYER_SHARE = 0.02  # of the cortex. Thinner layers are noise of the measurement.
+# Standard deviation of the logarithm of a layer's coverage and cell size between areas.
+AREA_SPREAD = 0.12
 WAVELENGTH_MM = 60.0  # of the variation inside areas
 
 
 @dataclasses.dataclass(frozen=True)
 class GivenHemisphere:
-    """Files of one hemisphere; all vertex-matched.
+    """The files of one hemisphere, which must be vertex-matched.
 
     Attributes:
-        name: such as "left".
+        name: for example "left".
         pial, white: surfaces.
-        labels: area of each vertex, 0 = none (all "other cortex" if None).
-        thickness: npz with `um`, or npy, [V, 6]: thickness of layers I to VI in um (0 = unknown);
-            the generic shares of `phantom_shape` if None.
+        labels: area of each vertex, 0 for none. If None, all cortex is "other cortex".
+        thickness: npz with `um`, or npy: thickness of layers I to VI in um, [V, 6], 0 = unknown. If
+            None, layers have the generic shares of `phantom.cortex`.
     """
 
     name: str
@@ -47,22 +48,26 @@ def paint_surfaces(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Writes a brain folder of painted sections through given surfaces.
+    """Write a brain folder of painted sections through given surfaces.
 
-    Layer thickness is real where it is given; coverage and cell size are the generic ones with
-    small differences between areas and smooth variation inside them. With given thickness, layers
-    follow the linear depth in which it was measured, else the equivolumetric one.
+    Layers have the given thickness if there is one. Coverage and cell size are generic, with small
+    differences between areas and smooth variation inside of them. Layers with a given thickness
+    follow the linear depth in which it was measured. Others follow the equivolumetric depth.
 
     Args:
-        out: the folder to make.
-        hemispheres: what is painted.
-        y_range_mm: first and last section plane; `settings.num_sections` planes, evenly spaced.
-        settings: as of `make_phantom`, less what concerns the shape of the brain.
-        progress: told the sections done.
-        workers: processes (all cores if None).
+        out: the folder to make. It must not exist yet, or be empty.
+        hemispheres: the surfaces to paint on.
+        y_range_mm: y of the first and the last section plane. `settings.num_sections` planes are
+            evenly spaced between them.
+        settings: as for `make_phantom`. Fields about the shape of the brain have no effect.
+        progress: called with the number of sections done and the number of all sections.
+        workers: number of processes, all cores if None.
+
+    Returns:
+        The folder.
 
     Raises:
-        InputError: a file cannot be used, or no surface reaches the planes.
+        InputError: if a file cannot be used, or the planes meet no surface.
     """
     parts, names, keys = [], {}, []
     for given in hemispheres:
@@ -134,7 +139,7 @@ def _cortex(parts, keys: list[int], settings: PhantomSettings) -> shape.Cortex:
 
 def _profiles(middle, area, share, settings: PhantomSettings) -> shape.Profiles:
     rng = np.random.default_rng((settings.seed, 2))
-    where = np.abs(middle) * [1, 0, 0] + middle * [0, 1, 1]  # alike in both hemispheres
+    where = np.abs(middle) * [1, 0, 0] + middle * [0, 1, 1]  # the same field in both hemispheres
 
     def varied(layers):
         between = AREA_SPREAD * rng.standard_normal((area.max() + 1, shape.NUM_LAYERS))
@@ -148,7 +153,7 @@ def _profiles(middle, area, share, settings: PhantomSettings) -> shape.Profiles:
 
 
 def _layer_share(path, count: int) -> np.ndarray:
-    """Share of each layer [count, 6] of the cortex's thickness."""
+    """Read the share of each layer [count, 6] of the cortex's thickness."""
     if path is None:
         return np.tile(shape.LAYER_SHARE, (count, 1))
     try:

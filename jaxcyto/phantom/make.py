@@ -1,4 +1,4 @@
-"""A synthetic brain, written to disk in the form of a real one: see docs/phantom.md."""
+"""Make a synthetic brain, written to disk in the format of a real one (see docs/phantom.md)."""
 
 import os
 from pathlib import Path
@@ -17,16 +17,19 @@ def make_phantom(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Writes a phantom brain folder; nothing is left at `out` unless it is finished.
+    """Write a phantom brain folder. The folder appears at `out` only when it is complete.
 
     Args:
-        out: the folder to make; it must not exist yet, or be empty.
-        settings: what is made.
-        progress: told the sections done.
-        workers: processes (all cores if None); the result does not depend on it.
+        out: the folder to make. It must not exist yet, or be empty.
+        settings: settings of the phantom.
+        progress: called with the number of sections done and the number of all sections.
+        workers: number of processes, all cores if None. The result does not depend on it.
+
+    Returns:
+        The folder.
 
     Raises:
-        InputError: `out` is in use.
+        InputError: if `out` exists and is not an empty folder.
     """
     cortex = phantom_cortex(settings)
     plans = coronal_plans(
@@ -39,7 +42,8 @@ def make_phantom(
 
 
 def phantom_cortex(settings: PhantomSettings) -> shape.Cortex:
-    """Both hemispheres of the phantom; the null brain differs in its profiles only."""
+    """Make both hemispheres of the phantom. The null brain differs in its profiles only."""
+    # Individuals differ in their folds (`own_seed`) and share areas and profiles (`seed`).
     form = np.random.default_rng((settings.own_seed, 0))
     layout, texture = (np.random.default_rng((settings.seed, k)) for k in (1, 2))
     unfolded, pial, white, faces = shape.hemisphere(

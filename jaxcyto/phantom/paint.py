@@ -1,8 +1,8 @@
-"""Paints one section row block by row block: cells one by one, stain, optics and artifacts.
+"""Paint one section in blocks of rows: cells one by one, stain, optics and artifacts.
 
-All tissue is laid out on the grid of the label images (`GRID_UM`); only cells, edges and noise
-are drawn at the resolution of the image. Darkness adds up linearly and cells do not depend
-on the resolution, so that a coarse image is the area average of a fine one, but for noise.
+Tissue is laid out on the grid of the label images (`GRID_UM`). Only cells, edges and noise are
+drawn at the resolution of the image. Darkness adds up linearly, and cells do not depend on the
+resolution. A coarse image is therefore the area average of a fine one, except for noise.
 """
 
 import dataclasses
@@ -24,21 +24,28 @@ from jaxcyto.phantom.cells import Stamps
 from jaxcyto.phantom.cortex import Cortex
 
 BLOCK = 64  # rows of the grid that are painted at a time
-NEUROPIL, WHITE_MATTER, CELL = 0.28, 0.24, 0.60  # darkness where gain is 1; a cell adds to both
-WHITE_COVERAGE, WHITE_DIAMETER_UM = 0.03, 6.0  # glia
-COLUMN_UM = 90.0  # cells stand in radial columns about this far apart
+NEUROPIL, WHITE_MATTER, CELL = 0.28, 0.24, 0.60  # darkness at gain 1. A cell adds to the other two.
+WHITE_COVERAGE, WHITE_DIAMETER_UM = 0.03, 6.0  # glia in white matter
+COLUMN_UM = 90.0  # approximate distance between radial columns of cells
 LAYER_BLEND = 0.04  # share of the depth over which neighboring layers mix
 SPREAD = 0.2  # standard deviation of the logarithm of the diameters in a layer
-# Noise is looked up by random bytes: quantiles of the normal distribution.
+# Quantiles of the normal distribution. Random bytes index this table, which is a fast way to draw
+# noise.
 GAUSSIAN = np.array([statistics.NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tissue:
-    """One row block of the grid, arrays [height, width]: with one more row above and below.
+    """A block of rows of the grid.
 
-    tissue, darkness float32; class_map uint8; and for the cells, all float32: coverage,
-    diameter_um and the angle across the layers.
+    Attributes:
+        tissue: 1 where there is tissue, float32 [height + 2, width]. It has one more row above and
+            below, which interpolation needs.
+        darkness: darkness of the tissue without cells, float32 [height + 2, width], likewise.
+        class_map: class of each pixel, uint8 [height, width].
+        coverage: share of the area that cells cover, float32 [height, width].
+        diameter_um: median cell diameter, float32 [height, width].
+        angle: direction across the layers, radians, float32 [height, width].
     """
 
     tissue: np.ndarray
@@ -54,12 +61,12 @@ class SectionPainter:
 
     Args:
         cortex: surfaces, areas and profiles.
-        cut: where the section's grid plane cuts them.
+        cut: the cut of the surfaces by the plane of the section's grid.
         shape: (height, width) of the grid.
-        look: stain and artifacts.
-        um_per_px: of the image; GRID_UM is a whole multiple of it.
-        class_ids: (white matter, background) of the class map.
-        seed: whole numbers; each row block draws from its own generator.
+        look: stain, optics and artifacts.
+        um_per_px: pixel size of the image. GRID_UM must be an integer multiple of it.
+        class_ids: classes of (white matter, background) in the class map.
+        seed: sequence of integers. Each block of rows draws from its own generator.
     """
 
     def __init__(self, cortex: Cortex, cut: Cut, shape, look: Look, um_per_px, class_ids, seed):
@@ -69,17 +76,23 @@ class SectionPainter:
         self.factor = round(GRID_UM / um_per_px)
         self.planes = planes(cut)
         self.stamps = Stamps(um_per_px, look.blur_um)
+        # Columns follow a sum of four plane waves, sampled on the middle of the cortex. The seed is
+        # fixed, so that all sections show the same columns.
         middle = (cortex.pial + cortex.white) / 2
         waves = np.random.default_rng(7).standard_normal((3, 4))
         waves *= 2 * np.pi * 1000 / COLUMN_UM / np.linalg.norm(waves, axis=0)
         self.column_phase = (middle @ waves).T.astype(np.float32)
 
     def rows(self, class_map: np.ndarray) -> Iterator[np.ndarray]:
-        """Row blocks of the image from the top, uint8; fills `class_map` [grid height, width]."""
+        """Yield the image from the top in blocks of rows, uint8, and fill the class map.
+
+        Args:
+            class_map: uint8 [height, width] of the grid, which is filled block by block.
+        """
         height = self.shape[0]
         tops = range(0, height, BLOCK)
         tissue, cells = self._prepare(0)
-        reaching = [cells]  # the block's own cells and those of its neighbors
+        reaching = [cells]  # cells of the block and its neighbors, which may reach into the block
         for top in tops:
             following = None
             if top + BLOCK < height:
@@ -96,7 +109,7 @@ class SectionPainter:
         return tissue, self._cells(tissue, top, rng)
 
     def tissue(self, top: int, height: int) -> Tissue:
-        """Lays out the rows [top, top + height) of the grid, and one more on either side."""
+        """Lay out the rows [top, top + height) of the grid, and one more row on either side."""
         top, height, width = top - 1, height + 2, self.shape[1]
         cortex, profiles = self.cortex, self.cortex.profiles
         triangle = rasterize(self.cut, top, height, width)
@@ -156,17 +169,21 @@ class SectionPainter:
         )
 
     def _cells(self, tissue: Tissue, top: int, rng: np.random.Generator):
-        """The block's cells: (row, column) in image px, diameter_um, angle; float32 [N].
+        """Draw the cells of a block.
 
-        A grid pixel holds its expected number of cells rounded up or down at random, so that cells
-        keep apart more than Poisson points would.
+        Each grid pixel holds its expected number of cells, rounded up or down at random. Cells are
+        therefore spaced more evenly than in a Poisson process.
+
+        Returns:
+            (row, column, diameter_um, angle) of the cells, each float32 [N]. Rows and columns are
+            in image px.
         """
         size = tissue.diameter_um
-        mean_area = np.pi / 4 * np.exp(2 * SPREAD**2)  # of log-normal diameters of median 1
+        mean_area = np.pi / 4 * np.exp(2 * SPREAD**2)  # of log-normal diameters with median 1
         expected = tissue.coverage * np.float32(GRID_UM**2 / mean_area) / size**2
-        number = (expected + rng.random(expected.shape, dtype=np.float32)).astype(np.int32)
-        flat = np.repeat(np.arange(number.size), number.ravel())
-        row, column = np.divmod(flat, number.shape[1])
+        count = (expected + rng.random(expected.shape, dtype=np.float32)).astype(np.int32)
+        flat = np.repeat(np.arange(count.size), count.ravel())
+        row, column = np.divmod(flat, count.shape[1])
         jitter = rng.random((2, len(flat)), dtype=np.float32)
         row = (row + top + jitter[0]) * self.factor - 0.5
         column = (column + jitter[1]) * self.factor - 0.5
@@ -178,7 +195,7 @@ class SectionPainter:
     def _image(self, top: int, tissue: Tissue, cells) -> np.ndarray:
         factor, look = self.factor, self.look
         present = enlarge(tissue.tissue, factor)
-        if factor > 1:  # the edge of the tissue is sharper than the grid
+        if factor > 1:  # interpolation blurs the edge of the tissue, so sharpen it
             present = np.clip((present - 0.5) * (factor / 2) + 0.5, 0, 1)
         dark = enlarge(tissue.darkness, factor) * present
         canvas = self.stamps.draw(dark.shape, top * factor, cells)
@@ -197,7 +214,7 @@ class SectionPainter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ByLayer:
-    """Values [V, 6], looked up at vertex ids [N] for the layer [N] of each."""
+    """A view of values [V, 6] that is indexed by vertices [N] and returns those of a layer [N]."""
 
     values: np.ndarray
     layer: np.ndarray
@@ -207,7 +224,7 @@ class ByLayer:
 
 
 def enlarge(values: np.ndarray, factor: int) -> np.ndarray:
-    """Bilinear enlargement of [h + 2, w] (a spare row above and below) to [h f, w f]."""
+    """Enlarge [h + 2, w], with a spare row above and below, to [h f, w f] by bilinear weights."""
     if factor == 1:
         return values[1:-1].copy()
     offset = (np.arange(factor, dtype=np.float32) + 0.5) / factor - 0.5

@@ -1,4 +1,4 @@
-"""What a phantom brain is to be: its settings, and where its sections lie."""
+"""Define the settings of a phantom brain and the planes of its sections."""
 
 import dataclasses
 
@@ -12,24 +12,26 @@ from jaxcyto.phantom.cortex import Cortex
 
 @dataclasses.dataclass(frozen=True)
 class PhantomSettings:
-    """What is made; everything follows from these fields.
+    """The settings of a phantom brain. They determine the brain completely.
 
     Attributes:
-        seed: of everything random. Each section draws from generators of its own.
-        individual: another number is another brain of the same kind: the same areas and profiles
-            on the unfolded surface, but other folds, stains and annotations.
+        seed: seed of all random draws. Each section draws from its own generators.
+        individual: another value gives another individual. Individuals share the areas and the
+            profiles on the unfolded surface, and differ in folds, stains and annotations.
         long_axis_mm: length of a hemisphere before folding.
-        mesh_subdivisions: of the icosphere; a hemisphere has 10 * 4**n + 2 vertices.
-        num_areas: areas of each hemisphere (the mirror image of the other one's).
-        num_other: further regions with profiles of their own, labeled "other cortex" together.
-        num_sections: coronal sections, evenly spaced about the middle of the brain.
-        spacing_mm: between sections.
-        um_per_px: of the images; 16 is a whole multiple of it.
-        annotated_fraction: of each section's label image.
+        mesh_subdivisions: n subdivisions of an icosahedron give a hemisphere 10 * 4**n + 2
+            vertices.
+        num_areas: number of areas of each hemisphere. One hemisphere mirrors the other.
+        num_other: number of further regions with profiles of their own, which are all labeled
+            "other cortex".
+        num_sections: number of coronal sections, evenly spaced about the middle of the brain.
+        spacing_mm: distance between sections.
+        um_per_px: pixel size of the images. It must divide 16 um.
+        annotated_fraction: annotated share of each section's label image.
         artifacts: mean number of tears, folds and blobs in a section.
         atlas: whether atlas images are written.
-        null: one profile everywhere, all else equal.
-        compression: of the images; see `section_writer.write_section`.
+        null: whether all of the cortex has the same profile. All else is equal.
+        compression: compression of the images, see `brain.sections.writer.write_section`.
     """
 
     seed: int = 0
@@ -49,7 +51,7 @@ class PhantomSettings:
 
     @property
     def own_seed(self) -> int:
-        """Of all that differs between individuals."""
+        """Seed of everything that differs between individuals."""
         return self.seed + (self.individual << 32)
 
     def __post_init__(self):
@@ -57,7 +59,7 @@ class PhantomSettings:
         if abs(factor - round(factor)) > 1e-9 or factor < 1:
             raise InputError(
                 f"um_per_px = {self.um_per_px:g}: label images have {GRID_UM:g} um, which must be "
-                "a whole multiple of it; give 1, 2, 4, 8 or 16"
+                "an integer multiple of it; set 1, 2, 4, 8 or 16"
             )
 
 
@@ -75,7 +77,13 @@ PRESETS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SectionPlan:
-    """One section: number, grid affine [3, 4] (mm of grid pixels) and grid (height, width)."""
+    """The plane of one section.
+
+    Attributes:
+        number: index of the section.
+        affine: affine [3, 4] from grid pixels to mm.
+        shape: (height, width) of the grid.
+    """
 
     number: int
     affine: np.ndarray
@@ -85,12 +93,18 @@ class SectionPlan:
 def coronal_plans(
     cortex: Cortex, positions_mm: np.ndarray, seed: int, margin_mm: float = 0.6
 ) -> list[SectionPlan]:
-    """Sections at y = `positions_mm`, columns +x, rows -z, turned in plane by up to 2 degrees.
+    """Plan coronal sections, which are rotated in their plane by up to 2 degrees.
 
-    Every image holds the whole cut; its size is the same for all.
+    Columns run along +x and rows along -z. All images have the same size and contain the whole cut.
+
+    Args:
+        cortex: the surfaces.
+        positions_mm: y of each section.
+        seed: seed of the rotations.
+        margin_mm: margin around the cortex.
     """
     y = cortex.pial[:, 1]
-    reach = 2.0  # mm, more than an edge
+    reach = 2.0  # mm, longer than an edge of the mesh, so that all cut faces count
     near = (y > positions_mm.min() - reach) & (y < positions_mm.max() + reach)
     low, high = cortex.pial[near].min(0) - margin_mm, cortex.pial[near].max(0) + margin_mm
     turn = np.deg2rad(2.0)
@@ -100,20 +114,20 @@ def coronal_plans(
     step = GRID_UM / 1000
     height, width = int(np.ceil(2 * half_z / step)), int(np.ceil(2 * half_x / step))
     plans = []
-    for number, y in enumerate(positions_mm):
-        angle = np.random.default_rng((seed, 4, number)).uniform(-turn, turn)
+    for index, y in enumerate(positions_mm):
+        angle = np.random.default_rng((seed, 4, index)).uniform(-turn, turn)
         column = step * np.array([np.cos(angle), 0, np.sin(angle)])
         row = step * np.array([np.sin(angle), 0, -np.cos(angle)])
         origin = np.array([center[0], y, center[2]]) - (width - 1) / 2 * column
         origin -= (height - 1) / 2 * row
         plans.append(
-            SectionPlan(number, np.stack([column, row, 0 * row, origin], 1), (height, width))
+            SectionPlan(index, np.stack([column, row, 0 * row, origin], 1), (height, width))
         )
     return plans
 
 
 def cut_cortex(cortex: Cortex, grid_affine: np.ndarray) -> Cut:
-    """Cuts the cortex by the plane of a grid.
+    """Cut the cortex by the plane of a grid.
 
     Args:
         cortex: the surfaces.
@@ -130,7 +144,10 @@ def cut_cortex(cortex: Cortex, grid_affine: np.ndarray) -> Cut:
 
 
 def image_affine(plan: SectionPlan, um_per_px: float) -> np.ndarray:
-    """mm of image pixels [3, 4]: grid pixel m covers image pixels [m f, (m + 1) f)."""
+    """Return the affine [3, 4] from image pixels to mm.
+
+    Grid pixel m covers image pixels [m f, (m + 1) f) with f = GRID_UM / um_per_px.
+    """
     factor = GRID_UM / um_per_px
     shift = (1 / factor - 1) / 2  # grid coordinate of image pixel 0
     affine = plan.affine.copy()

@@ -1,4 +1,4 @@
-"""A phantom brain's folder: sections painted by several processes, surfaces, manifest."""
+"""Write the folder of a phantom brain. Several processes paint its sections."""
 
 import concurrent.futures
 import dataclasses
@@ -25,8 +25,8 @@ from jaxcyto.phantom.settings import PhantomSettings, SectionPlan, cut_cortex, i
 from jaxcyto.utils.processes import leave_with_parent
 from jaxcyto.utils.progress import Progress
 
-# From M. Krzywinski's palettes for color blindness (mk.bcgsc.ca/colorblind): twelve that stay
-# apart from each other and from the colors of the other classes, by 12 units of CIELAB and more,
+# Twelve colors of M. Krzywinski's palettes for color blindness (mk.bcgsc.ca/colorblind). They
+# differ from each other and from the colors of the other classes by at least 12 units of CIELAB,
 # for normal, protan, deutan and tritan vision (simulated after Machado et al. 2009).
 AREA_COLORS = (
     "#009f81", "#9400e6", "#ffdc3d", "#6a0213", "#ff71fd", "#003c86",
@@ -45,11 +45,30 @@ def write_brain(
     workers: int | None = None,
     licence: str = "CC0-1.0",
 ) -> Path:
-    """Paints `plans` and writes the whole folder; see `phantom.make_phantom`."""
+    """Paint the planned sections and write the brain's folder.
+
+    Args:
+        out: the folder to make. It must not exist yet, or be empty.
+        settings: settings of the phantom.
+        cortex: surfaces, areas and profiles.
+        plans: planes of the sections.
+        area_names: name of each area.
+        hemispheres: name of each hemisphere.
+        progress: called with the number of sections done and the number of all sections.
+        workers: number of processes, all cores if None.
+        licence: value of the field `licence` of brain.toml.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if `out` exists and is not an empty folder.
+    """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: already there; remove it or name another folder")
+        raise InputError(f"{out}: already there; remove it or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Write beside `out` and rename at the end, so that `out` is never incomplete.
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -77,7 +96,7 @@ def _paint_all(folder, settings, cortex, plans, num_areas, progress, workers) ->
             if progress:
                 progress(done + 1, len(plans))
         return
-    # Forked children would inherit the locks of JAX's threads; spawned ones do not.
+    # Forked processes would inherit locks that JAX's threads may hold, and could hang.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
         workers, context, initializer=_set_paint, initargs=(paint,)
@@ -87,7 +106,7 @@ def _paint_all(folder, settings, cortex, plans, num_areas, progress, workers) ->
                 progress(done + 1, len(plans))
 
 
-_PAINT = None
+_PAINT = None  # of a worker process, set once so that the surfaces are not sent with each section
 
 
 def _set_paint(paint) -> None:
@@ -108,7 +127,7 @@ class _Paint:
     folder: Path
     settings: PhantomSettings
     cortex: shape.Cortex
-    moved: shape.Cortex  # for the atlas
+    moved: shape.Cortex  # the displaced cortex of the atlas
     num_areas: int
 
     def __call__(self, plan: SectionPlan) -> None:
@@ -153,9 +172,9 @@ class _Paint:
 
 
 def area_classes(names: list[str]) -> list[dict[str, str]]:
-    """The classes of brain.toml: the areas, then other cortex, white matter and background.
+    """Return the classes of brain.toml: the areas, then other cortex, white matter, background.
 
-    More than twelve areas share colors.
+    If there are more than twelve areas, colors repeat.
     """
     classes = [
         {"name": name, "color": AREA_COLORS[k % len(AREA_COLORS)], "kind": "area"}

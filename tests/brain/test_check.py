@@ -1,4 +1,4 @@
-"""`jaxcyto check` on good brains, and on brains broken in one way each: one message each."""
+"""Test that `jaxcyto check` passes good brains and gives one message for each kind of fault."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from jaxcyto.errors import InputError
 
 @pytest.fixture(scope="module")
 def ball(tmp_path_factory) -> Path:
-    """The minimal brain with patches and pairs."""
+    """Make the minimal brain with patches and pairs."""
     root = make_ball(tmp_path_factory.mktemp("brains") / "ball")
     sample_brain(root, num_patches=60, patch_px=8, um_per_px=64.0)
     pair_brain(root, method="exact", workers=1, all_distances=True)
@@ -32,7 +32,7 @@ def ball(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def brain(ball, tmp_path) -> Path:
-    """A copy of it, to be broken."""
+    """Copy the minimal brain, so that a test can break it."""
     return shutil.copytree(ball, tmp_path / "ball")
 
 
@@ -55,7 +55,8 @@ def test_facts(ball):
     facts = "\n".join(check_brain(ball).facts)
     assert "ball: 1 hemisphere(s), 3 section(s), 3 class(es)" in facts
     assert "label images: 1, 20 % of their pixels annotated" in facts  # rows 100 ... 199 of 500
-    # A sphere of radius 2.5 (mid), cut at y = -2, 0, 2: circles of radius 1.5, 2.5, 1.5.
+    # The mid surface is a sphere of radius 2.5 mm. Cut at y = -2, 0 and 2 mm it gives circles of
+    # radius 1.5, 2.5 and 1.5 mm.
     found = float(facts.split("the sections cut ")[1].split(" mm")[0])
     assert found == pytest.approx(2 * np.pi * (1.5 + 2.5 + 1.5), rel=0.03)
     assert "patches_distances" not in facts and "pairs.npz: 60 pairs of patches.npz" in facts
@@ -195,7 +196,8 @@ COLORS = np.zeros((3, 256), np.uint16)
 RAW = "plain gray values"
 PAIR, SAMPLE = "run `jaxcyto pair` again", "run `jaxcyto sample` again"
 
-# what is broken -> how, and what the one message must name: file, field, remedy
+# For each fault: how to make it, and the words of its one message, which name file, field and
+# remedy.
 BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no brain.toml": (unlink("brain.toml"), ("no brain.toml here", "docs/data.md")),
     "bad toml": (toml('name = "ball"', 'name = "ball'), ("brain.toml: not valid TOML", "line 2")),
@@ -205,7 +207,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "wrong type": (toml('"CC0-1.0"', "3"), ("brain.toml: licence = 3", "expected text")),
     "no format": (toml("format = 1", "format = 2"), ("brain.toml: format = 2", "format = 1")),
-    "unknown kind": (  # and nothing about the atlas, of which it says how many areas to expect
+    "unknown kind": (  # with an unknown kind, the number of atlas channels cannot be checked
         toml('"#00aa00"', '"#00aa00"\nkind = "arae"'),
         ("classes[1].kind = 'arae'; one of area, cortex",),
     ),
@@ -260,7 +262,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "map of one point": (flat_map, ("map.npy", "pixel_um = 32", "corner to corner")),
     "section twice": (
         table("b,b.tif", "a,b.tif"),
-        ("sections.csv: line 3: section 'a'", "twice", "its own name"),
+        ("sections.csv: line 3: section 'a'", "twice", "unique name"),
     ),
     "misspelled column": (
         table(",label,", ",labels,"),
@@ -371,7 +373,7 @@ def test_each_fault_has_its_message(brain, case):
 
 
 def test_all_faults_at_once(brain):
-    """Faults of brain.toml, the table, images, labels, surfaces and pairs stand side by side."""
+    """Check that faults of brain.toml, the table, images, labels and surfaces are all reported."""
     cases = ("unknown field", "missing image", "truncated image", "unknown class")
     cases += ("vertex not finite", "atlas channels", "labels of another surface")
     for case in cases[:-1]:
@@ -387,7 +389,7 @@ def test_all_faults_at_once(brain):
 
 
 def test_warnings_do_not_fail(brain):
-    table("a.tif,32", "a.tif,36")(brain)  # within a factor of two of the affine
+    table("a.tif,32", "a.tif,36")(brain)  # still within a factor of two of the affine
     toml('licence = "CC0-1.0"', "")(brain)
     (brain / "notes.npz").write_bytes(b"nothing")
     for name in ("patches.npz", "pairs.npz"):
@@ -403,7 +405,7 @@ def test_warnings_do_not_fail(brain):
 
 
 def test_sections_off_the_tissue_are_seen(brain):
-    """A shift along x by half a radius leaves the planes on the ball and the ribbon off tissue."""
+    """Shift sections along x by half a radius, so that the ribbon lies off the tissue."""
     text = (brain / "sections.csv").read_text()
     (brain / "sections.csv").write_text(text.replace("-3.984", "-2.484"))
     for name in ("patches.npz", "pairs.npz"):
@@ -414,7 +416,10 @@ def test_sections_off_the_tissue_are_seen(brain):
 
 
 def test_the_origin_trap_is_seen_on_real_sections(shared_data, tmp_path):
-    """BigBrain in place raises no warning; 2.5 mm off in y, the trap of its volumes, does."""
+    """Check BigBrain sections in place, and 2.5 mm off in y, the usual error with its volumes.
+
+    Only the shifted sections give a warning.
+    """
     surfaces = shared_data / "bigbrain" / "surf"
     sections = shared_data / "histology" / "bigbrain_sections"
     rows = []
@@ -456,7 +461,7 @@ def test_many_faults_are_cut_short_for_readers_and_listed_by_check(brain):
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
 def test_label_numbers_are_those_written(tmp_path, name):
-    """No gray rule changes a class number; counts over bands equal those of the whole."""
+    """Check that label images are read without gray conversion, and that counts are complete."""
     values = np.random.default_rng(0).integers(0, 256, (300, 500), np.uint8)
     if name.endswith("png"):
         Image.fromarray(values).save(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Inflation and the figure of sampled points, against closed forms of spheres and plain folds."""
+"""Test inflation and the figure of sampled points against closed forms of spheres and folds."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from jaxcyto.brain.surfaces.surface import Surface
 
 
 def folded() -> tuple[Surface, np.ndarray]:
-    """A sphere with six ridges along its meridians, and each vertex's height above radius 1."""
+    """Make a sphere with six ridges along its meridians, and the heights of its vertices."""
     ball = sphere(60)
     x, y, _ = ball.vertices.T
     height = 0.15 * np.cos(6 * np.arctan2(y, x)) * (x**2 + y**2)
@@ -32,7 +32,7 @@ def test_inflation_smooths_folds_keeps_area_and_knows_valleys():
     np.testing.assert_array_equal(smooth.faces, surface.faces)
     area = areas(surface.vertices, surface.faces).sum()
     assert areas(smooth.vertices, smooth.faces).sum() == pytest.approx(area)
-    # on a ring around the middle: how far folds still stand out
+    # Measure the remaining height of the folds on a ring around the middle.
     ring = np.abs(surface.vertices[:, 2]) < 0.15
     spread = [np.ptp(np.linalg.norm(each.vertices[ring, :2], axis=1)) for each in (surface, smooth)]
     assert spread[1] < 0.6 * spread[0]
@@ -52,7 +52,7 @@ def test_points_in_front_are_seen_and_those_behind_are_not(view):
     axis, sign = view.near
     points = np.zeros((2, 3))
     points[:, axis] = 50 * sign, -50 * sign
-    points[:, 2] = 20, -20  # apart in the picture; a little within the sphere
+    points[:, 2] = 20, -20  # apart in the image
     points *= 50 / np.linalg.norm(points, axis=1, keepdims=True)
     image = draw(
         ball, np.full(len(ball.vertices), 0.9), points, np.array([[0, 0, 1.0], [1, 0, 0]]), view
@@ -61,7 +61,7 @@ def test_points_in_front_are_seen_and_those_behind_are_not(view):
     colored = np.ptp(image, axis=2) > 0.2
     rows = np.flatnonzero(colored.any(axis=1))
     assert len(rows) and (rows < HEIGHT_PX / 2).all()  # z = 20 is above the middle, z = -20 hidden
-    # a disc without holes
+    # The sphere is drawn as a disc without holes.
     disc = np.hypot(*(np.indices(image.shape[:2]) - (np.array(image.shape[:2]) / 2)[:, None, None]))
     inside = disc < 0.9 * HEIGHT_PX / 2
     assert (image[inside] < 1).any(axis=1).all()

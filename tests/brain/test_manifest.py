@@ -1,4 +1,4 @@
-"""brain.toml and the section table: what is read, what is refused; nothing else happens."""
+"""Test what is read from brain.toml and the section table, and what is rejected."""
 
 import csv
 import re
@@ -32,7 +32,7 @@ def brain(tmp_path):
 
 @pytest.fixture(scope="module")
 def ball(tmp_path_factory):
-    """One folder for all examples of a property; each writes the file it mutates anew."""
+    """Make one brain for all examples of a property. Each example restores the file it mutates."""
     return make_ball(tmp_path_factory.mktemp("brains") / "ball")
 
 
@@ -52,7 +52,7 @@ def test_everything_is_read(brain):
     assert (a.index, a.name, a.image, a.pixel_um, a.split) == (0, "a", brain / "a.tif", 32, "train")
     assert (a.label, a.atlas, a.coordinates) == (None, None, None)
     assert (b.label, b.atlas) == (brain / "b_label.tif", brain / "b_atlas.tif")
-    # mm of pixel (column 1, row 2): the affine applied by hand
+    # Position of pixel (column 1, row 2) in mm, computed by hand from the affine.
     np.testing.assert_allclose(a.affine @ [1, 2, 0, 1], [0.032 - 3.984, -2, 3.984 - 0.064])
 
 
@@ -65,7 +65,7 @@ def test_defaults(brain):
 
 
 def test_a_table_of_another_program(brain):
-    """Byte order mark, CRLF, blanks, blank lines, columns in another order and of one's own."""
+    """Check a table with a byte order mark, CRLF, blanks, blank lines, and other columns."""
     with open(brain / "sections.csv") as file:
         rows = list(csv.DictReader(file))
     columns = ["notes", *reversed(SECTION_COLUMNS)]
@@ -98,8 +98,8 @@ def test_splits_are_not_written_over_a_changed_table(brain):
     [
         ('pial = "pial.surf.gii"\n', "", "surface: the mid surface needs `mid`"),
         ('name = "left"', 'name = "left"\nsurface = "outer"', "expected one of mid, pial, white"),
-        ('name = "left"', 'name = ""', r"hemispheres\[0\].name: expected a name of its own"),
-        ('"outer"', '"inner"', r"classes\[1\].name: expected a name of its own"),
+        ('name = "left"', 'name = ""', r"hemispheres\[0\].name: expected a unique name"),
+        ('"outer"', '"inner"', r"classes\[1\].name: expected a unique name"),
         ("#00aa00", "green", r'classes\[1\].color: expected "#rrggbb", found \'green\''),
         ('kind = "background"', 'kind = "air"', "one of area, cortex, white_matter, background"),
         ("background = 255", "background = 256", "expected a gray value 0 ... 255"),
@@ -173,7 +173,7 @@ PROPERTY = settings(
 
 
 def is_read_or_refused(root) -> bool:
-    """Whether reading gives a brain, or an InputError that says where."""
+    """Return whether reading gives a brain, or an InputError that names the folder."""
     try:
         return isinstance(read_brain(root), Brain)
     except InputError as error:
@@ -208,7 +208,7 @@ def test_mutated_bytes_give_only_input_errors(ball, data):
     where=st.sampled_from(["hemispheres", "classes"]),
 )
 def test_any_toml_values_give_only_input_errors(ball, table, inner, where):
-    """Well-formed TOML with values of any type at the top and in the tables."""
+    """Check well-formed TOML with values of any type at the top level and in the tables."""
     document = {
         "format": 1,
         "hemispheres": [{"name": "left", "pial": "pial.surf.gii", "white": "white.surf.gii"}],
@@ -223,7 +223,7 @@ def test_any_toml_values_give_only_input_errors(ball, table, inner, where):
 
 
 def without_none(value):
-    """TOML knows no null."""
+    """Remove None from nested values, because TOML has no null."""
     if isinstance(value, dict):
         return {key: without_none(v) for key, v in value.items() if v is not None}
     return [without_none(v) for v in value if v is not None] if isinstance(value, list) else value
@@ -272,7 +272,7 @@ def test_the_documented_brain_toml_is_read(tmp_path, number):
 
 
 def test_the_documented_bigbrain_layout_works(tmp_path, monkeypatch):
-    """The script of docs/data.md on a small image, and the row printed above it."""
+    """Run the script of docs/data.md on a small image, and check the row printed above it."""
     (row,) = csv.DictReader(code_blocks("csv")[0].splitlines())
     printed = np.array(row["affine"].split(), float).reshape(3, 4)
     monkeypatch.chdir(tmp_path)
@@ -288,7 +288,7 @@ def test_the_documented_bigbrain_layout_works(tmp_path, monkeypatch):
     (found,) = read_brain(root).sections
     with open_section(found.image) as section:
         np.testing.assert_array_equal(section.read(0, 0, 30, 20), pixels)
-    # The last row of either image lies half a voxel above the origin.
+    # The last row of both images lies half a voxel above the origin.
     for affine, height in ((found.affine, 30), (printed, 5711)):
         np.testing.assert_allclose(
             affine @ [0, height - 1, 0, 1], [-70.666601, -48.39, -58.777701], atol=3e-4

@@ -1,4 +1,4 @@
-"""Registrations: affine closed form, coordinate maps against smooth maps and affine ones."""
+"""Test affine registrations in closed form, and coordinate maps against smooth and affine maps."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from jaxcyto.brain.registration import AffineRegistration, map_registration, reg
 from jaxcyto.errors import InputError
 
 SHAPE = (401, 601)
-# An oblique plane: orthonormal directions with 0.02 mm pixels.
+# An oblique plane with orthogonal directions and 0.02 mm pixels.
 RIGHT = np.array([0.8, 0.6, 0.0]) * 0.02
 DOWN = np.array([0.0, 0.0, -1.0]) * 0.02
 ORIGIN = np.array([-5.0, 7.0, 4.0])
@@ -25,7 +25,7 @@ def nodes_of(function, height=9, width=13):
 
 
 def bent(columns, rows):
-    """The plane, warped in itself by up to 0.3 mm and bent out of itself by up to 0.1 mm."""
+    """Return points of the plane, warped in it by 0.15 mm per axis and bent out of it by 0.1 mm."""
     plane = AffineRegistration(AFFINE)
     wave = np.sin(columns / 150)[:, None], np.cos(rows / 130)[:, None]
     return (
@@ -47,7 +47,7 @@ def points(number=300, margin=0.0):
 
 def test_affine_closed_form():
     plane = AffineRegistration(AFFINE)
-    # Column direction x row direction, by hand.
+    # The cross product of column and row direction, computed by hand.
     np.testing.assert_allclose(plane.normal, [-0.6, 0.8, 0.0], atol=1e-12)
     np.testing.assert_allclose(
         plane.to_mm([0, 10], [0, 5]), [ORIGIN, ORIGIN + 10 * RIGHT + 5 * DOWN]

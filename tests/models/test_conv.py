@@ -1,4 +1,4 @@
-"""Convolutions and their gradients: by oneDNN and by XLA, against float64 at the real sizes."""
+"""Test convolutions and their gradients in oneDNN and XLA against float64 at the real sizes."""
 
 import itertools
 import os
@@ -18,8 +18,9 @@ from jaxcyto.models.cpu import onednn
 from jaxcyto.models.encoder import Block
 
 ON_LINUX = (sys.platform, platform.machine()) == ("linux", "x86_64")
-# batch, side, channels, width, kernel, stride: layers of the paper's network at 1019 px; odd sides,
-# odd batches; the small network; the U-Net at 2025 px; stems; 1x1, as in the climb
+# (batch, side, channels, width, kernel, stride) of layers of the paper's network at 1019 px, of the
+# small network and of the U-Net at 2025 px, with odd sides and batches, stems, and a 1x1 kernel as
+# in the expansive path.
 LAYERS = [
     (2, 30, 3, 8, 3, 1),
     (4, 254, 16, 16, 3, 1),
@@ -45,7 +46,7 @@ def drawn(batch, side, channels, width, kernel=3, stride=1, dtype=np.float32):
 
 
 def by_definition(x, kernel, stride):
-    """Outputs, and a function from their gradient to those of input and kernel, in float64."""
+    """Convolve in float64. Return the output, and a function that pulls its gradient back."""
     x, kernel = np.float64(x), np.float64(kernel)
     side = kernel.shape[0]
     height, width = ((each - side) // stride + 1 for each in x.shape[1:3])
@@ -72,12 +73,12 @@ def far(one, other):
 
 @pytest.fixture(params=["onednn", "xla"])
 def library(request, monkeypatch):
-    """Elsewhere than on x86-64 Linux there is no package, and everything is XLA's."""
+    """Run a test with oneDNN and with XLA. oneDNN exists on x86-64 Linux only."""
     if request.param == "xla":
         monkeypatch.setattr(cpu, "available", lambda: False)
     elif not ON_LINUX:
         pytest.skip("no oneDNN here")
-    jax.clear_caches()  # custom gradients are traced once for all
+    jax.clear_caches()  # JAX caches the traces of custom gradients, and with them the library
     yield request.param
     jax.clear_caches()
 
@@ -101,10 +102,10 @@ def test_convolution_and_gradients_are_those_of_float64(layer, library):
     wanted_of_x, wanted_of_kernel = pull(gradient)
     assert far(found, wanted) < 1e-6
     assert far(of_x, wanted_of_x) < 1e-6
-    assert far(of_kernel, wanted_of_kernel) < 2e-5  # sums of up to 256,000 terms
+    assert far(of_kernel, wanted_of_kernel) < 2e-5  # sums with up to 256,000 terms
 
 
-BLOCKS = [  # batch, side, first kernel, its stride, channels, pooling
+BLOCKS = [  # (batch, side, first kernel, its stride, channels, pooling)
     (2, 1019, 5, 4, (1, 16, 16), True),
     (1, 2025, 5, 4, (1, 16, 16), True),
     (3, 127, 3, 1, (1, 16, 16), True),  # odd edges
@@ -137,7 +138,7 @@ def test_blocks_are_those_of_float64(shape, relu, library):
 
 
 def test_block_at_inference_has_gradients(library):
-    """As with frozen statistics, or maps of what a prediction looks at: those of flax's layers."""
+    """Compare gradients of a block at inference, as for saliency maps, with Flax's layers."""
     x = np.random.default_rng(0).normal(size=(2, 43, 43, 3)).astype(np.float32)
     block = Block(8, kernel=5, stride=2, pool=True)
     variables = block.init(jax.random.key(0), x, False)
@@ -179,7 +180,7 @@ def test_other_dtypes_are_left_to_xla(dtype, error, library):
 
 
 def test_a_wider_kernel_is_rounded(library):
-    """In programs of 64 bits, oneDNN must not read its bytes as those of float32."""
+    """Check a float64 kernel, whose bytes oneDNN must not read as float32."""
     x, kernel, gradient = drawn(2, 20, 4, 8)
     with jax.enable_x64(True):
         found, pull = jax.vjp(conv.conv, x, np.float64(kernel))
@@ -192,7 +193,7 @@ def test_a_wider_kernel_is_rounded(library):
 
 @pytest.mark.parametrize("shape", [(0, 20, 20, 4), (2, 1, 20, 4), (2, 20, 2, 4)])
 def test_nothing_in_nothing_out(shape, library):
-    """No images, or maps smaller than the kernel."""
+    """Check empty batches, and maps that are smaller than the kernel."""
     x, kernel = jnp.ones(shape), jnp.ones((3, 3, 4, 8))
 
     @jax.jit
@@ -219,7 +220,7 @@ def test_gradients_of_each_image_by_vmap(library):
 
 
 def test_parameters_are_those_of_flax():
-    """Named and drawn alike, so that weights and seeds of either serve the other."""
+    """Check that names and initial values equal Flax's, so that weights are interchangeable."""
     x = np.zeros((1, 30, 30, 4), np.float32)
     init = nn.initializers.he_normal()
 
@@ -238,7 +239,7 @@ def test_parameters_are_those_of_flax():
 
 @pytest.mark.skipif(not ON_LINUX, reason="no oneDNN here")
 def test_devices_share_the_library():
-    """Eight devices call at once, with large maps, many times: nothing is mixed up, none waits."""
+    """Call from eight devices at once, many times. Results must not mix, and none may hang."""
     devices = jax.devices()
     x, kernel, _ = drawn(2 * len(devices), 64, 8, 8)
     mesh = jax.make_mesh((len(devices),), ("data",))
@@ -262,9 +263,10 @@ def test_devices_share_the_library():
 @pytest.mark.skipif(not ON_LINUX, reason="no oneDNN here")
 @pytest.mark.parametrize("instructions", ["SSE41", "AVX2", "DEFAULT"])
 def test_any_thread_may_call(instructions):
-    """Programs of several threads, also on older processors.
+    """Run programs in several threads, also with the instructions of older processors.
 
-    In a process of its own: oneDNN chooses instructions once, and may end the process.
+    This needs a separate process, because oneDNN chooses its instructions once and a fault may end
+    the process.
     """
     code = """
 import sys; sys.path.insert(0, "tests/models")
@@ -307,7 +309,7 @@ def test_what_oneDNN_refuses_is_an_error_of_the_program(monkeypatch):
 
 @pytest.mark.parametrize("names", [["libdnnl.so.3"], []])
 def test_without_the_library(names, monkeypatch, tmp_path):
-    """A file that cannot be loaded, or none: XLA takes over."""
+    """Check that XLA takes over if the library is missing or cannot be loaded."""
 
     class Broken:
         name = "libdnnl.so.3"

@@ -1,4 +1,4 @@
-"""Calls from XLA into Python: structures, errors, signals, and the end of the process."""
+"""Test calls from XLA into Python: structures, errors, signals, and the end of the process."""
 
 import os
 import re
@@ -16,7 +16,8 @@ from jaxcyto.models.cpu import kernels as cpu
 from jaxcyto.models.layers import conv
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no oneDNN here")
-ENDINGS = {  # of a process whose program takes seconds, and whether it succeeds
+# How a process ends while its program still runs, and the exit status.
+ENDINGS = {
     "held": ("result = program(x)", 0),
     "dropped": ("program(x)", 0),
     "left": ("program(x); sys.exit(3)", 3),
@@ -25,7 +26,7 @@ ENDINGS = {  # of a process whose program takes seconds, and whether it succeeds
 
 
 def c_structures():
-    """Names and types of the fields of each structure of XLA's header, in their order."""
+    """Parse the types of the fields of each structure from XLA's header, in order."""
     text = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
     text = re.sub(r"//.*", "", text).replace("_XLA_FFI_API_STRUCT_FIELD(", "void* (")
     found = {}
@@ -36,12 +37,13 @@ def c_structures():
 
 
 def test_structures_are_those_of_the_header():
-    """Each field has the place and the size that the header gives it; later ones are not read."""
+    """Check offset and size of each field against the header. Later fields are not read."""
     header = c_structures()
-    scalars = {"size_t": 8, "int64_t": 8, "XLA_FFI_Handler_Traits": 4}  # the others: int, enums
+    # All other types are int or enums, which have 4 bytes.
+    scalars = {"size_t": 8, "int64_t": 8, "XLA_FFI_Handler_Traits": 4}
 
     def laid_out(name):
-        """(offset, size) of each field, and the size of the whole, aligned to 8."""
+        """Return (offset, size) of each field, and the size of the structure, aligned to 8."""
         at, fields = 0, []
         for kind in header[name]:
             inner = kind.removeprefix("XLA_FFI_")
@@ -71,7 +73,7 @@ def test_structures_are_those_of_the_header():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no memory")])
 def test_nothing_passes_through_XLA(error, monkeypatch):
-    """Whatever is raised, a signal's exception too, is an error of the program."""
+    """Check that any exception, KeyboardInterrupt included, becomes an error of the program."""
 
     def interrupted(*_):
         raise error
@@ -91,7 +93,7 @@ def test_other_dtypes_are_refused():
 
 
 def test_interrupts_wait_for_the_work(monkeypatch):
-    """XLA's memory is free again only when the work is done."""
+    """Check that `_run` returns only after the work, because XLA then reuses the memory."""
     done = []
     lock = ffi.threading.Lock
 
@@ -115,7 +117,7 @@ def test_interrupts_wait_for_the_work(monkeypatch):
 
 
 def test_one_thread_does_all_work(monkeypatch):
-    """Else each of XLA's threads would have a team of OpenMP's threads of its own."""
+    """Check that one thread calls oneDNN. OpenMP has a team of threads for each calling thread."""
     seen, execute = set(), cpu.onednn.Primitive.execute
 
     def seeing(self):
@@ -132,7 +134,7 @@ def test_one_thread_does_all_work(monkeypatch):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_process_ends_while_a_program_runs(ending):
-    """JAX waits for programs with the interpreter's lock, which their calls need."""
+    """Check that a process ends, although JAX waits for programs while it holds the GIL."""
     last, status = ENDINGS[ending]
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""Sizes, positions and parameter counts; layers against SciPy; gradients at 1019 px."""
+"""Test sizes and parameter counts, layers against SciPy, and gradients at 1019 px."""
 
 import functools
 
@@ -27,7 +27,7 @@ def rng_patches(pairs: int, side: int, seed: int = 0) -> np.ndarray:
 
 @functools.cache
 def small_variables(seed: int = 0) -> dict:
-    """Variables of the small net with no scale at 1, no bias and no mean at 0."""
+    """Initialize the small network, with random scales, biases and statistics."""
     variables = jax.jit(SiameseNet(**SMALL_NET).init)(jax.random.key(0), rng_patches(1, 128))
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -40,7 +40,7 @@ def small_variables(seed: int = 0) -> dict:
 
 
 def test_geometry_of_the_paper():
-    """Numbers that Spitzer et al. print, and those that follow from them."""
+    """Check sizes that Spitzer et al. state, and sizes that follow from them."""
     assert PAPER.output_size(2025) == 68
     assert (PAPER.receptive_field, PAPER.output_stride, PAPER.period) == (1481, 8, 128)
     assert [PAPER.output_size(n) for n in (1513, 5097, 9193)] == [4, 452, 964]
@@ -55,7 +55,7 @@ def test_geometry_of_the_small_size():
     assert SMALL.block_sizes(128) == (124, 58, 25, 9, 1)
     assert (SMALL.output_stride, SMALL.period, SMALL.receptive_field) == (2, 16, 180)
     assert SMALL.smallest_valid_size == 188 and SMALL.output_size(188) == 4
-    # Here image, label and atlas meet exactly: label row r has its center at 2 r + 0.5.
+    # Here image, label and atlas align exactly. Label row r has its center at 2 r + 0.5.
     for r in (0, 7):
         top = 2 * r - SMALL.label_offset
         assert top + SMALL.output_origin == 2 * r + 0.5
@@ -64,7 +64,7 @@ def test_geometry_of_the_small_size():
 
 @pytest.mark.parametrize("geometry", [PAPER, SMALL, Geometry(7, 2, 4), Geometry(3, 1, 2)])
 def test_valid_sizes_are_those_where_every_step_is_even(geometry):
-    """Against a plain walk through the layers of the U-Net, for every side up to 2000 px."""
+    """Compare with a walk through the layers of the U-Net, for every side up to 2000 px."""
     valid = []
     for side in range(1, 2000):
         size, rest = divmod(side - geometry.stem_kernel, geometry.stem_stride)
@@ -124,7 +124,7 @@ def test_encoder_returns_every_block_at_the_derived_size(net, geometry, sides):
 
 
 def test_encoder_is_equivariant_on_the_grid_of_the_deepest_pooling():
-    """Moved by one period the last map moves by one pixel; moved by half a period it changes."""
+    """Shift the image by a period, which shifts the last map by a pixel. Half a period does not."""
     variables = {k: v["encoder"] for k, v in small_variables().items()}
     image = np.random.default_rng(5).normal(size=(1, 204 + 16, 204, 1)).astype(np.float32)
     last = jax.jit(lambda x: Encoder(**SMALL_NET).apply(variables, x)[-1])  # pyright: ignore
@@ -145,7 +145,8 @@ def count(tree) -> int:
 @pytest.mark.parametrize(
     ("net", "side", "conv", "bn"),
     [
-        # 25*16 + 9*(16*16 + 16*32 + 32*32 + 32*64 + 3*64*64 + 64*128 + 3*128*128); 4 per channel
+        # 25*16 + 9*(16*16 + 16*32 + 32*32 + 32*64 + 3*64*64 + 64*128 + 3*128*128), and 4 parameters
+        # of batch normalization per channel of a block
         ({}, 1019, 661_648, 4 * (16 + 32 + 64 + 64 + 128 + 128)),
         # 9*(16 + 16*16 + 16*32 + 32*32 + 32*64 + 3*64*64 + 64*128 + 128*128)
         (SMALL_NET, 128, 366_480, 4 * (16 + 32 + 64 + 64 + 128)),
@@ -176,7 +177,7 @@ def test_exact_parameter_counts(net, side, conv, bn):
 
 
 def test_both_patches_share_weights_and_nothing_else():
-    """In eval mode a patch's outputs do not depend on its partner, its slot or its batch."""
+    """Check that at inference a patch's outputs do not depend on its partner, slot or batch."""
     patches = rng_patches(3, 128)
     apply = jax.jit(functools.partial(SiameseNet(**SMALL_NET).apply, small_variables()))
     outputs = apply(patches)
@@ -198,7 +199,7 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32():
     full = jax.jit(SiameseNet(**SMALL_NET).apply)(small_variables(), patches)
     for name in ("features", "coordinates_scaled"):
         assert outputs[name].dtype == jnp.float32
-        # 8 bits of mantissa through ten layers: some per cent, but not another function.
+        # Ten layers with 8 bits of mantissa give an error of some percent.
         error = np.linalg.norm(outputs[name] - full[name]) / np.linalg.norm(full[name])
         assert 1e-6 < error < 0.05
 
@@ -220,7 +221,7 @@ def test_wrong_patches_are_refused(shape, words):
 
 
 def test_batch_norm_over_devices_equals_one_device():
-    """Four devices with two unlike pairs each see the statistics of all eight pairs."""
+    """Check that four devices with two pairs each use the statistics of all eight pairs."""
     patches = rng_patches(8, 128) * np.linspace(0.2, 3, 8, dtype=np.float32).reshape(-1, 1, 1, 1, 1)
     variables = small_variables()
 
@@ -246,7 +247,7 @@ def test_batch_norm_over_devices_equals_one_device():
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(("kernel", "stride"), [(5, 4), (3, 1)])
 def test_block_against_scipy(train, kernel, stride):
-    """Convolution without bias, batch norm, ReLU, twice; and the running statistics."""
+    """Compare two layers of convolution, batch normalization and ReLU, and running statistics."""
     rng = np.random.default_rng(6)
     x = rng.normal(size=(2, 27, 31, 3)).astype(np.float32)
     block = Block(4, kernel=kernel, stride=stride)
@@ -288,7 +289,7 @@ def test_block_against_scipy(train, kernel, stride):
 
 @pytest.mark.parametrize(("height", "width"), [(6, 8), (7, 9), (7, 8), (1, 1)])
 def test_max_pool_is_ceil_mode(height, width):
-    """All values negative: padding with 0 instead of -inf would show."""
+    """Pool negative values, among which padding with 0 instead of -inf would be visible."""
     x = -np.random.default_rng(7).uniform(1, 2, (2, height, width, 3)).astype(np.float32)
     rows, columns = -(-height // 2), -(-width // 2)
     expected = np.empty((2, rows, columns, 3), np.float32)
@@ -304,8 +305,7 @@ def test_max_pool_is_ceil_mode(height, width):
 
 
 def test_max_pool_is_flax_max_pool_with_ties():
-    """Few gray values, so that many windows tie: value and gradient are those of Flax."""
-
+    """Compare values and gradients with Flax on few gray values, so that many windows tie."""
     x = np.random.default_rng(8).integers(0, 3, (2, 9, 12, 4)).astype(np.float32)
     weight = np.random.default_rng(9).normal(size=(2, 5, 6, 4)).astype(np.float32)
 
@@ -322,15 +322,18 @@ def test_max_pool_is_flax_max_pool_with_ties():
 
 
 def test_gradients_at_1019_px_jitted_op_by_op_and_in_float64():
-    """The compiled gradient of the paper's network is the true one.
+    """Compare the compiled gradient of the paper's network with float64 and op-by-op execution.
 
-    Fused by the compiler, a layer may compare values that were rounded in two ways; a pooling of
-    that kind is off by 0.7 here and right in small networks. What remains is rounding, 1e-3 at
-    most. A ReLU whose input lies within that of zero may open in one computation and not in the
-    other; among the few thousand of the last blocks one would weigh 2e-2, so their biases are
-    raised to keep them open. In the blocks before, one of n weighs 1 / sqrt(n / 2): up to 4e-3.
-    (A bias in front of an open ReLU and another batch norm has no effect: its true gradient is
-    zero, so errors are measured against a thousandth of the whole gradient at least.)
+    A compiler that fuses layers may compare values that were rounded in two ways. A max pooling
+    with such a gradient has a relative error of 0.7 here, but none in small networks.
+
+    Correct layers leave rounding errors of at most 1e-3. A ReLU whose input is that close to zero
+    may be open in one computation and closed in the other. One of the few thousand units in the
+    last two blocks would change the gradient by 2e-2, so we raise their biases to keep them open.
+    In earlier blocks, one of n units changes it by 1 / sqrt(n / 2), which is up to 4e-3.
+
+    A bias before an open ReLU and another batch normalization has no effect, so its true gradient
+    is zero. Errors are therefore relative to at least a thousandth of the whole gradient.
     """
     pairs, bound = 2, 1e-2
     rng = np.random.default_rng(8)
@@ -379,7 +382,7 @@ def test_gradients_at_1019_px_jitted_op_by_op_and_in_float64():
 
 @pytest.mark.parametrize("net", [SiameseNet(**TINY_NET), UNet(3, **TINY_NET)], ids=type)
 def test_remat_changes_memory_and_nothing_else(net):
-    """Parameters, outputs and statistics are the same; gradients to rounding; less is kept."""
+    """Check that remat needs less memory, and changes gradients by no more than rounding."""
     shape = (16, 2, 32, 32, 1) if isinstance(net, SiameseNet) else (32, 60, 60, 1)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     again = net.clone(remat=True)
@@ -403,7 +406,7 @@ def test_remat_changes_memory_and_nothing_else(net):
     )
     whole = optax.tree.norm(one)
     assert optax.tree.norm(jax.tree.map(jnp.subtract, one, other)) < 1e-3 * whole
-    if isinstance(net, UNet):  # in so small a Siamese network the first block is most of it
+    if isinstance(net, UNet):  # in so small a Siamese network the first block takes most memory
         kept, kept_less = (c.memory_analysis().temp_size_in_bytes for c in (plain, less))
         assert kept_less < 0.9 * kept
 
@@ -411,7 +414,7 @@ def test_remat_changes_memory_and_nothing_else(net):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_batch_norm_is_that_of_flax(train, dtype):
-    """Variables by name, outputs, new statistics, gradients."""
+    """Compare variables, outputs, new statistics and gradients with Flax."""
     x = (3 + 2 * np.random.default_rng(0).normal(size=(4, 9, 7, 5))).astype(dtype)
     ours = BatchNorm(5, dtype)
     settings = {"momentum": BN_MOMENTUM, "epsilon": BN_EPSILON, "dtype": dtype}

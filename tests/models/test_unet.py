@@ -1,4 +1,4 @@
-"""Sizes and counts; the whole network against NumPy; seams; where a pixel looks; gradients."""
+"""Test the U-Net: sizes, values against NumPy, seams between tiles, alignment, and gradients."""
 
 import functools
 
@@ -31,10 +31,10 @@ def atlas_for(geometry: Geometry, image: np.ndarray, channels: int, seed: int = 
 
 
 def fill(net: UNet, image, atlas, leaf) -> dict:
-    """Variables, each given by leaf(its name, its shape, the inputs of an output value)."""
+    """Make variables. Each is leaf(name, shape, number of inputs of an output value)."""
 
     def make(path, x):
-        # an output pixel of a transposed convolution sees one of the 2x2 taps
+        # An output pixel of a transposed convolution depends on only one of the 2x2 taps.
         taps = slice(2, -1) if path[1].key.startswith("up") else slice(0, -1)
         return np.float32(leaf(path[-1].key, x.shape, np.prod(x.shape[taps])))
 
@@ -43,7 +43,7 @@ def fill(net: UNet, image, atlas, leaf) -> dict:
 
 
 def random_variables(net: UNet, image, atlas=None) -> dict:
-    """Kernels at the scale of He; no scale at 1, no bias and no mean at 0."""
+    """Draw He-normal kernels, and random scales, biases and statistics."""
     rng = np.random.default_rng(2)
 
     def leaf(name, shape, inputs):
@@ -55,7 +55,7 @@ def random_variables(net: UNet, image, atlas=None) -> dict:
 
 
 def averaging(net: UNet, image, atlas) -> dict:
-    """Variables with which every layer averages what it sees, and batch norm does nothing."""
+    """Make variables with which convolutions average and batch normalization has no effect."""
 
     def leaf(name, shape, inputs):
         return np.full(shape, 1 / inputs if name == "kernel" else name in ("scale", "var"))
@@ -64,7 +64,7 @@ def averaging(net: UNet, image, atlas) -> dict:
 
 
 def shapes_of(net: UNet, image: tuple[int, ...], atlas: tuple[int, ...] | None = None):
-    """Shape of the logits, and shapes of the variables; nothing is computed."""
+    """Return the shapes of the logits and of the variables, without computing them."""
     args = [None if s is None else jax.ShapeDtypeStruct(s, jnp.float32) for s in (image, atlas)]
     return jax.eval_shape(net.init_with_output, jax.random.key(0), *args)
 
@@ -77,7 +77,10 @@ def count(tree) -> int:
 
 
 def test_the_paper_counts_1479728_parameters():
-    """Spitzer et al. 2017. An atlas adds its path, and channels where the paths are joined."""
+    """Check the count of Spitzer et al. 2017.
+
+    An atlas adds the parameters of its path, and channels where the paths are joined.
+    """
     net = UNet(num_classes=CLASSES)
     base = shapes_of(net, (1, 2025, 2025, 1))[1]
     assert count(base["params"]) == 1_479_728
@@ -91,7 +94,7 @@ def test_the_paper_counts_1479728_parameters():
 
 @pytest.mark.parametrize("net", [{}, SMALL_NET])
 def test_encoder_has_the_leaves_of_the_siamese_network(net):
-    """With or without an atlas, so that transfer is a copy of named leaves."""
+    """Compare leaves with and without an atlas, so that weights can be copied by name."""
     geometry = SMALL if net else PAPER
     side = geometry.siamese_sizes[-1]
     patches = jax.ShapeDtypeStruct((2, 2, side, side, 1), jnp.float32)
@@ -150,7 +153,7 @@ def test_with_and_without_atlas_are_two_networks():
 
 
 def test_up_is_the_transposed_convolution_of_flax():
-    """Values and both gradients, with one kernel for both."""
+    """Compare values and both gradients for the same kernel."""
     x, weight = normal(2, 5, 7, 6), normal(2, 10, 14, 3, seed=1)
     peer = nn.ConvTranspose(3, (2, 2), strides=(2, 2), padding="VALID", use_bias=False)
     variables = Up(3).init(jax.random.key(0), x)
@@ -168,13 +171,13 @@ def test_up_is_the_transposed_convolution_of_flax():
 
 
 def test_up_starts_at_the_scale_of_he():
-    """Variance 2 / C: each output pixel sees C values, not 4 C."""
+    """Check the variance 2 / C, because each output pixel depends on C values, not 4 C."""
     kernel = Up(256).init(jax.random.key(0), normal(1, 1, 1, 64))["params"]["kernel"]
     assert np.var(kernel) == pytest.approx(2 / 64, rel=0.05)
 
 
 def reference(variables, image, atlas, train: bool):
-    """The network again in plain NumPy and double precision; also its batch means."""
+    """Run the network in plain NumPy and double precision. Return logits and batch means."""
     params, stats = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"]))
     means = {}
 
@@ -216,7 +219,7 @@ def reference(variables, image, atlas, train: bool):
 
     kernel = params["up4"]["kernel"]
     up = np.empty((x.shape[0], 2 * x.shape[1], 2 * x.shape[2], kernel.shape[3]))
-    for i, j in np.ndindex(2, 2):  # Flax turns the kernel by 180 degrees
+    for i, j in np.ndindex(2, 2):  # Flax rotates the kernel by 180 degrees
         up[:, i::2, j::2] = x @ kernel[1 - i, 1 - j]
     up = np.maximum(norm(up, (), "up4_bn"), 0)
     top, left = (skip.shape[1] - up.shape[1]) // 2, (skip.shape[2] - up.shape[2]) // 2
@@ -258,8 +261,10 @@ def test_whole_network_against_numpy(channels, train):
     ],
 )
 def test_tiles_join_without_seam(net, geometry, whole, tiles, channels):
-    """Tiles at multiples of the period are crops of the whole: by oneDNN bit for bit, while XLA
-    convolves some map of small tiles by another algorithm."""
+    """Check that tiles at multiples of the period are crops of the whole image's output.
+
+    They agree bit for bit in oneDNN. XLA convolves maps of small tiles by another algorithm.
+    """
     tolerance = 0.0 if cpu.available() else 1e-4
     net = UNet(CLASSES, **net)
     image = normal(1, whole, whole, 1)
@@ -284,7 +289,7 @@ def test_tiles_join_without_seam(net, geometry, whole, tiles, channels):
 
 
 def test_tiles_off_the_period_have_seams():
-    """The test above can fail: moved by half a period, the deepest pooling sees other pixels."""
+    """Check that the test above can fail, by a shift of half a period of the deepest pooling."""
     net, image = UNet(CLASSES, **SMALL_NET), normal(1, 220, 204, 1)
     apply = jax.jit(functools.partial(net.apply, random_variables(net, image[:, :204])))
     half = SMALL.period // 2
@@ -293,13 +298,13 @@ def test_tiles_off_the_period_have_seams():
     assert np.abs(moved[:, :-shift] - whole[:, shift:]).max() > 0.01
 
 
-# ---- where a pixel looks -------------------------------------------------------------------------
+# ---- alignment of input and output ---------------------------------------------------------------
 
 
 def section_window(geometry: Geometry, side: int, row: int):
-    """Positions of a window's pixels in the section: of the image, the atlas and the labels.
+    """Return the positions in the section of a window's image, atlas and label pixels.
 
-    The batch contract: in units of image px, row r of the output grid covers [s r, s (r + 1)).
+    In batches, row r of the output grid covers [s r, s (r + 1)) in image px.
     """
     s, n = geometry.output_stride, geometry.output_size(side)
     image = s * row - geometry.label_offset + np.arange(side) + 0.5
@@ -309,12 +314,13 @@ def section_window(geometry: Geometry, side: int, row: int):
 
 @pytest.mark.parametrize(("net", "geometry", "offset"), [({}, PAPER, 0.5), (SMALL_NET, SMALL, 0.0)])
 def test_image_atlas_and_label_lie_on_each_other(net, geometry, offset):
-    """The value of every pixel is its position in the section; the network averages.
+    """Check alignment with a network that averages, and pixels whose value is their position.
 
-    So its output says where it looks, in the image alone or in the atlas alone. Max pooling looks
-    too far up the ramp, and as much too far down the reversed ramp: their mean is free of it.
-    The transposed convolutions repeat pixels, so single outputs are off by some hundredths of a
-    pixel, symmetrically. In the paper's grid half an image px is left.
+    The output is then the mean position that it depends on, in the image alone or in the atlas
+    alone. Max pooling shifts it up a ramp, and by as much down the reversed ramp. The mean of both
+    ramps is free of this bias. Transposed convolutions repeat pixels, so single outputs are off by
+    some hundredths of a pixel, symmetrically. In the paper's grid, an offset of half an image px
+    remains.
     """
     net, side = UNet(1, **net), geometry.smallest_valid_size
     *inputs, label = section_window(geometry, side, row=7)
@@ -322,7 +328,7 @@ def test_image_atlas_and_label_lie_on_each_other(net, geometry, offset):
     apply = jax.jit(functools.partial(net.apply, averaging(net, *zeros)))
 
     def look(eye, values):
-        """Output for `values` along the rows of one of the inputs, the other being zero."""
+        """Run the network on `values` along the rows of one input. The other input is zero."""
         images = list(zeros)
         images[eye] = zeros[eye] + np.float32(values)[:, None, None]
         return np.float64(apply(*images))[0, :, 0, 0]
@@ -331,16 +337,17 @@ def test_image_atlas_and_label_lie_on_each_other(net, geometry, offset):
         scale, low, high = look(eye, np.ones_like(positions)), positions[0], positions[-1]
         up = low + look(eye, positions - low) / scale
         down = high - look(eye, high - positions) / scale
-        assert (up - down).min() > geometry.output_stride / 2  # max pooling is at work
+        assert (up - down).min() > geometry.output_stride / 2  # the bias of max pooling
         error = (up + down) / 2 - label
         assert abs(error.mean()) == pytest.approx(expected, abs=5e-3)
         assert np.abs(error - error.mean()).max() < 0.05 * geometry.output_stride
 
 
 def test_an_edge_arrives_together():
-    """A border in the section, anywhere in image or atlas, is predicted where the labels have it.
+    """Check that a border in the image or the atlas is predicted where the labels have it.
 
-    Tissue is white on one side of the border; which side was it, by comparison with the negative?
+    One side of the border is white. Each output pixel is assigned to the side whose image gives the
+    larger output.
     """
     net, side, row = UNet(1, **SMALL_NET), 204, 3
     *inputs, label = section_window(SMALL, side, row)
@@ -360,12 +367,12 @@ def test_an_edge_arrives_together():
 
 
 def test_receptive_field():
-    """What a window of outputs depends on is as wide as `Geometry` says, and lies around it."""
+    """Check that outputs depend on a window as wide as `Geometry` says, and on its position."""
     net, needed = UNet(1, **SMALL_NET), SMALL.smallest_valid_size
     start, n = 2 * SMALL.period, SMALL.output_size(needed)
     first = start // SMALL.output_stride
     ramp = np.arange(needed + 4 * SMALL.period, dtype=np.float32)
-    # Up and down: max pooling then takes the last row of each window, and the first.
+    # A rising and a falling ramp, so that max pooling takes the last and the first row of windows.
     image = np.stack([ramp, ramp[::-1]])[:, :, None, None] + np.zeros((ramp.size, 1), np.float32)
     variables = averaging(net, image, None)
 
@@ -397,7 +404,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 
 
 def test_batch_norm_over_devices_equals_one_device():
-    """Two devices with unlike images each see the statistics of both."""
+    """Check that two devices with different images use the statistics of both."""
     image = normal(2, 188, 188, 1) * np.float32([0.2, 3]).reshape(2, 1, 1, 1)
     atlas = atlas_for(SMALL, image, 2)
     variables = random_variables(UNet(CLASSES, **SMALL_NET), image, atlas)
@@ -418,9 +425,10 @@ def test_batch_norm_over_devices_equals_one_device():
 
 
 def test_gradients_are_those_of_float64():
-    """Errors are measured against a thousandth of the whole gradient at least.
+    """Compare gradients with float64.
 
-    A bias in front of an open ReLU and another batch norm has a true gradient of zero.
+    Errors are relative to at least a thousandth of the whole gradient, because a bias before an
+    open ReLU and another batch normalization has a true gradient of zero.
     """
     image = normal(2, 204, 188, 1)
     variables = random_variables(UNet(CLASSES, **SMALL_NET), image)

@@ -1,4 +1,4 @@
-"""The phantom: geometry against closed forms, sections against their surfaces and profiles."""
+"""Test the phantom's geometry against closed forms, and sections against their surfaces."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def null_brain(tmp_path_factory):
 
 
 def shell(profile_rows) -> Cortex:
-    """A hollow ball with one profile, no columns to speak of: every section is a closed form."""
+    """Make a hollow ball with one profile, so that every section has a closed form."""
     sphere, faces = phantom_shape.icosphere(5)
     count = len(sphere)
     rows = (np.tile(np.asarray(row, float), (count, 1)) for row in profile_rows)
@@ -82,7 +82,7 @@ def test_cut_of_a_shell_is_a_ring_without_gaps(y_mm):
     _, cut, _, radius = shell_painter(16, y_mm)
     triangle = rasterize(cut, 0, *radius.shape)
     white = inside_white(cut, 0, *radius.shape)
-    tolerance = 0.004  # mm: chords of the icosphere lie inside the ball
+    tolerance = 0.004  # mm, because chords of the icosphere lie inside the ball
     ring = (radius > INNER_MM) & (radius < OUTER_MM - tolerance)
     assert (triangle[ring] >= 0).all()
     assert (triangle[radius > OUTER_MM] < 0).all()
@@ -108,7 +108,7 @@ def test_layers_of_the_image_follow_the_profile():
         inside = (depth > low + 0.03) & (depth < high - 0.03)
         expected = NEUROPIL + CELL * cortex.profiles.coverage[0, layer]
         assert darkness[inside].mean() == pytest.approx(expected, abs=0.01)
-    assert cortex.profiles.coverage[0].max() * CELL > 0.15  # so 0.01 is a fine tolerance
+    assert cortex.profiles.coverage[0].max() * CELL > 0.15  # so the tolerance of 0.01 is small
 
 
 def test_coarse_image_is_the_area_average_of_the_fine_one():
@@ -131,7 +131,7 @@ def test_equivolumetric_depth_halves_the_volume():
     for depth in (0.2, 0.5, 0.8):
         radius = OUTER_MM - depth * (OUTER_MM - INNER_MM)
         share = (OUTER_MM**3 - radius**3) / (OUTER_MM**3 - INNER_MM**3)
-        # Waehnert's model takes the area as linear in depth; on a ball it is quadratic.
+        # Waehnert's model assumes an area that is linear in depth. On a ball it is quadratic.
         assert depth + q[0] * depth * (depth - 1) == pytest.approx(share, abs=0.03)
 
 
@@ -148,7 +148,7 @@ def test_stamps_keep_area_and_place_and_cross_blocks(seed, um_per_px):
     assert whole.sum() * um_per_px**2 == pytest.approx(area.sum(), rel=0.3)  # sizes are binned
     one = stamps.draw((64, 64), 0, [tuple(values[:1] for values in cells)])
     at = [(one.sum(axis) * np.arange(64)).sum() / one.sum() for axis in (1, 0)]
-    # a cell that lies in one pixel has its center there
+    # The center of a cell within one pixel is known to half a pixel only.
     assert at == pytest.approx([row[0], column[0]], abs=0.2 if diameter[0] > 2 * um_per_px else 0.5)
     parts = [stamps.draw((size, 64), top, [cells]) for top, size in ((0, 30), (30, 34))]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
@@ -160,7 +160,7 @@ def test_enlarging_a_plane_gives_a_plane(factor, slope, across):
     row, column = np.arange(-1, 7)[:, None], np.arange(9)[None]
     big = enlarge((slope * row + across * column).astype(np.float32), factor)
     y = (np.arange(6 * factor) + 0.5) / factor - 0.5
-    x = np.clip((np.arange(9 * factor) + 0.5) / factor - 0.5, 0, 8)  # columns end at the edge
+    x = np.clip((np.arange(9 * factor) + 0.5) / factor - 0.5, 0, 8)  # constant beyond the edge
     np.testing.assert_allclose(big, slope * y[:, None] + across * x, atol=1e-4)
 
 
@@ -179,7 +179,7 @@ def test_brain_reads_back(brain):
 
 
 def test_labels_agree_with_the_surfaces(brain):
-    """The oracle knows the surfaces and the table only: nearest vertices and normals."""
+    """Compare labels with nearest vertices and normals, from the surfaces and the table alone."""
     mid, label, normals, white = [], [], [], []
     for hemisphere in brain.hemispheres:
         pial, inner = read_surface(hemisphere.pial), read_surface(hemisphere.white)
@@ -223,7 +223,7 @@ def test_annotation_is_partial_and_atlas_is_rough(brain):
     assert 0.3 < np.mean(known) < 0.7
     assert max(known) < 1
     assert np.mean(right) > 1.5 * np.mean(wrong)
-    assert min(right) < 0.7 * max(right)  # displaced: it does not give the labels away
+    assert min(right) < 0.7 * max(right)  # it is displaced, so it does not reveal the labels
 
 
 def test_null_brain_differs_in_its_texture_only(brain, null_brain):
@@ -260,7 +260,7 @@ def test_hemispheres_mirror_each_other_without_touching():
     for start, end in zip(cortex.starts, cortex.starts[1:], strict=False):
         faces = cortex.faces[(cortex.faces[:, 0] >= start) & (cortex.faces[:, 0] < end)]
         a, b, c = cortex.white[faces].swapaxes(0, 1)
-        assert (np.cross(a, b) * c).sum() > 0  # outward: six times the volume
+        assert (np.cross(a, b) * c).sum() > 0  # six times the volume, positive for outward faces
 
 
 def test_deterministic_whatever_the_number_of_workers(brain, tmp_path):
@@ -313,7 +313,7 @@ def test_given_surfaces(brain, tmp_path):
     two = dataclasses.replace(SMALL, num_sections=2, annotated_fraction=1.0)
     out = read_brain(paint_surfaces(tmp_path / "out", [files], (-1, 1), two, workers=1))
     assert [row.affine[1, 3] for row in out.sections] == [-1, 1]
-    # Key 0 of a label file means "no area": the first area of the phantom becomes other cortex.
+    # Key 0 of a label file means no area, so the first area of the phantom becomes other cortex.
     names = [item.name for item in out.classes]
     assert names[0] == "area 2"
     assert names[-4:] == ["other cortex (5)", "other cortex", "white matter", "background"]
@@ -329,7 +329,7 @@ def test_given_surfaces(brain, tmp_path):
 
 
 def test_painted_cortex_matches_a_real_section(shared_data, tmp_path):
-    """Gray matter painted on the real surfaces against masks drawn by hand on section 1081."""
+    """Compare gray matter painted on real surfaces with masks drawn by hand on section 1081."""
     folder = shared_data / "bigbrain"
     hemisphere = GivenHemisphere(
         "left",
@@ -352,7 +352,7 @@ def test_painted_cortex_matches_a_real_section(shared_data, tmp_path):
     step = place["um_per_px"] / 1000
 
     def painted(mask):
-        """The painted pixels on the grid of the real section."""
+        """Resample a mask of painted pixels to the grid of the real section."""
         points = section.affine[:, [1, 0]] @ np.argwhere(mask).T + section.affine[:, 3:]
         column = np.rint((points[0] - place["x0_mm"]) / step).astype(int)
         row = np.rint((place["z0_mm"] - points[2]) / step).astype(int)
@@ -369,13 +369,13 @@ def test_painted_cortex_matches_a_real_section(shared_data, tmp_path):
     white = names.index("white matter")
     assert dice(painted(classes < white)[:, left], (drawn == 128)[:, left]) > 0.87
     assert dice(painted(classes == white)[:, left], (drawn == 255)[:, left]) > 0.92
-    # hOc1 comes from another brain's atlas through registration: it is larger than V1 here.
+    # hOc1 was registered from an atlas of other brains, so it is larger than V1 here.
     area = np.array(Image.open(histology / "B20_1081_v1.png")) > 0
     assert dice(painted(classes == 0)[:, left], area[:, left]) > 0.78
 
 
 def test_colors_of_areas_are_told_apart_with_any_color_vision():
-    """CIELAB (D65) of what Machado et al. (2009) compute for missing L, M or S cones."""
+    """Compare colors in CIELAB (D65), as Machado et al. (2009) simulate missing L, M or S cones."""
     vision = [
         np.eye(3),
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],

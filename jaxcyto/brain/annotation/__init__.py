@@ -1,6 +1,6 @@
-"""Annotations as label images: drawn polygons, and labels of the surfaces."""
+"""Make label images and atlas images from drawn polygons or from labels of the surfaces."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# The public names are listed in __init__.pyi and imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

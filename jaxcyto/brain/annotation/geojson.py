@@ -1,4 +1,4 @@
-"""Polygons with a class, read from GeoJSON as QuPath exports it."""
+"""Read polygons with a class from GeoJSON, as QuPath exports it."""
 
 import dataclasses
 import json
@@ -13,18 +13,18 @@ from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.brain.surfaces.formats import load_bytes
 from jaxcyto.errors import InputError
 
-NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
-MAX_COORDINATE = 1e9  # px or um; beyond any section
+NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")  # geometries without an area
+MAX_COORDINATE = 1e9  # px or um, beyond any section
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Polygon:
-    """An outline and its holes.
+    """An outline with its holes.
 
     Attributes:
-        number: the class.
-        rings: each float64 [N, 2] (x, y), closed or not.
-        where: its place in the file, for messages.
+        number: index of the class.
+        rings: outline and holes, each float64 [N, 2] (x, y), closed or not.
+        where: file and feature, for error messages.
     """
 
     number: int
@@ -33,18 +33,22 @@ class Polygon:
 
 
 def read_polygons(path: Path, classes: Sequence[AreaClass]) -> list[Polygon]:
-    """The polygons of a GeoJSON file that have a class, in the file's order.
+    """Read the polygons of a GeoJSON file that have a class, in the order of the file.
 
-    A FeatureCollection, a list of features or one feature. The class stands in
-    `properties.classification`: `name`, `names` (from parent to child) or the text itself. Of
-    "Parent: Child" the whole is looked up first, then the child. Left out, with a warning, are
-    features without a class or with one that QuPath calls ignored (its name ends in *), and points
-    and lines.
+    The file holds a FeatureCollection, a list of features or one feature. The class is read from
+    `properties.classification`, which is a text or has a `name` or `names` (from parent to child).
+    A class "Parent: Child" is looked up as a whole first, then by its child. Some features are left
+    out with a warning: points and lines, features without a class, and features whose class QuPath
+    ignores (its name ends in *).
+
+    Args:
+        path: the file.
+        classes: the classes of the brain.
 
     Raises:
-        InputError: not such a file, an unknown class, or a faulty polygon.
+        InputError: if the file is not such GeoJSON, a class is unknown, or a polygon is faulty.
     """
-    numbers = {item.name: number for number, item in enumerate(classes)}
+    indices = {item.name: index for index, item in enumerate(classes)}
     polygons: list[Polygon] = []
     left_out: Counter[str] = Counter()
     for index, feature in enumerate(_features(path)):
@@ -61,8 +65,8 @@ def read_polygons(path: Path, classes: Sequence[AreaClass]) -> list[Polygon]:
         if kind in NO_AREA:
             left_out["that are points or lines"] += 1
             continue
-        number = numbers.get(name, numbers.get(name.rpartition(": ")[2]))
-        if number is None:
+        class_index = indices.get(name, indices.get(name.rpartition(": ")[2]))
+        if class_index is None:
             raise InputError(
                 f"{where}: class {name!r} is not in brain.toml, which lists "
                 f"{class_names(classes)}; add it there, or rename or remove it in the annotation"
@@ -75,14 +79,14 @@ def read_polygons(path: Path, classes: Sequence[AreaClass]) -> list[Polygon]:
         for part in parts:
             if not isinstance(part, list) or not part:
                 raise InputError(f"{where}: coordinates: expected a list of rings")
-            polygons.append(Polygon(number, [_ring(where, ring) for ring in part], where))
+            polygons.append(Polygon(class_index, [_ring(where, ring) for ring in part], where))
     for reason, count in left_out.items():
         warnings.warn(f"{path}: {count} feature(s) {reason}; left out", stacklevel=2)
     return polygons
 
 
 def class_names(classes: Sequence[AreaClass]) -> str:
-    """Their names, for messages."""
+    """Join the names of classes, for messages."""
     return ", ".join(item.name for item in classes)
 
 
@@ -91,7 +95,8 @@ def _features(path: Path) -> list[dict]:
         content = json.loads(load_bytes(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error}); export it as UTF-8") from None
-    except (ValueError, RecursionError) as error:  # also for numbers of endless digits
+    # RecursionError: deeply nested arrays. ValueError: also integers with thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}; export it again as GeoJSON") from None
     if isinstance(content, dict):
         kind = content.get("type")
@@ -107,22 +112,22 @@ def _features(path: Path) -> list[dict]:
 
 
 def _class_name(where: str, properties: dict) -> str | None:
-    found = properties.get("classification")
-    if isinstance(found, dict):
-        found = found.get("name", found.get("names"))
-    if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
-        found = ": ".join(found)
-    if found is None:
+    name = properties.get("classification")
+    if isinstance(name, dict):
+        name = name.get("name", name.get("names"))
+    if isinstance(name, list) and name and all(isinstance(part, str) for part in name):
+        name = ": ".join(name)
+    if name is None:
         return None
-    if not isinstance(found, str) or not found:
-        raise InputError(f"{where}: properties.classification: expected a name, found {found!r}")
-    return found
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: properties.classification: expected a name, found {name!r}")
+    return name
 
 
 def _ring(where: str, ring: object) -> np.ndarray:
     try:
         points: np.ndarray = np.asarray(ring)
-    except (ValueError, OverflowError):  # positions of different lengths, endless nesting
+    except (ValueError, OverflowError):  # positions of different lengths, or too deep nesting
         points = np.empty(0)
     if points.ndim != 2 or points.shape[1] not in (2, 3) or points.dtype.kind not in "iuf":
         raise InputError(f"{where}: coordinates: a ring is not a list of positions [x, y]")

@@ -1,4 +1,4 @@
-"""Label and atlas images written into a brain's folder and its section table: all or none."""
+"""Write label or atlas images into a brain's folder and its section table, all or none."""
 
 import contextlib
 import difflib
@@ -14,10 +14,10 @@ FOLDERS = {"label": "labels", "atlas": "atlas"}
 
 
 def select_sections(brain: Brain, names: Sequence[str]) -> list[SectionRow]:
-    """The sections of these names, all if none is given.
+    """Return the sections with the given names, or all sections if no name is given.
 
     Raises:
-        InputError: a name that is not in the table.
+        InputError: if a name is not in the section table.
     """
     known = {row.name: row for row in brain.sections}
     for name in names:
@@ -25,7 +25,7 @@ def select_sections(brain: Brain, names: Sequence[str]) -> list[SectionRow]:
             near = difflib.get_close_matches(name, known, n=8) or list(known)[:8]
             some = ", ".join(near) + ", ..." * (len(known) > len(near))
             raise InputError(
-                f"{brain.root / brain.section_table}: no section {name!r}; there are {some}"
+                f"{brain.root / brain.section_table}: no section {name!r}; it lists {some}"
             )
     return [known[name] for name in names] if names else list(brain.sections)
 
@@ -34,19 +34,21 @@ def select_sections(brain: Brain, names: Sequence[str]) -> list[SectionRow]:
 def image_column(
     brain: Brain, column: str, sections: Sequence[SectionRow], overwrite: bool
 ) -> Iterator[Callable[[SectionRow], Path]]:
-    """Images for a column of the section table, `labels/<section>.tif` or `atlas/<section>.tif`.
+    """Write the images of a column: `labels/<section>.tif` or `atlas/<section>.tif`.
 
-    Yields a function that says where to write a section's image. On success the images written
-    take their places and the table names them; on an error nothing has changed.
+    The context manager yields a function that returns the path at which to write the image of a
+    section. At the end, the images that were written are moved into the folder and entered in the
+    section table. If the block raises an error, nothing changes.
 
     Args:
         brain: the brain.
         column: "label" or "atlas".
-        sections: those that may get an image.
-        overwrite: whether those that have one may get another.
+        sections: the sections that may get an image.
+        overwrite: whether existing images may be replaced.
 
     Raises:
-        InputError: a section has an image and `overwrite` is not set, or its name is no file name.
+        InputError: if a section has an image and `overwrite` is not set, if its name cannot be a
+            file name, or if the section table has changed meanwhile.
     """
     folder = brain.root / FOLDERS[column]
     table = brain.root / brain.section_table

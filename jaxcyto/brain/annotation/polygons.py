@@ -1,10 +1,11 @@
-"""Annotations drawn as polygons (GeoJSON, as QuPath exports it) -> label images.
+"""Rasterize annotations that were drawn as polygons (GeoJSON from QuPath) to label images.
 
-Coordinates are pixels of the section image at full resolution, or micrometers. In both, (0, 0)
-is the upper left CORNER of the image, as in QuPath: pixel k covers k to k + 1. (The section
-table's affine counts from pixel centers; nothing here depends on it.) A pixel of the label image
-belongs to a polygon if its center lies inside by the even-odd rule, over the outline and the holes
-together. Later features paint over earlier ones.
+Coordinates are pixels of the section image at full resolution, or micrometers. In both units,
+(0, 0) is the upper left CORNER of the image, as in QuPath, so pixel k covers k to k + 1. The affine
+of the section table counts from pixel centers instead, but nothing here depends on it.
+
+A pixel of the label image belongs to a polygon if its center lies inside by the even-odd rule,
+applied to the outline and the holes together. Later features are painted over earlier ones.
 """
 
 import dataclasses
@@ -26,18 +27,18 @@ from jaxcyto.brain.sections.writer import write_section
 from jaxcyto.errors import InputError
 
 SUFFIXES = (".geojson", ".json")
-BAND_PX = 1 << 23  # filled at once
-CROSSING_PX = 12  # an edge that crosses a row takes about the memory of so many pixels
+BAND_PX = 1 << 23  # pixels that are filled at a time, to bound memory
+CROSSING_PX = 12  # an edge that crosses a row takes about as much memory as 12 pixels
 PIXEL_MM2 = (LABEL_UM / 1000) ** 2
 
 
 @dataclasses.dataclass
 class Painted:
-    """What was annotated, over any number of sections.
+    """Counts of annotated pixels, over any number of sections.
 
     Attributes:
-        pixels: of each class, int64 [256].
-        over: pixels of one class (first) painted over by another (second).
+        pixels: pixels of each class, int64 [256].
+        over: pixels by (old class, new class) whose old class was painted over by the new one.
         sections: number of label images.
     """
 
@@ -46,7 +47,7 @@ class Painted:
     sections: int = 0
 
     def describe(self, classes: Sequence[AreaClass]) -> str:
-        """Square millimeters of every class, and of what was painted over, in words."""
+        """Describe the area of every class and the painted-over areas, in square millimeters."""
         lines = [f"{self.sections} label image(s) written"]
         lines += [
             f"{item.name}: {count * PIXEL_MM2:.4g} mm2"
@@ -67,23 +68,24 @@ def annotate_brain(
     unit: str = "px",
     overwrite: bool = False,
 ) -> str:
-    """Rasterizes polygons to label images `labels/<section>.tif` and fills the `label` column.
+    """Rasterize polygons to label images `labels/<section>.tif` and fill the `label` column.
 
-    Every file is read and checked before anything is written.
+    All files are read and checked before anything is written.
 
     Args:
         root: the brain's folder.
         geojson: a file, or a folder of files named after their sections or section images.
-        section: the section of a single file; needed where its name does not say it.
-        unit: "px" of the image at full resolution, or "um"; from the image's upper left corner.
-        overwrite: replace label images.
+        section: the section of a single file. It is needed if the file is not named after it.
+        unit: unit of the coordinates, "px" of the image at full resolution or "um". The origin is
+            the image's upper left corner.
+        overwrite: whether existing label images are replaced.
 
     Returns:
-        The area of each class, in words.
+        A text with the area of each class.
 
     Raises:
-        InputError: a file cannot be used, a class is unknown, a polygon is faulty or lies outside
-            of its section, or a section has a label image and `overwrite` is not set.
+        InputError: if a file cannot be used, a class is unknown, a polygon is faulty or lies
+            outside of its section, or a section has a label image and `overwrite` is not set.
     """
     brain = read_brain(root)
     if not brain.classes:
@@ -106,7 +108,7 @@ def annotate_brain(
     for path in empty:
         warnings.warn(f"{path}: no polygon with a class; left out", stacklevel=2)
     painted = Painted(sections=len(jobs))
-    with image_column(brain, "label", [row for _, row, _ in jobs], overwrite) as place:
+    with image_column(brain, "label", [row for _, row, _ in jobs], overwrite) as path_of:
         for path, row, polygons in jobs:
             label = rasterize(polygons, _label_shape(row), painted.over)
             if (label == UNLABELED).all():
@@ -115,7 +117,7 @@ def annotate_brain(
                     f"{LABEL_UM:g} um; are the coordinates in {unit}?"
                 )
             painted.pixels += np.bincount(label.ravel(), minlength=256)
-            write_section(place(row), label, LABEL_UM, compression="deflate")
+            write_section(path_of(row), label, LABEL_UM, compression="deflate")
     return painted.describe(brain.classes)
 
 
@@ -124,12 +126,15 @@ def rasterize(
     shape: tuple[int, int],
     over: Counter[tuple[int, int]] | None = None,
 ) -> np.ndarray:
-    """A label image uint8 [height, width] of polygons in the order given; UNLABELED elsewhere.
+    """Paint polygons into a label image, in the given order.
 
     Args:
-        polygons: on the label grid, pixel centers at whole numbers.
-        shape: (height, width) px.
-        over: gets the pixels (old class, new class) that were painted over.
+        polygons: polygons on the label grid, with pixel centers at whole numbers.
+        shape: (height, width) of the label image, px.
+        over: is incremented by the number of painted-over pixels, by (old class, new class).
+
+    Returns:
+        uint8 [height, width], UNLABELED outside of all polygons.
     """
     label = np.full(shape, UNLABELED, np.uint8)
     for polygon in polygons:
@@ -139,6 +144,7 @@ def rasterize(
         left, top = np.clip(np.ceil(start.min(0)), 0, limit).astype(int)
         right, bottom = np.clip(np.ceil(start.max(0)), 0, limit).astype(int)
         height, width = bottom - top, right - left
+        # Split the polygon into bands of rows, so that memory does not grow with its edges.
         crossings = np.abs(end - start)[:, 1].clip(max=height).sum()
         cost = height * width + CROSSING_PX * crossings
         rows = max(1, int(height * BAND_PX / max(cost, 1)))
@@ -146,7 +152,7 @@ def rasterize(
             last = min(first + rows, bottom)
             shift = np.array([left, 0.0])
             winding = winding_number(start - shift, end - shift, first, last - first, width)
-            inside = (winding & 1).astype(bool)
+            inside = (winding & 1).astype(bool)  # even-odd rule
             window = label[first:last, left:right]
             if over is not None:
                 counts = np.bincount(window[inside], minlength=256)
@@ -158,7 +164,7 @@ def rasterize(
 
 
 def _files(brain: Brain, geojson: Path, section: str | None) -> list[tuple[Path, SectionRow]]:
-    """The files and their sections."""
+    """List the GeoJSON files with their sections."""
     if not geojson.exists():
         raise InputError(f"{geojson}: no such file or folder; name the exported GeoJSON")
     if not geojson.is_dir():
@@ -170,13 +176,15 @@ def _files(brain: Brain, geojson: Path, section: str | None) -> list[tuple[Path,
     paths = sorted(path for path in geojson.iterdir() if path.name.endswith(SUFFIXES))
     if not paths:
         raise InputError(f"{geojson}: no file ending in {' or '.join(SUFFIXES)} in this folder")
-    found: dict[str, tuple[Path, SectionRow]] = {}
+    files: dict[str, tuple[Path, SectionRow]] = {}
     for path in paths:
         row = _section_of(brain, path)
-        if row.name in found:
-            raise InputError(f"{found[row.name][0]} and {path}: both of section {row.name}")
-        found[row.name] = path, row
-    return list(found.values())
+        if row.name in files:
+            raise InputError(
+                f"{files[row.name][0]} and {path}: both of section {row.name}; keep one of them"
+            )
+        files[row.name] = path, row
+    return list(files.values())
 
 
 def _section_of(brain: Brain, path: Path, hint: str = "") -> SectionRow:
@@ -184,14 +192,14 @@ def _section_of(brain: Brain, path: Path, hint: str = "") -> SectionRow:
     for suffix in SUFFIXES:
         stem = stem.removesuffix(suffix)
     own = [row for row in brain.sections if row.name == stem]
-    found = own or [row for row in brain.sections if stem in (row.image.name, row.image.stem)]
-    if len(found) != 1:
+    rows = own or [row for row in brain.sections if stem in (row.image.name, row.image.stem)]
+    if len(rows) != 1:
         known = f"section or section image of {brain.root / brain.section_table}"
         fault = (
-            f"no {known} is named {stem!r}" if not found else f"{stem!r} is more than one {known}"
+            f"no {known} is named {stem!r}" if not rows else f"{stem!r} names more than one {known}"
         )
         raise InputError(f"{path}: {fault}; name the file after its section{hint}")
-    return found[0]
+    return rows[0]
 
 
 def _label_shape(row: SectionRow) -> tuple[int, int]:
@@ -202,11 +210,16 @@ def _label_shape(row: SectionRow) -> tuple[int, int]:
 def _on_label_grid(
     path: Path, row: SectionRow, polygons: list[Polygon], unit: str
 ) -> list[Polygon]:
-    """Polygons with pixel centers of the label grid at whole numbers."""
+    """Scale polygons to the label grid, with pixel centers at whole numbers.
+
+    Raises:
+        InputError: if a polygon lies outside of the section.
+    """
     scale = (row.pixel_um if unit == "px" else 1) / LABEL_UM
     height, width = _label_shape(row)
     moved = []
     for polygon in polygons:
+        # The corner of pixel 0 is at 0 in the file and at -0.5 on the grid.
         rings = [scale * ring - 0.5 for ring in polygon.rings]
         low, high = rings[0].min(0) + 0.5, rings[0].max(0) + 0.5
         if (high <= 0).any() or low[0] >= width or low[1] >= height:

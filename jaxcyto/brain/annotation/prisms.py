@@ -1,7 +1,8 @@
-"""Where a section plane cuts the cortex: prisms between pial and white, on a pixel grid.
+"""Cut the cortex by a section plane and rasterize the cut on a pixel grid.
 
-Each prism is three tetrahedra; a plane cuts a tetrahedron in one or two triangles, inside which
-depth and barycentric weights are linear. Neighbors share cut points bit for bit, so that the
+The cortex consists of prisms between the pial and the white surface. Each prism is split into three
+tetrahedra. A plane cuts a tetrahedron in one or two triangles, inside which the depth and the
+barycentric weights are linear. Neighboring tetrahedra share their cut points bit for bit, so the
 rasterized triangles meet without gaps.
 """
 
@@ -14,12 +15,16 @@ from jaxcyto.brain.annotation.scanline import edge_rows, expand, winding_number
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """The cut in grid coordinates (column, row), pixel centers at whole numbers.
+    """The cut in grid coordinates (column, row), with pixel centers at whole numbers.
 
-    corner float64 [T, 3, 2]: planar triangles; value float64 [T, 3, 3]: (depth, weight of the
-    face's 2nd vertex, of its 3rd) at each corner; face int64 [T]; sorted_faces int64 [F, 3]: vertex
-    ids, ascending, which the weights refer to; contour float64 [S, 2, 2]: directed segments of the
-    white surface.
+    Attributes:
+        corner: corners of T planar triangles, float64 [T, 3, 2].
+        value: (depth, weight of the face's 2nd vertex, weight of its 3rd vertex) at each corner,
+            float64 [T, 3, 3]. Depth is 0 at the pial and 1 at the white surface.
+        face: the face of each triangle's prism, int64 [T].
+        sorted_faces: vertex indices of each face in ascending order, int64 [F, 3]. The weights
+            refer to this order.
+        contour: directed segments in which the plane cuts the white surface, float64 [S, 2, 2].
     """
 
     corner: np.ndarray
@@ -30,11 +35,11 @@ class Cut:
 
 
 def cut_prisms(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> Cut:
-    """Cuts the prisms between two vertex-matched surfaces where the third coordinate is zero.
+    """Cut the prisms between two vertex-matched surfaces where the third coordinate is zero.
 
     Args:
         pial, white: vertices [V, 3]: (column, row) on the grid and the distance to its plane.
-        faces: int64 [F, 3].
+        faces: vertex indices, int64 [F, 3].
     """
     contour = _contour(white, faces)
     faces = np.sort(faces, axis=1)
@@ -44,8 +49,8 @@ def cut_prisms(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> Cut:
     prism = np.concatenate([faces, faces + num], axis=1)  # pial a b c, white a b c; a < b < c
     touched = above[prism].any(1) & ~above[prism].all(1)
     face = np.flatnonzero(touched)
-    # The diagonal of each side runs from the pial of the lower vertex to the white of the higher
-    # one, whichever prism is asked.
+    # The diagonal of each side runs from the pial vertex with the lower index to the white vertex
+    # with the higher index. Neighboring prisms thus share the diagonal of their common side.
     slots = np.array([[0, 1, 2, 5], [0, 1, 4, 5], [0, 3, 4, 5]])
     tetra = slots[np.tile(np.arange(3), len(face))]
     owner = np.repeat(face, 3)
@@ -56,14 +61,15 @@ def cut_prisms(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> Cut:
     attributes = np.array(  # (depth, weight of b, weight of c) at the six corners of a prism
         [[0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0], [1, 0, 1]], float
     )
-    corner, value, found = [], [], []
+    corner, value, face_of = [], [], []
+    # By the number of corners above the plane: the cut tetrahedron edges at the triangles' corners.
     cases = {
         1: [((0, 1), (0, 2), (0, 3))],
         2: [((0, 2), (0, 3), (1, 3)), ((0, 2), (1, 3), (1, 2))],
         3: [((0, 3), (1, 3), (2, 3))],
     }
-    for number, triangles in cases.items():
-        chosen = count == number
+    for num_above, triangles in cases.items():
+        chosen = count == num_above
         for triangle in triangles:
             upper, lower = np.array(triangle).T
             first, second = points[ids[chosen][:, upper]], points[ids[chosen][:, lower]]
@@ -71,18 +77,18 @@ def cut_prisms(pial: np.ndarray, white: np.ndarray, faces: np.ndarray) -> Cut:
             corner.append(first[..., :2] + t[..., None] * (second - first)[..., :2])
             start, end = attributes[tetra[chosen][:, upper]], attributes[tetra[chosen][:, lower]]
             value.append(start + t[..., None] * (end - start))
-            found.append(owner[chosen])
+            face_of.append(owner[chosen])
     return Cut(
         corner=np.concatenate(corner),
         value=np.concatenate(value),
-        face=np.concatenate(found),
+        face=np.concatenate(face_of),
         sorted_faces=faces,
         contour=contour,
     )
 
 
 def _contour(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Directed segments [S, 2, 2] in which the plane (third coordinate 0) cuts a surface."""
+    """Return the directed segments [S, 2, 2] in which the plane z = 0 cuts a surface."""
     above = points[:, 2] >= 0
     up = above[faces]
     faces, up = faces[up.any(1) & ~up.all(1)], up[up.any(1) & ~up.all(1)]
@@ -91,7 +97,9 @@ def _contour(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
     turned = np.take_along_axis(faces, (alone[:, None] + np.arange(3)) % 3, axis=1)
 
     def crossing(first, second):
-        swap = above[second] & ~above[first]  # always from above to below: bit-identical
+        # Interpolate from above to below for both faces of an edge, so that the points are equal
+        # bit for bit.
+        swap = above[second] & ~above[first]
         first, second = np.where(swap, second, first), np.where(swap, first, second)
         a, b = points[first], points[second]
         t = a[:, 2] / (a[:, 2] - b[:, 2])
@@ -102,14 +110,18 @@ def _contour(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def rasterize(cut: Cut, top: int, height: int, width: int) -> np.ndarray:
-    """The triangle that covers each pixel of a row block: int32 [height, width], -1 for none."""
+    """Return the triangle that covers each pixel of a block of rows.
+
+    Returns:
+        int32 [height, width], the index of the triangle or -1 for none.
+    """
     out = np.full(height * width, -1, np.int32)
     rows = cut.corner[:, :, 1]
     near = np.flatnonzero((rows.max(1) >= top) & (rows.min(1) <= top + height))
     corner = cut.corner[near]
     crossings = [edge_rows(corner[:, k], corner[:, (k + 1) % 3], top, height) for k in range(3)]
     owner, row, column = (np.concatenate(parts) for parts in zip(*crossings, strict=True))
-    # Each triangle crosses a row in exactly two edges: after sorting they lie side by side.
+    # Exactly two edges of a triangle cross a row. After sorting, their crossings are adjacent.
     order = np.lexsort((column, row, owner))
     owner, row, column = owner[order], row[order], column[order]
     left = np.clip(np.ceil(column[0::2]), 0, width).astype(np.int64)
@@ -120,21 +132,27 @@ def rasterize(cut: Cut, top: int, height: int, width: int) -> np.ndarray:
 
 
 def inside_white(cut: Cut, top: int, height: int, width: int) -> np.ndarray:
-    """Where the pixels of a row block lie within the white surface: bool, by winding number."""
+    """Return which pixels of a block of rows lie within the white surface, bool [height, width].
+
+    A pixel is inside if the contour winds around it.
+    """
     start, end = cut.contour[:, 0], cut.contour[:, 1]
     return winding_number(start, end, top, height, width) != 0
 
 
 def planes(cut: Cut) -> np.ndarray:
-    """What `evaluate` needs of each triangle, float32 [12, T].
+    """Compute the linear functions that `evaluate` needs for each triangle.
 
-    Its first corner (column, row); for each of the three values: there, change per column, change
-    per row; and the angle in which depth grows fastest.
+    Returns:
+        float32 [12, T]. Rows 0 and 1 are the (column, row) of the triangle's first corner. Rows
+        2 ... 10 hold for each of the three values: the value at that corner, its change per column,
+        its change per row. Row 11 is the angle in which depth grows fastest.
     """
     a, b, c = cut.corner.swapaxes(0, 1)
     u, v = b - a, c - a
     det = u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
-    safe = np.where(np.abs(det) < 1e-9, np.inf, det)[:, None]  # such slivers cover no pixel
+    # Triangles without area would divide by zero. They cover no pixel, so any value will do.
+    safe = np.where(np.abs(det) < 1e-9, np.inf, det)[:, None]
     du, dv = (cut.value[:, k] - cut.value[:, 0] for k in (1, 2))
     per_column = (du * v[:, 1:] - dv * u[:, 1:]) / safe
     per_row = (dv * u[:, :1] - du * v[:, :1]) / safe
@@ -146,11 +164,17 @@ def planes(cut: Cut) -> np.ndarray:
 def evaluate(
     cut: Cut, planes: np.ndarray, triangle: np.ndarray, column: np.ndarray, row: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The cortex at pixels [N] of known triangles.
+    """Evaluate depth and barycentric weights at pixels [N] whose triangles are known.
+
+    Args:
+        cut: the cut.
+        planes: result of the function `planes`.
+        triangle: index of the triangle that covers each pixel [N].
+        column, row: pixels on the grid [N].
 
     Returns:
-        depth [N], 0 pial to 1 white; vertex ids [3, N] and their weights [3, N]; the angle [N] in
-        the image in which depth grows fastest.
+        A tuple of depth [N] (0 pial to 1 white), vertex indices [3, N], their weights [3, N], and
+        the angle [N] in the image in which depth grows fastest, in radians.
     """
     dx = column.astype(np.float32) - planes[0][triangle]
     dy = row.astype(np.float32) - planes[1][triangle]
@@ -167,9 +191,9 @@ def evaluate(
 
 
 def weighted_majority(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The label [N] with the greatest total weight among three labels and weights [3, N].
+    """Return the label [N] with the largest total weight among three labels [3, N].
 
-    Its borders are straight within a face and meet those of the next face.
+    The borders between labels are straight within a face and continuous across faces.
     """
     out = labels[0].copy()
     mixed = np.flatnonzero((labels[1] != labels[0]) | (labels[2] != labels[0]))

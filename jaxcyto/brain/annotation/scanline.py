@@ -1,16 +1,20 @@
-"""Polygons on a pixel grid, row by row; pixel centers lie at whole numbers.
+"""Fill polygons on a pixel grid, row by row. Pixel centers lie at whole numbers.
 
-A center counts as inside from the left edge on (included) to the right edge (excluded), and from
-the upper to the lower alike: shapes that share an edge divide the pixels along it, none twice and
-none left over. Where an edge crosses a row is computed alike for both of its directions, so that
-this holds bit for bit.
+A pixel center on a left or upper edge is inside, and a center on a right or lower edge is outside.
+Shapes that share an edge therefore divide the pixels along it: none belongs to both and none to
+neither. This holds bit for bit, because the crossing of an edge with a row is computed in the same
+way for both directions of the edge.
 """
 
 import numpy as np
 
 
 def expand(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Owner and value of every whole number in the half-open ranges [first, last)."""
+    """Enumerate the integers in half-open ranges [first, last).
+
+    Returns:
+        The index of the range and the value of each integer, both [N].
+    """
     length = np.maximum(last - first, 0)
     owner = np.repeat(np.arange(len(length)), length)
     start = np.cumsum(length) - length
@@ -18,11 +22,21 @@ def expand(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def edge_rows(start: np.ndarray, end: np.ndarray, top: int, height: int):
-    """For edges [N, 2] to [N, 2]: (edge, row, column) of every row of the window they cross."""
+    """Find where edges cross the rows [top, top + height).
+
+    Args:
+        start, end: ends (column, row) of the edges [N, 2].
+        top, height: the block of rows.
+
+    Returns:
+        (edge index, row, column) of all crossings.
+    """
     low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
     first = np.clip(np.ceil(low), top, top + height).astype(np.int64)
     last = np.clip(np.ceil(high), top, top + height).astype(np.int64)
     edge, row = expand(first, last)
+    # Always interpolate from the upper to the lower end, so that both directions of an edge give
+    # the same column bit for bit.
     flip = start[edge, 1] > end[edge, 1]
     a = np.where(flip[:, None], end[edge], start[edge])
     b = np.where(flip[:, None], start[edge], end[edge])
@@ -33,13 +47,16 @@ def edge_rows(start: np.ndarray, end: np.ndarray, top: int, height: int):
 def winding_number(
     start: np.ndarray, end: np.ndarray, top: int, height: int, width: int
 ) -> np.ndarray:
-    """How often closed curves wind around each pixel of a row block, int16 [height, width].
+    """Return how often closed curves wind around each pixel of a block.
 
-    Odd where the even-odd rule calls a pixel inside.
+    The winding number is odd where a pixel is inside by the even-odd rule.
 
     Args:
         start, end: directed edges [N, 2] (column, row), which form closed curves.
-        top, height, width: the block: rows [top, top + height), columns [0, width).
+        top, height, width: the block of rows [top, top + height) and columns [0, width).
+
+    Returns:
+        int16 [height, width].
     """
     edge, row, column = edge_rows(start, end, top, height)
     change = np.zeros((height, width + 1), np.int16)

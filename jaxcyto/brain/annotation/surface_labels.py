@@ -1,10 +1,10 @@
-"""Labels of the cortical surface carried into section planes: label images and atlas images.
+"""Carry labels of the cortical surface into section planes, as label images or atlas images.
 
-The cortex is filled by prisms between corresponding triangles of pial and white. A pixel of a
-section is cortex if its center lies in a prism; at the same place of the triangle, whatever the
-depth, the labels of the three vertices are weighted. So a label keeps to its side of a sulcus,
-and borders between areas run straight from pial to white. What lies within the white surfaces is
-white matter, ventricles and subcortical nuclei included.
+The cortex is filled by prisms between corresponding faces of the pial and the white surface. A
+pixel of a section is cortex if its center lies in a prism. Its label is the one with the largest
+total barycentric weight among the face's three vertices, independent of the depth. A label
+therefore stays on its side of a sulcus, and borders between areas run straight from pial to white.
+All pixels within the white surfaces are white matter, including ventricles and subcortical nuclei.
 """
 
 import dataclasses
@@ -36,20 +36,20 @@ from jaxcyto.brain.surfaces.vertex_labels import read_label_names, read_labels
 from jaxcyto.errors import InputError
 from jaxcyto.utils.progress import Progress
 
-BLOCK = 512  # rows of the label grid at a time
-THICKEST_MM = 20.0  # longer than any edge of a prism: what is further off a plane is not cut by it
+BLOCK = 512  # rows of the label grid that are computed at a time
+THICKEST_MM = 20.0  # longer than any edge of a prism, so prisms further off a plane are not cut
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabeledCortex:
-    """All hemispheres in one mesh.
+    """All hemispheres in one mesh, with the class of each vertex.
 
     Attributes:
-        pial, white: float64 [V, 3] mm, vertex-matched.
-        faces: int64 [F, 3].
-        number: class of each vertex, int32 [V]; UNLABELED where it is not known.
-        outside: class of what lies outside of the pial surfaces, or UNLABELED.
-        within: class of what lies within the white surfaces, or UNLABELED.
+        pial, white: vertex-matched vertices in mm, float64 [V, 3].
+        faces: vertex indices, int64 [F, 3].
+        number: class of each vertex, int32 [V], or UNLABELED if it is not known.
+        outside: class of the pixels outside of the pial surfaces, or UNLABELED.
+        within: class of the pixels within the white surfaces, or UNLABELED.
     """
 
     pial: np.ndarray
@@ -70,25 +70,26 @@ def carry_labels(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> str:
-    """Writes `labels/<section>.tif` or `atlas/<section>.tif` from the hemispheres' `labels`.
+    """Write `labels/<section>.tif` or `atlas/<section>.tif` from the hemispheres' `labels`.
 
     Args:
         root: the brain's folder.
-        sections: their names; all sections that meet a surface if empty.
-        classes: class name of a label, "" for none (not annotated); other labels become the class
-            of their name in the label file, else the class of kind cortex.
-        into: "label": class numbers; "atlas": a channel for each area, 255 = probability 1.
-        fwhm_mm: width of a Gaussian along the surface that makes memberships into probabilities
-            (atlas only); 0 leaves 0 and 255.
-        overwrite: replace images.
-        progress: told the sections done.
+        sections: names of the sections. If empty, all sections that meet a surface are used.
+        classes: class name by label, or "" for labels that become not annotated. A label that is
+            not listed becomes the class that has its name in the label file, else the class of
+            kind cortex.
+        into: "label" for class indices, "atlas" for one channel per area (255 = probability 1).
+        fwhm_mm: full width at half maximum of a Gaussian along the surface, which turns memberships
+            into probabilities (atlas only). With 0 all values are 0 or 255.
+        overwrite: whether existing images are replaced.
+        progress: called with the number of sections done and the number of all sections.
 
     Returns:
-        Which label became which class, and what was written, in words.
+        A text that lists the class of each label and the images written.
 
     Raises:
-        InputError: the brain has no hemisphere with pial, white and labels, no label becomes a
-            class, no section meets a surface, or an image is there and `overwrite` is not set.
+        InputError: if the brain has no hemisphere with pial, white and labels, no label becomes a
+            class, no section meets a surface, or an image exists and `overwrite` is not set.
     """
     brain = read_brain(root)
     cortex, lines = labeled_cortex(brain, classes or {})
@@ -101,21 +102,22 @@ def carry_labels(
         if fwhm_mm:
             middle = Surface((cortex.pial + cortex.white) / 2, cortex.faces)
             membership = smooth(middle, membership, fwhm_mm)
-    rows, places, written = select_sections(brain, sections), [], 0
-    with image_column(brain, into, rows, overwrite) as place:
+    rows, registrations, written = select_sections(brain, sections), [], 0
+    with image_column(brain, into, rows, overwrite) as path_of:
         for done, row in enumerate(rows):
             with open_section(row.image, row.pixel_um) as section:
                 full = section.shape
-            places.append(registration(row, full))
+            registrations.append(registration(row, full))
             shape = expected_shape(full, row.pixel_um)
-            cut = cut_section(cortex, places[-1], row.pixel_um)
+            cut = cut_section(cortex, registrations[-1], row.pixel_um)
             if _meets(cut, shape):
                 written += 1
+                path = path_of(row)
                 if membership is None:
                     blocks = label_blocks(cortex, cut, shape)
-                    write_section(place(row), blocks, LABEL_UM, shape=shape, compression="deflate")
+                    write_section(path, blocks, LABEL_UM, shape=shape, compression="deflate")
                 else:
-                    _write_atlas(place(row), atlas_channels(membership, cut, shape))
+                    _write_atlas(path, atlas_channels(membership, cut, shape))
             if progress:
                 progress(done + 1, len(rows))
         if not written:
@@ -124,24 +126,28 @@ def carry_labels(
                 brain, hemispheres=(Hemisphere("all"),), sections=tuple(rows)
             )
             table = brain.root / brain.section_table
-            raise InputError(
-                f"{table}: affine: no section meets a surface\n{no_overlap(part, surfaces, places)}"
-            )
+            reason = no_overlap(part, surfaces, registrations)
+            raise InputError(f"{table}: affine: no section meets a surface\n{reason}")
     lines.append(f"{written} {into} image(s) written, {len(rows) - written} without cortex")
     return "\n".join(lines)
 
 
 def labeled_cortex(brain: Brain, classes: Mapping[int, str]) -> tuple[LabeledCortex, list[str]]:
-    """The hemispheres with the class of each vertex, and in words which label became which.
+    """Read the hemispheres with the class of each vertex.
 
-    A hemisphere without labels is cortex of unknown class. What lies outside of the pial surfaces
-    is the class of kind background only if there are two hemispheres: outside of one lies another.
+    A hemisphere without labels is cortex of unknown class. Pixels outside of the pial surfaces get
+    the class of kind background only if there are two hemispheres. With one hemisphere they may
+    belong to the other one.
+
+    Returns:
+        The cortex, and lines of text that list the class of each label.
 
     Raises:
         InputError: see `carry_labels`.
     """
     need_hemispheres(brain, "carrying labels")
-    kinds = {item.kind: number for number, item in reversed(list(enumerate(brain.classes)))}
+    # Reversed, so that the first class of each kind counts.
+    kinds = {item.kind: index for index, item in reversed(list(enumerate(brain.classes)))}
     title = [item.name for item in brain.classes]
     parts = [_pial_white(each) for each in brain.hemispheres]
     sizes = [len(pial.vertices) for pial, _ in parts]
@@ -168,32 +174,34 @@ def labeled_cortex(brain: Brain, classes: Mapping[int, str]) -> tuple[LabeledCor
 def vertex_classes(
     brain: Brain, num_vertices: Sequence[int], classes: Mapping[int, str]
 ) -> tuple[list[np.ndarray], list[str]]:
-    """The class of each vertex, and in words which label became which.
+    """Read the label files and convert labels to classes.
 
     Args:
-        brain: its hemispheres name files of labels.
-        num_vertices: of each hemisphere.
+        brain: a brain whose hemispheres name label files.
+        num_vertices: number of vertices of each hemisphere.
         classes: as for `carry_labels`.
 
     Returns:
-        int32 [V] of each hemisphere; UNLABELED without labels, or where they say so.
+        The class of each vertex, int32 [V] for each hemisphere, and lines of text that list the
+        class of each label. The class is UNLABELED in hemispheres without labels and for labels
+        that `classes` maps to "".
 
     Raises:
-        InputError: no hemisphere has labels, no label becomes a class, or a file is damaged.
+        InputError: if no hemisphere has labels, no label becomes a class, or a file is damaged.
     """
-    found, names = [], {}
+    per_hemisphere, names = [], {}
     for each, count in zip(brain.hemispheres, num_vertices, strict=True):
         if each.labels is None:
-            found.append(None)
+            per_hemisphere.append(None)
             continue
-        found.append(read_labels(each.labels, count))
+        per_hemisphere.append(read_labels(each.labels, count))
         for key, name in read_label_names(each.labels).items():
             if names.setdefault(key, name) != name:
                 raise InputError(
                     f"{each.labels}: label {key} is {name!r} here and {names[key]!r} in "
-                    "another hemisphere; number them alike"
+                    "another hemisphere; use the same label for the same area in both"
                 )
-    known = [labels for labels in found if labels is not None]
+    known = [labels for labels in per_hemisphere if labels is not None]
     if not known:
         raise InputError(
             f"{brain.root / 'brain.toml'}: hemispheres: labels: none given; name a file of area "
@@ -206,7 +214,7 @@ def vertex_classes(
         np.full(count, UNLABELED, np.int32)
         if labels is None
         else table[np.searchsorted(keys, labels)]
-        for labels, count in zip(found, num_vertices, strict=True)
+        for labels, count in zip(per_hemisphere, num_vertices, strict=True)
     ]
     lines = [
         f"label {key}{f' ({names[key]})' if key in names else ''}, {count} vertices: "
@@ -217,17 +225,17 @@ def vertex_classes(
 
 
 def cut_section(cortex: LabeledCortex, place: Registration, pixel_um: float) -> Cut:
-    """Where a section cuts the cortex, on its label grid.
+    """Cut the cortex by a section, on the section's label grid.
 
-    A bent section is made flat: every vertex is taken to (column, row) and its distance to the
-    section, which is exact at the vertices and linear between them.
+    A bent section is flattened: every vertex is mapped to its (column, row) and its distance to the
+    section. The cut is therefore exact at the vertices and linear between them.
     """
     pial, white = (_to_grid(each, place, pixel_um) for each in (cortex.pial, cortex.white))
     return cut_prisms(pial, white, cortex.faces)
 
 
 def label_blocks(cortex: LabeledCortex, cut: Cut, shape: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The label image [height, width] in blocks of rows, uint8."""
+    """Yield the label image [height, width], uint8, in blocks of rows."""
     linear = planes(cut)
     for top in range(0, shape[0], BLOCK):
         height = min(BLOCK, shape[0] - top)
@@ -241,7 +249,11 @@ def label_blocks(cortex: LabeledCortex, cut: Cut, shape: tuple[int, int]) -> Ite
 
 
 def atlas_channels(membership: np.ndarray, cut: Cut, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [channels, height, width]: memberships [V, channels] in the cortex, 0 outside of it."""
+    """Interpolate memberships [V, channels] in the cortex, for an atlas image.
+
+    Returns:
+        uint8 [channels, height, width], 255 = probability 1, and 0 outside of the cortex.
+    """
     linear = planes(cut)
     out = np.zeros((membership.shape[1], *shape), np.uint8)
     for top in range(0, shape[0], BLOCK):
@@ -250,7 +262,8 @@ def atlas_channels(membership: np.ndarray, cut: Cut, shape: tuple[int, int]) -> 
         _, ids, weights, _ = evaluate(cut, linear, triangle[row, column], column, row + top)
         for k, channel in enumerate(np.ascontiguousarray(membership.T)):
             value = np.rint(255 * (weights * channel[ids]).sum(0)).astype(np.uint8)
-            some = np.flatnonzero(value)  # most areas are far away; their pages stay untouched
+            # Most areas are far away. Without writing zeros, the memory of `out` stays unmapped.
+            some = np.flatnonzero(value)
             out[k, row[some] + top, column[some]] = value[some]
     return out
 
@@ -273,33 +286,35 @@ def _pial_white(hemisphere: Hemisphere) -> tuple[Surface, Surface]:
 def _classes_of(
     brain: Brain, keys: list[int], names: Mapping[int, str], given: Mapping[int, str]
 ) -> dict[int, int]:
-    """The class, or UNLABELED, of every label."""
+    """Return the class, or UNLABELED, of every label."""
     toml = brain.root / "brain.toml"
-    number = {item.name: k for k, item in enumerate(brain.classes)}
+    indices = {item.name: k for k, item in enumerate(brain.classes)}
     kinds = {item.kind: k for k, item in reversed(list(enumerate(brain.classes)))}
     listed = ", ".join(f"{key} ({names[key]})" if key in names else str(key) for key in keys)
     for key, name in given.items():
         if key not in keys:
-            raise InputError(f"--map {key}={name}: no vertex has this label; there are {listed}")
-        if name and name not in number:
-            raise InputError(f"--map {key}={name}: {toml} lists {', '.join(number)}")
-    found = {key: number.get(given.get(key, names.get(key, "")), None) for key in keys}
-    if not any(value is not None for value in found.values()):
+            raise InputError(f"--map {key}={name}: no vertex has this label; labels are {listed}")
+        if name and name not in indices:
+            raise InputError(f"--map {key}={name}: {toml} lists {', '.join(indices)}")
+    classes = {key: indices.get(given.get(key, names.get(key, "")), None) for key in keys}
+    if not any(value is not None for value in classes.values()):
         raise InputError(
-            f"{toml}: classes: none has the name of a label ({listed}); say which class a label "
-            f"is, as in --map {keys[-1]}={next(iter(number), 'NAME')}"
+            f"{toml}: classes: none has the name of a label ({listed}); map labels to classes, "
+            f"for example --map {keys[-1]}={next(iter(indices), 'NAME')}"
         )
     other = kinds.get("cortex", UNLABELED)
     return {
         key: UNLABELED if given.get(key) == "" else other if value is None else value
-        for key, value in found.items()
+        for key, value in classes.items()
     }
 
 
 def _to_grid(points_mm: np.ndarray, place: Registration, pixel_um: float) -> np.ndarray:
-    """Points [V, 3] as (column, row) on the label grid, and distance to the section in mm."""
+    """Map points [V, 3] in mm to (column, row) on the label grid and mm off the section, [V, 3]."""
     column, row, offset = AffineRegistration(place.affine).to_px(points_mm)
-    if place.bend_mm:  # for the others only the side of the section matters
+    # The exact mapping is iterative, so it is used near the section only. For all other points only
+    # the side of the section matters, which the affine gives.
+    if place.bend_mm:
         near = np.abs(offset) <= 2 * place.bend_mm + THICKEST_MM
         column[near], row[near], offset[near] = place.to_px(points_mm[near])
     scale = pixel_um / LABEL_UM
@@ -307,7 +322,7 @@ def _to_grid(points_mm: np.ndarray, place: Registration, pixel_um: float) -> np.
 
 
 def _meets(cut: Cut, shape: tuple[int, int]) -> bool:
-    """Whether any of the cut lies in the image."""
+    """Return whether any triangle of the cut lies in the image."""
     limit = np.array(shape)[::-1] - 1
     return bool(((cut.corner.max(1) >= 0) & (cut.corner.min(1) <= limit)).all(1).any())
 

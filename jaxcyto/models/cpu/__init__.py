@@ -1,1 +1,1 @@
-"""Convolutions by oneDNN on the CPU: one folder, which nothing but `models/layers.py` imports."""
+"""Run convolutions in oneDNN on the CPU. Only `models/layers.py` imports this package."""

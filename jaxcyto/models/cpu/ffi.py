@@ -1,13 +1,16 @@
-"""Functions in Python that XLA:CPU calls with pointers into its memory, nothing copied.
+"""Register Python functions that XLA:CPU calls with pointers to its buffers, without copies.
 
-The handler of XLA's foreign function interface, read by ctypes: the structures are those of
+XLA's foreign function interface (FFI) calls a C function, the handler, with a pointer to a call
+frame. This module builds handlers with ctypes. The ctypes structures below mirror those of
 `xla/ffi/api/c_api.h`, which is installed with jaxlib (`jax.ffi.include_dir()`). Within a major
-version they only grow at their ends, and XLA refuses handlers of a version that it does not know.
-Unlike a program with callbacks, one with such calls can be kept in JAX's compilation cache.
+version of the interface these structures only grow at their ends, and XLA rejects handlers of a
+major version that it does not support. Programs with FFI calls can be stored in JAX's persistent
+compilation cache, unlike programs with callbacks such as `jax.pure_callback`.
 
-One gap is left: programs of a few operations, as outside `jax.jit`, XLA runs in the thread that
-starts them. Ctrl-C there is an error of the program, or, at the very entry of a call, where Python
-lets nothing be caught, aborts the process. Whole networks run in threads of XLA's own.
+Known limitation: XLA runs programs of a few operations, as outside of `jax.jit`, in the thread that
+starts them, which may be the main thread. Ctrl-C then becomes an error of the program. If the
+signal arrives at the very entry of the handler, before its `try`, Python cannot catch the exception
+and the process aborts. Whole networks run in XLA's own threads and are not affected.
 """
 
 from __future__ import annotations
@@ -24,31 +27,35 @@ from typing import Any, NamedTuple
 
 import jax
 
-MAJOR = 0  # version of the interface
-# an extension's type, a stage, a type of numbers, an error's code
+MAJOR = 0  # major version of the interface
+# XLA_FFI_Extension_Metadata, XLA_FFI_ExecutionStage_EXECUTE, XLA_FFI_DataType_F32,
+# XLA_FFI_Error_Code_INTERNAL
 METADATA, EXECUTE, FLOAT32, INTERNAL = 1, 3, 11, 13
-QUIET_SECONDS, PATIENCE_SECONDS = 0.5, 60.0  # at exit: programs have ended; they never will
+# At exit, `_finish` assumes that all programs have ended after QUIET_SECONDS without a call. It
+# stops waiting after PATIENCE_SECONDS in any case.
+QUIET_SECONDS, PATIENCE_SECONDS = 0.5, 60.0
 
 
 class Buffer(NamedTuple):
-    """An argument or a result, float32: where it lies, in rows (C order), and its shape."""
+    """A float32 argument or result: its address in memory and its shape, in C order."""
 
     address: int
     shape: tuple[int, ...]
 
 
 Function = Callable[[list[Buffer], Buffer, dict[str, int]], None]
-_kept: list[Any] = []  # what XLA points to must live as long as the process
-_last = 0.0  # time of the last call
+_kept: list[Any] = []  # XLA keeps pointers to the handlers, so they must never be freed
+_last = 0.0  # time of the end of the last call, `time.monotonic`
 
 
 def register(name: str, function: Function) -> None:
-    """Makes a function callable by `jax.ffi.ffi_call(name, ...)` on the CPU.
+    """Register a function under a name, so that `jax.ffi.ffi_call(name, ...)` calls it on the CPU.
 
     Args:
-        name: of the target.
-        function: of the arguments, the result and the attributes, which must be int64. What it
-            raises becomes an error of the program that calls it.
+        name: name of the FFI target.
+        function: called with the list of arguments, the result to fill, and the attributes by name.
+            Arguments and result must be float32, attributes int64. An exception that it raises
+            becomes an error of the program that calls it.
     """
     if not _worker.is_alive():
         _worker.start()
@@ -58,6 +65,7 @@ def register(name: str, function: Function) -> None:
         global _last
         frame = pointer.contents
         try:
+            # XLA first asks which version the handler was built for, then executes it.
             if frame.extension and frame.extension.contents.type == METADATA:
                 extension = ctypes.cast(frame.extension, POINTER(_MetadataExtension)).contents
                 version = extension.metadata.contents.version
@@ -66,11 +74,13 @@ def register(name: str, function: Function) -> None:
                 (result,) = _buffers(frame.results)
                 _run(function, _buffers(frame.arguments), result, _attributes(frame))
                 _last = time.monotonic()
-        except BaseException as error:  # not even KeyboardInterrupt can pass through XLA
+        # Catch everything, KeyboardInterrupt included. No exception can pass through XLA: ctypes
+        # would print it and return a null pointer, which tells XLA that the call succeeded.
+        except BaseException as error:
             message = f"{name}: {str(error) or type(error).__name__}".encode()
             given = _ErrorCreate(ctypes.sizeof(_ErrorCreate), None, message, INTERNAL)
             return frame.api.contents.error_create(ctypes.byref(given))
-        return None
+        return None  # a null pointer: success
 
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype, new_capsule.argtypes = ctypes.py_object, [c_void_p, c_char_p, c_void_p]
@@ -80,11 +90,12 @@ def register(name: str, function: Function) -> None:
 
 
 def _run(function: Callable[..., object], *arguments: Any) -> None:
-    """Runs a function on the one thread that does all work, and waits for it whatever comes.
+    """Run a function on the worker thread and wait until it is done, even if interrupted.
 
-    XLA calls from many threads, and OpenMP keeps a team of its own for each that has ever called
-    it. And Python's handlers of signals, which may raise, run in the main thread only: they never
-    do so amidst the work.
+    There are two reasons for one thread that does all work. XLA calls handlers from many threads,
+    and OpenMP would keep a separate team of threads for each thread that has ever called it. Python
+    runs signal handlers, which may raise KeyboardInterrupt, in the main thread only. The work is
+    therefore never interrupted halfway.
     """
     done = threading.Lock()
     done.acquire()
@@ -96,7 +107,9 @@ def _run(function: Callable[..., object], *arguments: Any) -> None:
                 asked = True
                 _waiting.put((function, arguments, outcome, done))
             done.acquire()
-        except BaseException as error:  # XLA's memory is in use until the work is done
+        except BaseException as error:
+            # Returning now would let XLA reuse memory that the worker still reads and writes, so
+            # keep the interrupt and wait on.
             interrupt = error
     if error := outcome[0] or interrupt:
         raise error
@@ -111,40 +124,45 @@ def _work() -> None:
         except BaseException as error:
             outcome.append(error)
         done.release()
-        del function, arguments, outcome, done  # not kept until the next call
+        del function, arguments, outcome, done  # do not keep them alive until the next call
 
 
 _waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
 _worker = threading.Thread(target=_work, name="ffi", daemon=True)
 
 
-@atexit.register  # hence before JAX's own function, which was registered earlier
+# `atexit` runs functions in reverse order. JAX registered its own earlier, so this one runs first.
+@atexit.register
 def _finish() -> None:
-    """Lets programs end: JAX waits for them with the interpreter's lock, which calls need.
+    """Wait at exit until all running programs have ended.
 
-    Results that nobody holds any more cannot be waited for; their programs have ended when no call
-    has come for a while. Threads that start new ones for ever are not waited for without end.
+    Without this, the process would hang: JAX's own exit function waits for running programs while
+    it holds the interpreter lock (GIL), which their calls into Python need.
+
+    Arrays that are still alive can be waited for. A program whose results nobody holds cannot. Such
+    programs count as ended once no call has come for `QUIET_SECONDS`. A thread could start new
+    programs forever, so the wait ends after `PATIENCE_SECONDS`.
     """
-    if not _worker.is_alive():  # never started, or this is a fork
+    if not _worker.is_alive():  # it was never started, or this process is a fork without it
         return
     try:
         arrays = jax.live_arrays("cpu")
-    except RuntimeError:  # JAX was told to leave the CPU alone
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return
     for array in arrays:
-        with contextlib.suppress(Exception):  # that of its program
+        with contextlib.suppress(Exception):  # the error of the array's program
             array.block_until_ready()
     start = time.monotonic()
     while time.monotonic() < min(max(start, _last) + QUIET_SECONDS, start + PATIENCE_SECONDS):
         time.sleep(QUIET_SECONDS / 10)
-        _run(int)  # after what is under way
+        _run(int)  # a no-op behind the call in progress: returns when that call is done
 
 
 def _buffers(held: Any) -> list[Buffer]:
-    found = [ctypes.cast(held.values[n], POINTER(_Buffer)).contents for n in range(held.count)]
-    if any(each.dtype != FLOAT32 for each in found):
+    buffers = [ctypes.cast(held.values[n], POINTER(_Buffer)).contents for n in range(held.count)]
+    if any(each.dtype != FLOAT32 for each in buffers):
         raise TypeError("an argument or result is not float32")
-    return [Buffer(each.data or 0, tuple(each.dims[: each.rank])) for each in found]
+    return [Buffer(each.data or 0, tuple(each.dims[: each.rank])) for each in buffers]
 
 
 def _attributes(frame: Any) -> dict[str, int]:
@@ -156,11 +174,13 @@ def _attributes(frame: Any) -> dict[str, int]:
     }
 
 
+# The structures of c_api.h. `tests/models/test_ffi.py` compares their fields with the header. They
+# may end before the header's do, because XLA passes pointers to structures that it has allocated.
 class _Extension(ctypes.Structure):
     _fields_ = [("size", c_size_t), ("type", c_int), ("next", c_void_p)]
 
 
-_HEAD = [("size", c_size_t), ("extension", POINTER(_Extension))]  # of all others
+_HEAD = [("size", c_size_t), ("extension", POINTER(_Extension))]  # the first fields of all others
 
 
 class _Version(ctypes.Structure):
@@ -184,7 +204,7 @@ class _Buffer(ctypes.Structure):
 
 
 class _Held(ctypes.Structure):
-    """XLA_FFI_Args and XLA_FFI_Rets."""
+    """XLA_FFI_Args and XLA_FFI_Rets, which have the same fields."""
 
     _fields_ = [*_HEAD, ("count", c_int64), ("types", c_void_p), ("values", POINTER(c_void_p))]
 

@@ -1,6 +1,7 @@
-"""Convolutions that XLA:CPU has done by oneDNN; for float32, to be traced for the CPU only.
+"""Convolve in oneDNN from within XLA:CPU programs.
 
-Their results do not say along which device axes they vary: `jax.shard_map` needs check_vma=False.
+All functions take float32 arrays and can be lowered for the CPU only. The FFI calls do not declare
+along which mesh axes their results vary, so `jax.shard_map` needs check_vma=False around them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from jaxcyto.models.cpu.onednn import (
 
 @functools.cache
 def available() -> bool:
-    """Whether oneDNN is there (x86-64 Linux: a dependency); its functions are known to XLA then."""
+    """Return whether oneDNN can be loaded. If it can, register the functions below with XLA.
+
+    oneDNN is a dependency on x86-64 Linux only.
+    """
     if onednn.library() is None:
         return False
     for function in (_block, _input_gradient, _kernel_gradient):
@@ -40,19 +44,34 @@ def available() -> bool:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """[B, H, W, C] with [k, k, C, C'] -> [B, H', W', C'], without padding."""
+    """Convolve x [B, H, W, C] with a kernel [k, k, C, C'] to [B, H', W', C'], without padding."""
     return _block_call(x, [(kernel,)], stride, relu=False, pool=False)
 
 
 def input_gradient(gradient: jax.Array, kernel: jax.Array, shape: Shape, stride: int) -> jax.Array:
-    """Gradient [B, H, W, C] (`shape`) of the input, from that of the output [B, H', W', C']."""
+    """Return the gradient [B, H, W, C] of the input.
+
+    Args:
+        gradient: gradient of the output [B, H', W', C'].
+        kernel: [k, k, C, C'].
+        shape: shape of the input, (B, H, W, C).
+        stride: stride of the convolution.
+    """
     result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    # Attributes must be int64, the only type that `ffi.py` reads.
     call = jax.ffi.ffi_call("jaxcyto_input_gradient", result, vmap_method="sequential")
     return call(gradient, kernel, stride=np.int64(stride))
 
 
 def kernel_gradient(gradient: jax.Array, x: jax.Array, side: int, stride: int) -> jax.Array:
-    """Gradient [side, side, C, C'] of the kernel, from [B, H', W', C'] and input [B, H, W, C]."""
+    """Return the gradient [side, side, C, C'] of the kernel.
+
+    Args:
+        gradient: gradient of the output [B, H', W', C'].
+        x: input [B, H, W, C].
+        side: side of the kernel.
+        stride: stride of the convolution.
+    """
     result = jax.ShapeDtypeStruct((side, side, x.shape[-1], gradient.shape[-1]), jnp.float32)
     call = jax.ffi.ffi_call("jaxcyto_kernel_gradient", result, vmap_method="sequential")
     return call(gradient, x, stride=np.int64(stride))
@@ -65,19 +84,22 @@ def block(
     relu: bool,
     pool: bool,
 ) -> jax.Array:
-    """Convolutions with a bias, each followed by ReLU, then 2x2 pooling, in one call.
+    """Run convolutions with bias, each followed by ReLU, and then 2x2 max pooling, in one call.
 
-    Bias and ReLU are done where oneDNN has a pixel at hand anyway. What lies between the layers is
-    in memory that all calls share, so that it need not be mapped and faulted in each time. (Strips
-    of the map that fit in the cache were slower: every call wakes oneDNN's threads.) ReLU makes
-    NaN 0 here; weights that are not finite are refused where they are loaded.
+    oneDNN fuses bias and ReLU into the convolution. The maps between the layers lie in buffers that
+    all calls share, so that the operating system need not map fresh pages on every call. Cutting
+    the maps into strips that fit into the processor's cache was slower, because each call wakes
+    oneDNN's threads.
+
+    oneDNN's ReLU turns NaN into 0, unlike XLA's. NaN in the weights could thus go unnoticed, so
+    weights that are not finite are rejected when they are loaded.
 
     Args:
         x: [B, H, W, C].
-        layers: kernel [k, k, C, C'] and bias [C'] of each.
-        stride: of the first convolution.
-        relu: whether ReLU follows each of them.
-        pool: whether 2x2 max pooling (odd edges padded) follows.
+        layers: kernel [k, k, C, C'] and bias [C'] of each convolution.
+        stride: stride of the first convolution.
+        relu: whether ReLU follows each convolution.
+        pool: whether 2x2 max pooling follows, with odd edges padded.
 
     Returns:
         [B, H', W', C'].
@@ -98,7 +120,7 @@ def _block_call(
 
 
 def _sizes(x: Shape, kernels: Sequence[Shape], stride: int, pool: bool) -> list[Shape]:
-    """The shapes of the input and of what each layer makes of it."""
+    """Return the shape of the input and the shapes of the outputs of all layers."""
     shapes = [x]
     for kernel in kernels:
         batch, *sides, _ = shapes[-1]
@@ -112,7 +134,7 @@ def _sizes(x: Shape, kernels: Sequence[Shape], stride: int, pool: bool) -> list[
 
 
 class _Block:
-    """The primitives of a block."""
+    """The oneDNN primitives of a block, for fixed shapes."""
 
     def __init__(
         self, x: Shape, kernels: tuple[Shape, ...], stride: int, bias: bool, relu: bool, pool: bool
@@ -141,16 +163,21 @@ class _Block:
             primitive.execute()
 
 
+# oneDNN generates machine code when it creates a primitive, so primitives are cached by shape.
+# Neither the caches nor the shared buffers need locks, because `ffi` runs all calls on one thread.
 _made_block = functools.cache(_Block)
 _kept: dict[int, np.ndarray] = {}
 
 
-def _between(number: int, shape: Shape) -> int:
-    """The address of a map between two layers, in one of two pieces of memory that only grow."""
+def _between(index: int, shape: Shape) -> int:
+    """Return the address of a map between two layers, in one of two buffers that only grow.
+
+    Consecutive maps use buffers 0 and 1 in turn: a layer reads one and writes the other.
+    """
     size = math.prod(shape)
-    if number not in _kept or _kept[number].size < size:
-        _kept[number] = np.empty(size, np.float32)
-    return _kept[number].ctypes.data
+    if index not in _kept or _kept[index].size < size:
+        _kept[index] = np.empty(size, np.float32)
+    return _kept[index].ctypes.data
 
 
 @functools.cache

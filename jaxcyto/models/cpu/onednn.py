@@ -1,11 +1,11 @@
-"""Convolutions by oneDNN, on the CPU: outputs, both gradients, and whole blocks at inference.
+"""Call oneDNN for convolutions, their two gradients and max pooling on the CPU.
 
-XLA:CPU's own convolutions are slow for wide maps of few channels, above all the gradients of their
-kernels; oneDNN is what other frameworks use there. It is called through its C interface (`dnnl.h`,
-version 3) with the addresses of XLA's buffers (`models/ffi.py`): maps are not copied.
+XLA:CPU's own convolutions are slow for large maps of few channels, above all the gradients of the
+kernels. oneDNN is the library that other frameworks use there. It is called through its C interface
+(`dnnl.h`, version 3) with the addresses of XLA's buffers (see `ffi.py`), so maps are not copied.
 
-The library is that of the package `onednn-cpu-gomp`; where it is missing, `available()` is false
-and `models/conv.py` leaves everything to XLA.
+The shared library comes from the package `onednn-cpu-gomp`. If it is missing,
+`kernels.available()` returns False and `models/layers.py` leaves everything to XLA.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 PACKAGE = "onednn-cpu-gomp"
-# dnnl_types.h and dnnl_common_types.h
+# Constants of dnnl_types.h and dnnl_common_types.h: dnnl_cpu, dnnl_stream_in_order, dnnl_f32,
+# dnnl_format_tag_any; dnnl_forward_training, dnnl_forward_inference, dnnl_convolution_direct,
+# dnnl_pooling_max, dnnl_eltwise_relu, dnnl_scratchpad_mode_user; dnnl_query_*_md; DNNL_ARG_*.
 CPU, IN_ORDER, FLOAT32, ANY_FORMAT = 1, 1, 3, 1
 TRAINING, INFERENCE, DIRECT, MAX, RELU, USER = 64, 96, 1, 0x1FF, 0x20, 1
 QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS, QUERY_SCRATCHPAD = 131, 132, 136
@@ -37,8 +39,9 @@ class _Argument(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """oneDNN's shared library; None where the package is missing or cannot be loaded."""
-    # Threads that wait actively would take the processors from XLA's.
+    """Load oneDNN's shared library, or return None if it is missing or cannot be loaded."""
+    # By default, idle OpenMP threads spin for a while and take the processors from XLA's threads.
+    # OpenMP reads the variable when the library is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         files = metadata.files(PACKAGE) or []
@@ -52,7 +55,10 @@ def library() -> ctypes.CDLL | None:
 
 
 class Conv(NamedTuple):
-    """A convolution without padding: x [B, H, W, C], kernel [k, k, C, C'], y [B, H', W', C']."""
+    """The shapes of a valid convolution.
+
+    x [B, H, W, C] is the input, kernel [k, k, C, C'] the kernel and y [B, H', W', C'] the output.
+    """
 
     x: Shape
     kernel: Shape
@@ -61,10 +67,12 @@ class Conv(NamedTuple):
 
 
 class Primitive:
-    """A primitive of oneDNN and its memories, by the indices of its arguments.
+    """A oneDNN primitive and the memory objects of its arguments, by DNNL_ARG index.
 
-    Maps lie channels last, kernels as [k, k, C, C']. Where the primitive wants a kernel in an order
-    of its own, it is brought there before (`WEIGHTS`), or back after (`DIFF_WEIGHTS`).
+    Maps are stored channels last and kernels as [k, k, C, C']. The primitive itself chooses the
+    memory format of kernels that is fastest for it. A kernel that it reads (`WEIGHTS`) is reordered
+    into that format before the primitive runs, and a gradient that it writes (`DIFF_WEIGHTS`) is
+    reordered back afterwards.
     """
 
     def __init__(self, described: c_void_p, layouts: dict[int, c_void_p]) -> None:
@@ -84,12 +92,12 @@ class Primitive:
                     self.after = _Reorder(own, layouts[index])
 
     def point(self, addresses: dict[int, int]) -> None:
-        """Sets where arguments lie."""
+        """Set the addresses of arguments, by DNNL_ARG index."""
         for index, address in addresses.items():
             _call("memory_set_data_handle", self.memories[index], c_void_p(address))
 
     def execute(self) -> None:
-        """Runs the primitive, and waits for it."""
+        """Run the primitive and wait until it is done."""
         if self.before:
             self.before(self.memories[WEIGHTS], self.given[WEIGHTS])
         _execute(self.primitive, self.given)
@@ -99,7 +107,13 @@ class Primitive:
 
 
 def convolution(conv: Conv, bias: bool = False, relu: bool = False) -> Primitive:
-    """The output of a convolution; of SRC, WEIGHTS and, if `bias`, BIAS: DST."""
+    """Create the primitive of a convolution, which computes DST from SRC, WEIGHTS and BIAS.
+
+    Args:
+        conv: shapes.
+        bias: whether there is an argument BIAS.
+        relu: whether ReLU follows.
+    """
     layouts = _layouts(conv)
     added = _strided((conv.kernel[3],), (1,)) if bias else None
     described = _made(
@@ -110,7 +124,7 @@ def convolution(conv: Conv, bias: bool = False, relu: bool = False) -> Primitive
 
 
 def input_gradient(conv: Conv) -> Primitive:
-    """Of DIFF_DST and WEIGHTS: DIFF_SRC."""
+    """Create the primitive that computes DIFF_SRC from DIFF_DST and WEIGHTS."""
     layouts = _layouts(conv)
     described = _made(
         "convolution_backward_data_primitive_desc_create", engine(), DIRECT, layouts[SRC],
@@ -121,7 +135,7 @@ def input_gradient(conv: Conv) -> Primitive:
 
 
 def kernel_gradient(conv: Conv) -> Primitive:
-    """Of SRC and DIFF_DST: DIFF_WEIGHTS."""
+    """Create the primitive that computes DIFF_WEIGHTS from SRC and DIFF_DST."""
     layouts = _layouts(conv)
     described = _made(
         "convolution_backward_weights_primitive_desc_create", engine(), DIRECT, layouts[SRC],
@@ -132,8 +146,9 @@ def kernel_gradient(conv: Conv) -> Primitive:
 
 
 def max_pooling(x: Shape, y: Shape) -> Primitive:
-    """The largest of each 2x2 square, odd edges padded; of SRC: DST."""
+    """Create the primitive that computes the 2x2 max pooling DST of SRC, with odd edges padded."""
     layouts = {SRC: _channels_last(x), DST: _channels_last(y)}
+    # Padding at the lower and right edge: 1 px for odd sides, else 0.
     edges = tuple(2 * small - large for large, small in zip(x[1:3], y[1:3], strict=True))
     described = _made(
         "pooling_forward_primitive_desc_create", *_start(INFERENCE, MAX), layouts[SRC],
@@ -155,7 +170,7 @@ class _Reorder:
 
 @functools.cache
 def engine() -> c_void_p:
-    """The CPU, for oneDNN."""
+    """Create oneDNN's engine, which stands for the CPU."""
     return _made("engine_create", CPU, c_size_t(0))
 
 
@@ -174,7 +189,7 @@ def _start(kind: int, algorithm: int = DIRECT) -> tuple[c_void_p, int, int]:
 
 
 def _hint(conv: Conv) -> c_void_p:
-    """The forward primitive that gradients are asked for with."""
+    """Describe the forward primitive, which oneDNN requires as a hint to create a backward one."""
     layouts = _layouts(conv)
     return _made(
         "convolution_forward_primitive_desc_create", *_start(TRAINING), layouts[SRC], _free(conv),
@@ -183,8 +198,10 @@ def _hint(conv: Conv) -> c_void_p:
 
 
 def _layouts(conv: Conv) -> dict[int, c_void_p]:
+    # oneDNN lists dimensions as (C', C, k, k) and (B, C, H, W). The strides say how they lie in
+    # memory, which here is [k, k, C, C'] and [B, H, W, C].
     side, _, channels, width = conv.kernel
-    order = (1, width, side * channels * width, channels * width)  # [k, k, C, C'] in memory
+    order = (1, width, side * channels * width, channels * width)
     return {
         SRC: _channels_last(conv.x),
         DST: _channels_last(conv.y),
@@ -204,20 +221,21 @@ def _strided(dims: Shape, strides: Shape) -> c_void_p:
 
 
 def _free(conv: Conv) -> c_void_p:
-    """A kernel in whatever order the primitive likes best."""
+    """Describe a kernel whose memory format the primitive may choose."""
     side, _, channels, width = conv.kernel
     dims = (width, channels, side, side)
     return _made("memory_desc_create_with_tag", len(dims), _sizes(dims), FLOAT32, ANY_FORMAT)
 
 
 def _geometry(stride: int) -> list[ctypes.Array]:
-    """Strides, dilation, and padding on both sides."""
+    """Return strides, dilations (0 means none), and the padding on both sides."""
     return [_sizes(pair) for pair in ((stride, stride), (0, 0), (0, 0), (0, 0))]
 
 
 def _attributes(relu: bool = False) -> c_void_p:
     found = _made("primitive_attr_create")
-    # oneDNN's own scratch memory would be that of the thread that has made a primitive
+    # In the default mode, oneDNN's scratchpad belongs to the thread that created the primitive. We
+    # allocate scratchpads ourselves, so that a primitive does not depend on the calling thread.
     _call("primitive_attr_set_scratchpad_mode", found, USER)
     if relu:
         after = _made("post_ops_create")

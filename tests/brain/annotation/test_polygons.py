@@ -1,4 +1,4 @@
-"""`jaxcyto annotate`: GeoJSON polygons become label images."""
+"""Test `jaxcyto annotate`, which makes label images of GeoJSON polygons."""
 
 import json
 import shutil
@@ -57,12 +57,13 @@ def run(*arguments):
 
 
 def by_matplotlib(rings, shape) -> np.ndarray:
-    """Even-odd inside test of every pixel center: the parity over the rings."""
+    """Test every pixel center by the even-odd rule: the parity over all rings."""
     row, column = np.mgrid[: shape[0], : shape[1]]
     centers = np.stack([column.ravel(), row.ravel()], 1)
     inside = np.zeros(len(centers), int)
     for ring in rings:
-        # a winding number test would fill where a ring overlaps itself: fans of triangles
+        # Matplotlib fills where a ring overlaps itself. Fans of triangles never do, so their parity
+        # gives the even-odd rule.
         for first, second in pairwise(ring[1:]):
             inside += Outline([ring[0], first, second, ring[0]]).contains_points(centers)
     return (inside % 2).reshape(shape).astype(bool)
@@ -71,7 +72,7 @@ def by_matplotlib(rings, shape) -> np.ndarray:
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), corners=st.integers(3, 12), rings=st.integers(1, 3))
 def test_pixel_centers_inside_by_the_even_odd_rule(seed, corners, rings):
-    """Random polygons that cross themselves, each other and the border, against matplotlib."""
+    """Compare random polygons that cross themselves and the border with matplotlib."""
     rng = np.random.default_rng(seed)
     points = [rng.uniform(-15, 60, (corners, 2)) for _ in range(rings)]
     found = rasterize([Polygon(3, points, "")], SHAPE)
@@ -82,7 +83,7 @@ def test_pixel_centers_inside_by_the_even_odd_rule(seed, corners, rings):
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_neighbors_share_no_pixel_and_leave_none(seed):
-    """A square cut by a line through pixel centers, edges on centers too."""
+    """Cut a square by a line whose ends are pixel centers. The outer edges run through centers."""
     rng = np.random.default_rng(seed)
     x = np.sort(rng.integers(5, 30, 2)).astype(float)
     left = np.array([[0, 0], [x[0], 0], [x[1], 30], [0, 30]], float)
@@ -102,7 +103,7 @@ def test_bands_and_one_go_are_alike(monkeypatch):
 
 
 def test_pixels_and_micrometers_count_from_the_corner(brain, tmp_path):
-    """At 32 um a section pixel is 2 x 2 label pixels: edges at whole px cut none in halves."""
+    """Check both units at 32 um, where edges at whole px do not split a label pixel."""
     path = export(tmp_path / "a.geojson", feature("outer", SQUARE))
     for unit, factor in (("px", PIXEL_UM / 16), ("um", 1 / 16)):
         scaled = [[x * 2 / factor, y * 2 / factor] for x, y in SQUARE]
@@ -175,7 +176,7 @@ def test_what_has_no_class_or_area_is_left_out_and_said(ball, tmp_path):
 
 
 def test_a_folder_of_exports(brain, tmp_path):
-    """Files are named after sections or their images; an empty one is left out."""
+    """Check files named after sections or their images. An empty file is left out."""
     folder = tmp_path / "export"
     folder.mkdir()
     export(folder / "a.geojson", feature("inner", SQUARE))
@@ -247,7 +248,7 @@ def test_files_and_sections_must_match(brain, tmp_path):
         InputError, match=r"no section or section image .* is named 'drawn'.*--section"
     ):
         annotate_brain(brain, path)
-    with pytest.raises(InputError, match="no section 'z'; there are a, b, c"):
+    with pytest.raises(InputError, match="no section 'z'; it lists a, b, c"):
         annotate_brain(brain, path, section="z")
     with pytest.raises(InputError, match="name one file for --section"):
         annotate_brain(brain, tmp_path, section="a")
@@ -281,7 +282,10 @@ def test_a_table_changed_meanwhile_is_left_alone(brain, tmp_path, monkeypatch):
 
 
 def test_memory_follows_the_label_image_not_the_polygon():
-    """A comb of 1,000 edges over 10,000 rows: ten million crossings, 100 bytes each at once."""
+    """Fill a comb of 1,000 edges over 10,000 rows.
+
+    It has ten million crossings, which would take 1 GB at about 100 bytes each.
+    """
     code = """
 import resource
 import numpy as np

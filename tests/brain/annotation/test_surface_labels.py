@@ -1,4 +1,4 @@
-"""`jaxcyto carry`: labels of the surfaces carried into section planes."""
+"""Test `jaxcyto carry`, which carries labels of the surfaces into section planes."""
 
 import dataclasses
 import json
@@ -36,7 +36,10 @@ FURTHER = '\n[[classes]]\nname = "other"\ncolor = "#eeeeee"\nkind = "cortex"\n'
 
 @pytest.fixture
 def brain(tmp_path) -> Path:
-    """Concentric spheres of 3 and 2 mm; label 1 below z = 0, 2 above; no label images yet."""
+    """Make concentric spheres of 3 and 2 mm, with label 1 below z = 0 and 2 above.
+
+    The brain has no label images yet.
+    """
     root = make_ball(tmp_path / "ball")
     fine, faces = phantom_shape.icosphere(5)
     for name, radius in (("pial", RADIUS_MM), ("white", RADIUS_MM - 1)):
@@ -55,7 +58,7 @@ def label_of(root, name) -> np.ndarray:
 
 
 def label_positions(y: float) -> tuple[np.ndarray, np.ndarray]:
-    """Distance from the center, and z, of label pixels in mm, from the affine by hand."""
+    """Return distance from the center and z of label pixels in mm, by hand from the affine."""
     side = (np.arange(LABEL_PX) + 0.5) * 0.016 - SIDE_PX * PIXEL_UM / 2000
     x, z = np.meshgrid(side, -side)
     return np.sqrt(x**2 + y**2 + z**2), z
@@ -72,7 +75,8 @@ def test_concentric_spheres(brain, name, y):
     carry_labels(brain, classes=MAP)
     label = label_of(brain, name)
     radius, z = label_positions(y)
-    # polyhedra lie up to 0.01 mm within their spheres, borders half a triangle from z = 0
+    # Leave out pixels near the borders: polyhedra lie up to 0.01 mm within their spheres, and the
+    # border between the labels lies up to half a face off z = 0.
     clear = (np.abs(radius - 3) > 0.02) & (np.abs(radius - 2) > 0.02) & (np.abs(z) > 0.15)
     expected = np.where(radius > 3, 255, np.where(radius < 2, 3, np.where(z > 0, 1, 0)))
     np.testing.assert_array_equal(label[clear], expected[clear])
@@ -83,7 +87,7 @@ def test_concentric_spheres(brain, name, y):
 
 
 def test_pixels_are_not_off_by_a_half(brain):
-    """The carried ring is centered: opposite halves of the section at y = 0 are alike."""
+    """Check that the ring is centered, so that mirrored sections at y = 0 agree."""
     carry_labels(brain, classes=MAP, sections=["b"])
     ring = label_of(brain, "b") < 255
     assert dice(ring, ring[::-1]) > 0.998 and dice(ring, ring[:, ::-1]) > 0.998
@@ -92,7 +96,7 @@ def test_pixels_are_not_off_by_a_half(brain):
 
 
 def test_a_bent_section_shows_where_it_is(brain):
-    """A coordinate map: rows run along a parabola in y. Expected: the spheres at its positions."""
+    """Check a coordinate map that is a parabola in y against the spheres at its positions."""
     side = (np.linspace(0, SIDE_PX - 1, 101) - (SIDE_PX - 1) / 2) * PIXEL_UM / 1000
     x, z = np.meshgrid(side, -side)
     y = 0.2 * z**2 - 0.5
@@ -113,7 +117,7 @@ def test_a_bent_section_shows_where_it_is(brain):
 
 
 def test_labels_of_the_phantom_come_back(tmp_path):
-    """Carried from the files on disk they agree with what the phantom painted."""
+    """Check that labels carried from the files on disk agree with what the phantom painted."""
     settings = dataclasses.replace(
         PRESETS["tiny"], num_sections=3, annotated_fraction=1.0, atlas=False, artifacts=0
     )
@@ -136,7 +140,7 @@ def test_labels_of_the_phantom_come_back(tmp_path):
 
 
 def test_what_has_no_class(brain):
-    """Keys without a class are `cortex` if there is such a class; `LABEL=` leaves them out."""
+    """Check labels without a class: they become kind `cortex` if it exists, or none by `LABEL=`."""
     carry_labels(brain, classes={2: "outer"}, sections=["b"])
     assert set(np.unique(label_of(brain, "b"))) == {1, 255}
     with open(brain / "brain.toml", "a") as file:
@@ -151,7 +155,7 @@ def test_what_has_no_class(brain):
 
 
 def test_background_needs_both_hemispheres(brain):
-    """Outside of one hemisphere lies the other; one without labels is cortex of unknown class."""
+    """Check that `background` needs two hemispheres, and one without labels is not annotated."""
     far = phantom_shape.icosphere(3)
     for name, radius in (("pial", 1.0), ("white", 0.5)):
         surface = Surface(radius * far[0] + [-3.4, 0, 3.4], far[1])
@@ -170,7 +174,7 @@ def test_background_needs_both_hemispheres(brain):
 
 
 def test_names_of_a_label_file_are_classes(brain):
-    """GIFTI label tables and FreeSurfer .annot name their areas."""
+    """Check that names in GIFTI label tables and FreeSurfer .annot files select classes."""
     areas = np.loadtxt(brain / "areas.txt").astype(np.int32)
     names = ["unknown", "inner", "outer"]
     colors = np.array([[9, 9, 9, 0, 0], [200, 0, 0, 0, 0], [0, 200, 0, 0, 0]])
@@ -192,7 +196,7 @@ def test_names_of_a_label_file_are_classes(brain):
 
 
 def test_atlas_images(brain):
-    """0 and 255 without smoothing; with it, the profile of a smoothed edge across z = 0."""
+    """Check atlas values: 0 and 255 without smoothing, else a smoothed edge across z = 0."""
     result = run("carry", brain, "--map", "1=inner", "--map", "2=outer", "--into", "atlas")
     assert result.exit_code == 0 and "3 atlas image(s)" in result.stdout
     atlas = tifffile.imread(brain / "atlas" / "b.tif")
@@ -207,7 +211,8 @@ def test_atlas_images(brain):
     carry_labels(brain, classes=MAP, into="atlas", fwhm_mm=1.5, overwrite=True)
     atlas = tifffile.imread(brain / "atlas" / "b.tif").astype(int)
     assert (np.abs(atlas.sum(0)[cortex] - 255) <= 1).all()
-    # on the mid surface of 2.5 mm the edge is the error function of the arc from the equator
+    # On the mid surface of radius 2.5 mm, the smoothed edge is the normal distribution function of
+    # the arc length from the equator.
     arc = 2.5 * np.arcsin(z[cortex] / radius[cortex])
     sigma = 1.5 / np.sqrt(8 * np.log(2))
     np.testing.assert_allclose(atlas[1][cortex] / 255, norm.cdf(arc / sigma), atol=0.04)
@@ -216,7 +221,7 @@ def test_atlas_images(brain):
 
 @pytest.mark.parametrize("fwhm_mm", [0.5, 2.0])
 def test_smoothing_is_that_of_heat_on_the_sphere(fwhm_mm):
-    """z is an eigenfunction of the sphere's Laplacian, with eigenvalue 2 / R^2."""
+    """Smooth z, an eigenfunction of the sphere's Laplacian with eigenvalue 2 / R^2."""
     vertices, faces = phantom_shape.icosphere(4)
     found = smooth(Surface(2.5 * vertices, faces), vertices[:, 2:], fwhm_mm)
     time = fwhm_mm**2 / (8 * np.log(2)) / 2
@@ -226,8 +231,8 @@ def test_smoothing_is_that_of_heat_on_the_sphere(fwhm_mm):
 @pytest.mark.parametrize(
     ("old", "new", "options", "words"),
     [
-        ("", "", (), "none has the name of a label (1, 2); say which class"),
-        ("", "", ("--map", "7=inner"), "no vertex has this label; there are 1, 2"),
+        ("", "", (), "none has the name of a label (1, 2); map labels to classes"),
+        ("", "", ("--map", "7=inner"), "no vertex has this label; labels are 1, 2"),
         ("", "", ("--map", "1=hOc1"), "brain.toml lists inner, outer, background"),
         ("", "", ("--map", "inner"), "expected LABEL=CLASS"),
         ("", "", ("--map", "1=inner", "--section", "z"), "no section 'z'"),
@@ -262,7 +267,7 @@ def test_sections_beyond_the_cortex_are_left_out(brain):
 
 
 def test_a_brain_of_sections_alone(tmp_path):
-    """No hemispheres: it can be checked and annotated, not sampled, paired or carried."""
+    """Check that a brain without hemispheres can be checked, but not sampled, paired or carried."""
     root = make_ball(tmp_path / "ball")
     text = (root / "brain.toml").read_text()
     (root / "brain.toml").write_text(re.sub(r"\[\[hemispheres\]\].*?\n\n", "", text, flags=re.S))
@@ -282,7 +287,7 @@ def test_a_brain_of_sections_alone(tmp_path):
 
 
 def test_the_recipe_for_a_probabilistic_volume(brain, monkeypatch):
-    """The script of docs/data.md on a NIfTI whose two areas are linear in x and z."""
+    """Run the script of docs/data.md on a NIfTI whose two areas are linear in x and z."""
     block = DOCS.read_text().partition("\n# Atlas images from a probabilistic volume\n")[2]
     code = block.partition("```python\n")[2].partition("```")[0]
     assert "map_coordinates" in code
@@ -306,11 +311,11 @@ def test_the_recipe_for_a_probabilistic_volume(brain, monkeypatch):
 
 
 def test_hoc1_meets_v1_drawn_by_hand(shared_data, tmp_path):
-    """BigBrain section 1081: hOc1 of the left surface against a manual mask of V1.
+    """Compare hOc1 of the left surface with a manual mask of V1 on BigBrain section 1081.
 
-    The mask covers 312 px of 563 um in what was drawn as gray matter on the same section and 97
-    outside of it, so that no label of the cortex could exceed a Dice of 0.87 over all pixels. Where
-    along the cortex the area lies is told by the pixels drawn as gray.
+    The mask covers 312 px of 563 um in the gray matter drawn on the same section, and 97 px outside
+    of it. No label of the cortex could therefore exceed a Dice of 0.87 over all pixels. We compare
+    within the pixels drawn as gray, which show where along the cortex the area lies.
     """
     folder, histology = shared_data / "bigbrain", shared_data / "histology" / "bigbrain_sections"
     for kind in ("pial", "white"):
