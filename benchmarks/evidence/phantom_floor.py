@@ -74,7 +74,7 @@ def histograms(source: PairSource, patches: int) -> np.ndarray:
 
 
 def kernel_ridge(train_x, train_y, val_x, val_y, test_x) -> np.ndarray:
-    """Predict test targets by ridge regression with an RBF kernel.
+    """Estimate test targets by ridge regression with an RBF kernel.
 
     The kernel's width is the median distance of 500 training points, and the ridge is chosen by the
     validation error.

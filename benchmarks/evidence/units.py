@@ -84,7 +84,7 @@ def write_result(path: Path, unit: Unit, seconds: float, found: dict[str, Any]) 
 
 
 def pretrain(size: Size, brain: Path, row: str, seed: int, run: Path) -> dict[str, Any]:
-    """Pre-train a row in the folder `run`, and return the test errors and the curves."""
+    """Train a row's pretext task in the folder `run`, and return its test errors and curves."""
     config = pretext_config(size, brain, ALL_ROWS[row], seed)
     config = _with_distance_scale(config, ALL_ROWS[row].distance_scale)
     results = loop.train(config, run)
@@ -101,7 +101,7 @@ def pretrain(size: Size, brain: Path, row: str, seed: int, run: Path) -> dict[st
 def segment(
     size: Size, brain: Path, row: str, seed: int, run: Path, init_from: Path | None, longer: int
 ) -> dict[str, Any]:
-    """Fine-tune a row in the folder `run`, and return the test scores and the curves.
+    """Train a row's segmentation in the folder `run`, and return its test scores and curves.
 
     Args:
         size: sizes of the experiment.
@@ -156,7 +156,7 @@ def curves(run: Path, errors: tuple[str, ...], loss: str) -> dict[str, list[list
 
 
 def _with_distance_scale(config: Config, factor: float) -> Config:
-    """Multiply the unit of the predicted distance by `factor`."""
+    """Scale the unit of the predicted distance by `factor`."""
     if factor == 1:
         return config
     table = open_pairs(config.data)
