@@ -1,16 +1,16 @@
-"""Training step and forward pass beside PyTorch: the same weights, inputs and losses.
+"""Compare training step and forward pass with PyTorch on the same weights, inputs and losses.
 
     python benchmarks/peer.py --peer-python TORCH/bin/python
     python benchmarks/peer.py --dtypes float32,bfloat16                       # on a GPU
     python benchmarks/peer.py --patch 259 --tile 505 --rounds 2               # a quick look
 
-Ours is the step that `train.py` runs, less the augmentation, with the settings that it makes for
-itself. PyTorch (torch_speed.py) runs eager and compiled, in both memory layouts; on a CPU as
-installed, and tuned: with glibc told to keep freed memory (TUNED), as ours does for itself. Every
-process stays alive and idle while another is timed; rounds are interleaved, the first call of each
-turn does not count; figures are medians.
-The column "value" (loss of the first step, mean square of the outputs) must agree. The last line on
-stdout is one JSON object.
+Ours is the step that `train.py` runs, without augmentation and with the process settings that
+`train.py` makes. PyTorch (torch_speed.py) runs eager and compiled, in both memory layouts. On a CPU
+it runs as installed and also tuned, with glibc set to keep freed memory (TUNED), which `train.py`
+does for itself. Every process stays alive and idle while another is timed. Rounds are interleaved,
+the first call of each turn does not count, and all values are medians. The last column of the
+tables is the loss of the first step or the mean square of the outputs, and must agree. The last
+line on stdout is one JSON object.
 """
 
 import argparse
@@ -37,26 +37,28 @@ TUNED = {
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_ARENA_MAX": "1",
 }
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # relative, of the first values
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # relative difference of the first values
 SUFFIX = {"weights": ".safetensors", "images": ".npy", "targets": ".npz"}
 
 
 @dataclasses.dataclass(eq=False)
 class Server:
-    """A process that answers line by line."""
+    """A process that answers each line of JSON with one."""
 
     name: str
     command: list[str]
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one GPU for all
+        # all processes use the same single GPU
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": first} | self.environment
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def ask(self, **asked: Any) -> dict[str, Any]:
+        """Send a request and return the answer. Exit if the process has ended."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
@@ -66,12 +68,14 @@ class Server:
         return json.loads(line)
 
     def close(self) -> None:
+        """Close stdin, on which the process ends, and wait for it."""
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
 
 
 def servers(peer_python: str | None, on_cpu: bool) -> Iterator[Server]:
+    """Start our process and those of PyTorch, ours first."""
     yield Server("ours", [sys.executable, str(OURS)])
     if peer_python is not None:
         yield Server("PyTorch", [peer_python, str(PEER)])
@@ -80,7 +84,7 @@ def servers(peer_python: str | None, on_cpu: bool) -> Iterator[Server]:
 
 
 def forms(arguments: argparse.Namespace) -> list[tuple[str, dict[str, bool]]]:
-    """Of PyTorch: name, and how it is called."""
+    """List the ways to run PyTorch, each with its name and arguments."""
     found = []
     for compiled in (False, True) if arguments.compile else (False,):
         for last in (False, True):
@@ -92,7 +96,7 @@ def forms(arguments: argparse.Namespace) -> list[tuple[str, dict[str, bool]]]:
 def measure(
     running: list[Server], task: dict[str, Any], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Rows of one net, mode and dtype: all servers and forms, interleaved."""
+    """Time one network, mode and dtype with all servers and forms, interleaved."""
     made: list[tuple[Server, str, dict[str, Any]]] = []
     for server in running:
         ways = [("", {})] if server is running[0] else forms(arguments)
@@ -111,9 +115,15 @@ def measure(
 
 
 def summarize(rows: list[dict[str, Any]], images: int, tolerance: float) -> dict[str, Any]:
-    """Medians, and ratios: ours to the fastest peer, as installed and tuned.
+    """Return median rates and the ratios of ours to the fastest peer, as installed and tuned.
 
-    Raises SystemExit if a peer computes something else.
+    Args:
+        rows: the answers of `measure`.
+        images: images per call.
+        tolerance: allowed relative difference between the first values.
+
+    Raises:
+        SystemExit: a peer computes something else.
     """
     values = {r["who"]: r["value"] for r in rows if "value" in r}
     far = {who: v for who, v in values.items() if abs(v / values["ours"] - 1) > tolerance}
@@ -142,19 +152,19 @@ def main() -> None:
     parser.add_argument("--modes", default="train,forward")
     parser.add_argument("--dtypes", default="float32")
     parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--patch", type=int, default=1019, help="side of patches, px")
+    parser.add_argument("--patch", type=int, default=1019, help="side of patches in px")
     parser.add_argument("--tiles", type=int, default=2)
-    parser.add_argument("--tile", type=int, default=2025, help="side of tiles, px")
+    parser.add_argument("--tile", type=int, default=2025, help="side of tiles in px")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=5, help="in a row, of each round")
-    parser.add_argument("--budget", type=float, help="seconds, after which nothing new is begun")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls per round")
+    parser.add_argument("--budget", type=float, help="seconds after which nothing new is started")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     peer = arguments.peer_python
     if peer is None and importlib.util.find_spec("torch"):
         peer = sys.executable
     if peer is None:
-        print("no torch here: ours alone; --peer-python names an interpreter with it")
+        print("torch is not installed, so only ours is timed. Use --peer-python to name a peer.")
     started = time.monotonic()
     running = list(servers(peer, on_cpu=not _has_accelerator()))
     about = {server.name: server.ask(about=True) for server in running}
@@ -165,7 +175,7 @@ def main() -> None:
         for server in running:
             server.close()
     except Stopped:
-        print("stopped: what is finished counts")
+        print("stopped by SIGTERM, finished results are kept")
         for server in running:
             server.process.kill()
     packages = {name: version(name) for name in ("jax", "jaxlib", "flax")}
@@ -174,7 +184,7 @@ def main() -> None:
 
 
 class Stopped(Exception):
-    """By SIGTERM: whoever started this has no more time."""
+    """Raised on SIGTERM, which run_all.py sends when its time is used up."""
 
 
 def _stop(*_: object) -> None:
@@ -184,7 +194,10 @@ def _stop(*_: object) -> None:
 def compare(
     running: list[Server], results: list[dict[str, Any]], arguments: Any, started: float
 ) -> None:
-    """Measures what is asked for, and appends a record to `results` after each table."""
+    """Measure all requested combinations, and append a record to `results` after each table.
+
+    The records are appended as they come, so that they survive `Stopped`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for net in arguments.nets.split(","):
             size, side = (
@@ -211,7 +224,7 @@ def compare(
 
 
 def show(found: dict[str, Any]) -> None:
-    """One table."""
+    """Print one table."""
     print(
         f"\n{found['net']} {found['mode']} {found['dtype']}, {found['batch']} x {found['side']} px"
     )
@@ -228,6 +241,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def _has_accelerator() -> bool:
+    """Return whether JAX has a GPU or TPU, asked in another process, which would keep it."""
     code = "import jax; print(jax.default_backend())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()[-1] != "cpu"

@@ -1,15 +1,16 @@
-"""Throughput of the training step of any config: TPU, GPU or CPU, one device or all of them.
+"""Measure the throughput of a config's training step on CPU, GPU or TPU, on one or all devices.
 
     python benchmarks/step.py --config configs/pretrain.py
     python benchmarks/step.py --config configs/segment.py --dtypes bfloat16 --devices 1
     python benchmarks/step.py --config configs/quickstart.py --loader
 
-Each combination of dtype and number of devices runs in a process of its own: compilation and
-warm-up, then windows of steps without waiting in between, on random batches of the config's size
-that stay on the device; the table shows medians of windows. With `--loader` also with batches of
-the config's own brains, as `train.py` reads them. FLOP are those of the step before optimization
-(XLA's count, without recomputation); the peak is that of a matrix product in the same dtype,
-measured in the same process. Last line on stdout: one JSON object.
+Each combination of dtype and device count runs in its own process. After compilation and warm-up,
+the process times windows of steps on one random batch of the config's size that stays on the
+device. It waits for the device only at the end of a window, and the table shows medians over
+windows. With `--loader` it also times steps on batches of the config's own brains, read as in
+`train.py`. The FLOP count is XLA's count of the step before optimization, without recomputation.
+The peak is the rate of a large matrix product in the same dtype, measured in the same process. The
+last line on stdout is one JSON object.
 """
 
 import argparse
@@ -31,11 +32,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_DEVICES"}
-PEAK_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the matrix product
+PEAK_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # side of the matrices of the peak
 
 
 def read_config(path: Path) -> Any:
-    """`get_config()` of a config file; its neighbors can be imported."""
+    """Import a config file and return its `get_config()`.
+
+    The file can import other files of its folder.
+
+    Raises:
+        SystemExit: the file does not exist or is no Python file.
+    """
     sys.path.append(str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -46,7 +53,13 @@ def read_config(path: Path) -> Any:
 
 
 def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Task, fresh state, and a global batch of random numbers, without any data on disk."""
+    """Make the task of a config, a new state, and a global batch of random values.
+
+    No brain is read. Segmentation gets 16 classes, and an atlas if the config asks for one.
+
+    Returns:
+        The task, the state and the batch (numpy arrays).
+    """
     import jax.numpy as jnp
     import numpy as np
 
@@ -93,7 +106,7 @@ def random_task(config: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def endless(batch: dict[str, Any]) -> Iterator[Any]:
-    """The same batch, already on the devices."""
+    """Place a batch on the devices and yield it forever."""
     import grain
 
     from jaxcyto.training.devices import parallel
@@ -104,7 +117,11 @@ def endless(batch: dict[str, Any]) -> Iterator[Any]:
 
 
 def count_flops(function: Callable, *arguments: Any) -> float:
-    """XLA's count before optimization, of the form that all backends but the CPU compute."""
+    """Return XLA's FLOP count of a function before optimization.
+
+    The function is lowered for a GPU, because on the CPU convolutions are library calls, which XLA
+    does not count.
+    """
     import jax
 
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
@@ -112,10 +129,14 @@ def count_flops(function: Callable, *arguments: Any) -> float:
 
 
 def windows(step: Callable, state: Any, batches: Iterator[Any], seconds: float, count: int):
-    """Seconds a step, of `count` windows of about `seconds` each; the state after them."""
+    """Time `count` windows of about `seconds` each.
+
+    Returns:
+        The seconds per step of each window, and the state after them.
+    """
     import jax
 
-    for _ in range(3):  # compilation, autotuning
+    for _ in range(3):  # compilation and autotuning
         state, out = step(state, next(batches))
         jax.block_until_ready(out)
     begin = time.perf_counter()
@@ -133,7 +154,7 @@ def windows(step: Callable, state: Any, batches: Iterator[Any], seconds: float, 
 
 
 def matmul_peak(dtype: str) -> float:
-    """FLOP/s of a large matrix product on one device, the best of five."""
+    """Return the FLOP/s of a large matrix product on one device, the best of five runs."""
     import jax
     import jax.numpy as jnp
 
@@ -152,7 +173,10 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 def peak_memory_bytes() -> int | None:
-    """The most that one device has held; on the CPU, this process."""
+    """Return the peak memory of the first device, or of this process on the CPU, in bytes.
+
+    Returns None where the platform does not report it.
+    """
     import jax
 
     stats = jax.local_devices()[0].memory_stats()
@@ -164,7 +188,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def measure(config: Any, devices: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One combination, in this process; see the module."""
+    """Measure one combination of dtype and device count in this process."""
     import jax
 
     from jaxcyto.utils.runtime import keep_freed_memory
@@ -226,17 +250,17 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--batch", type=int, help="pairs or images, instead of the config's")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--devices", help="numbers, such as 1,2; default: 1 and all local ones")
-    parser.add_argument("--loader", action="store_true", help="also with the config's data")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
-    parser.add_argument("--windows", type=int, default=5)
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # dtype, devices: a child
+    parser.add_argument("--devices", help="device counts, such as 1,2 (default: 1 and all)")
+    parser.add_argument("--loader", action="store_true", help="also use the config's data")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a window")
+    parser.add_argument("--windows", type=int, default=5, help="number of windows")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # dtype and devices of a child
     arguments = parser.parse_args()
     config = read_config(arguments.config)
     if arguments.one:
         from absl import flags
 
-        flags.FLAGS.mark_as_parsed()  # grain reads them
+        flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
         dtype, devices = arguments.one[0], int(arguments.one[1])
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
         if arguments.batch:
@@ -246,21 +270,21 @@ def main() -> None:
         print(json.dumps(measure(config, devices, arguments)))
         return
     platform, count = local_devices()
-    numbers = sorted({1, count})
+    counts = sorted({1, count})
     if arguments.devices:
-        numbers = [int(n) for n in arguments.devices.split(",")]
+        counts = [int(n) for n in arguments.devices.split(",")]
     rows = []
     print(
         f"{'dtype':<10}{'devices':>8}{'images/s/device':>17}{'ms/step':>10}{'TFLOP/s':>9}"
         f"{'of peak':>9}{'GiB':>7}{'with loader':>13}"
     )
     for dtype in arguments.dtypes.split(","):
-        for number in numbers:
-            row = child(dtype, number, platform)
+        for devices in counts:
+            row = child(dtype, devices, platform)
             rows.append(row)
             loader, memory = row.get("with_loader_per_device"), row["peak_memory_gib"]
             print(
-                f"{dtype:<10}{number:>8}{row['images_per_second_per_device']:>17.1f}"
+                f"{dtype:<10}{devices:>8}{row['images_per_second_per_device']:>17.1f}"
                 f"{1000 * row['step_s']:>10.1f}{row['tflops_per_device']:>9.2f}"
                 f"{row['share_of_matmul_peak']:>9.1%}"
                 f"{'' if memory is None else format(memory, '.1f'):>7}"
@@ -271,7 +295,10 @@ def main() -> None:
 
 
 def local_devices() -> tuple[str, int]:
-    """Platform and number of the devices here, asked in another process: it would keep them."""
+    """Return the platform and the number of the local devices.
+
+    Another process asks, because a process that has used a GPU or TPU keeps it.
+    """
     code = "import jax; print(jax.default_backend(), jax.local_device_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
@@ -281,7 +308,7 @@ def local_devices() -> tuple[str, int]:
 
 
 def child(dtype: str, devices: int, platform: str) -> dict[str, Any]:
-    """Runs one combination with only so many devices to be seen."""
+    """Measure one combination in a child process that sees only `devices` devices."""
     environment = dict(os.environ)
     if platform in VISIBLE:
         named = environment.get(VISIBLE[platform])

@@ -1,12 +1,16 @@
-"""Segmentation on a laptop: six annotated sections of the quickstart's phantom brain.
+"""Configure segmentation on a laptop: six annotated sections of the quickstart's phantom brain.
 
     uv run train.py --config configs/quickstart_segment.py --workdir runs/segment \
         --config.init_from=runs/quickstart
 
-Fine-tunes what configs/quickstart.py has pre-trained; without `init_from` it is the random
-baseline, on the same batches. Cost: about six minutes each on two cores. What to expect, one seed:
-13.7 % of the test's annotated pixels wrong and a mean Dice of the areas of 0.31; from scratch
-16.3 % and 0.18. The areas are hard, the annotations few and the steps not enough.
+This fine-tunes the network that configs/quickstart.py has pre-trained. Without `init_from` it
+trains from scratch on the same batches, as a baseline.
+
+Cost: about six minutes each on two cores.
+
+What to expect, from one seed: 13.7 % of the annotated test pixels are wrong and the mean Dice of
+the areas is 0.31. From scratch it is 16.3 % and 0.18. The areas are hard, there are few annotations
+and more steps would help.
 """
 
 import optax
@@ -15,6 +19,7 @@ from jaxcyto.config import OptimConfig, SegmentConfig, SegmentData, small
 
 
 def get_config() -> SegmentConfig:
+    """Return the config."""
     return SegmentConfig(
         data=SegmentData(
             brains=("brains/quickstart",),

@@ -1,4 +1,4 @@
-"""The figures of docs/results.md: each a column, read from the result files of evidence.py."""
+"""Read the result files of run.py and define the columns of docs/results.md."""
 
 import json
 from collections import defaultdict
@@ -15,13 +15,19 @@ Results = dict[tuple[str, str, int], dict[str, Any]]  # (study, row, seed): kind
 
 
 def read_results(folder: Path) -> Results:
-    """All result files of a size.
+    """Read all result files of a size.
 
-    Segmentations from before `training_pixels` was written take it over from one on the same
+    Older records of segmentations lack `training_pixels`. They get it from a record with the same
     annotated sections.
 
+    Args:
+        folder: the folder of a size, with one folder per study.
+
+    Returns:
+        The records by (study, row, seed), and by kind within each.
+
     Raises:
-        InputError: one is damaged.
+        InputError: a file is damaged.
     """
     found: Results = defaultdict(dict)
     for path in sorted(folder.glob("*/*.json")):
@@ -31,7 +37,7 @@ def read_results(folder: Path) -> Results:
             found[record["study"], record["row"], record["seed"]][record["kind"]] = record
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path}: damaged ({error!r}); delete it and run evidence.py"
+                f"{path}: damaged ({error!r}). Delete it and run benchmarks/evidence/run.py again."
             ) from None
     segmented = [kinds["segment"] for kinds in found.values() if "segment" in kinds]
     pixels = {_drawn(r): r["training_pixels"] for r in segmented if "training_pixels" in r}
@@ -40,7 +46,8 @@ def read_results(folder: Path) -> Results:
     return dict(found)
 
 
-# What the page and its figures read without asking; None: may be null (nothing annotated to test).
+# Fields that the page and its figures read without a check. "| None" marks fields that are null
+# where the test sections have no annotation.
 NEEDED: dict[str, dict[str, Any]] = {
     "pretext": {"curves": dict},
     "segment": {
@@ -56,26 +63,34 @@ ALWAYS = {
 
 
 def _check(record: dict[str, Any]) -> None:
-    """KeyError, TypeError or ValueError unless all fields are there that are read unasked."""
+    """Check that a record has the fields in `ALWAYS` and `NEEDED`.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: a field has the wrong type.
+        ValueError: the study is unknown.
+    """
     for key, kind in (ALWAYS | NEEDED[record["kind"]]).items():
         if not isinstance(record[key], kind):
             raise TypeError(f"{key} = {record[key]!r:.40}")
     if record["study"] not in STUDIES:
-        raise ValueError(f"{record['study']!r} is no study")
+        raise ValueError(f"unknown study {record['study']!r}")
 
 
 def _drawn(record: dict[str, Any]) -> tuple[str, ...]:
-    """The brain that a row is segmented on, and its annotated sections."""
+    """Return the brain that a row segments and its annotated sections, as a key."""
     return STUDIES[record["study"]].segmented, *map(str, record["annotated"])
 
 
-# ---- columns: each reads one figure of a row, study and seed ------------------------------------
+# ---- columns: each reads one value of a row, study and seed -------------------------------------
 
 Read = Callable[[dict[str, Any]], float | None]
-Column = tuple[str, str, Read]  # title, format, figure
+Column = tuple[str, str, Read]  # title, format, reader of the value
 
 
 def _probe(*keys: str) -> Read:
+    """Return a reader of a nested value of the probes."""
+
     def read(found: dict[str, Any]) -> float | None:
         value = found.get("probes", {})
         for key in keys:
@@ -86,7 +101,11 @@ def _probe(*keys: str) -> Read:
 
 
 def _head(key: str, term: str, axis: int | None = None) -> Read:
-    """An error of the network's own heads, of rows that learn it."""
+    """Return a reader of an error of the network's own outputs.
+
+    The reader returns None for rows that do not train this output, that is, rows without a loss
+    term whose name contains `term`.
+    """
 
     def read(found: dict[str, Any]) -> float | None:
         record = found.get("probes") or {}
@@ -100,17 +119,18 @@ def _head(key: str, term: str, axis: int | None = None) -> Read:
 
 
 def _times_larger(found: dict[str, Any]) -> float | None:
-    """Median squared distance of neighbors at borders over that within areas."""
+    """Divide the median squared distance of neighbors at borders by the one within areas."""
     border, within = (_probe("neighbors", f"median_{k}")(found) for k in ("border", "within"))
     return border / within if border is not None and within else None
 
 
 def _segment(key: str) -> Read:
+    """Return a reader of a test score of the segmentation."""
     return lambda found: (found.get("segment", {}).get("test") or {}).get(key)
 
 
 def _dice_of_seen(found: dict[str, Any]) -> float | None:
-    """Return the mean Dice of those test areas that had a training pixel."""
+    """Return the mean Dice of the test areas that have at least one training pixel."""
     record = found.get("segment") or {}
     pixels = record.get("training_pixels")
     if not pixels or not record["test"]:
@@ -122,7 +142,7 @@ def _dice_of_seen(found: dict[str, Any]) -> float | None:
 
 
 def _wrong_in_cortex(found: dict[str, Any]) -> float | None:
-    """Percentage of the pixels annotated as an area or other cortex that got another class."""
+    """Return the percentage of wrong pixels among those annotated as an area or other cortex."""
     record = found.get("segment") or {}
     if not record.get("confusion"):
         return None
@@ -137,7 +157,7 @@ COLUMNS: tuple[Column, ...] = (
     ("distance error, mm", ".2f", _head("distance_mae_mm", "distance_loss")),
     ("coordinate error, mm", ".2f", _head("coordinate_mae_mm", "coordinate_loss")),
     ("Dice, areas", ".3f", _segment("dice_macro_areas")),
-    ("of areas seen", ".3f", _dice_of_seen),
+    ("Dice, areas seen", ".3f", _dice_of_seen),
     ("err_seg, %", ".1f", _segment("err_seg_percent")),
     ("wrong in cortex, %", ".1f", _wrong_in_cortex),
     ("k-NN, %", ".1f", _probe("knn", "accuracy_percent")),
@@ -145,28 +165,28 @@ COLUMNS: tuple[Column, ...] = (
     ("border AUC", ".2f", _probe("neighbors", "auc")),
 )
 DETAILS: tuple[Column, ...] = (
-    ("distance, mm", ".2f", _head("distance_mae_mm", "distance_loss")),
-    ("training median", ".2f", _head("distance_mae_mm_constant", "distance_loss")),
+    ("distance error, mm", ".2f", _head("distance_mae_mm", "distance_loss")),
+    ("of the median, mm", ".2f", _head("distance_mae_mm_constant", "distance_loss")),
     *(
         (f"{name}, mm", ".2f", _head("coordinate_mae_mm_per_axis", "coordinate_loss", axis))
         for axis, name in enumerate("xyz")
     ),
-    ("position read out, mm", ".2f", _probe("readout", "coordinate_mae_mm")),
-    ("training median", ".2f", _probe("readout", "coordinate_mae_mm_constant")),
+    ("position probe, mm", ".2f", _probe("readout", "coordinate_mae_mm")),
+    ("of the median, mm", ".2f", _probe("readout", "coordinate_mae_mm_constant")),
     ("border / within", ".2f", _times_larger),
-    ("with curvature", ".2f", _probe("neighbors", "spearman_curvature")),
-    ("with obliqueness", ".2f", _probe("neighbors", "spearman_obliqueness")),
+    ("rank corr., curvature", ".2f", _probe("neighbors", "spearman_curvature")),
+    ("rank corr., obliqueness", ".2f", _probe("neighbors", "spearman_obliqueness")),
 )
 
 
 def values(results: Results, study: str, row: str, title: str) -> dict[int, float]:
-    """One of COLUMNS of a row, by seed; without seeds that are not there."""
+    """Return the values of the column `title` of `COLUMNS` for a row, by seed."""
     read = next(read for each, _, read in COLUMNS if each == title)
     return by_seed(results, study, row, read)
 
 
 def by_seed(results: Results, study: str, row: str, read: Read) -> dict[int, float]:
-    """A figure of a row, by seed; without seeds that are not there."""
+    """Return the values of a row, by seed. Seeds without a value are left out."""
     found = {
         seed: read(record)
         for (each, name, seed), record in results.items()
@@ -176,7 +196,7 @@ def by_seed(results: Results, study: str, row: str, read: Read) -> dict[int, flo
 
 
 def cell(found: dict[int, float], form: str) -> str:
-    """Mean and standard deviation over seeds."""
+    """Format the mean over seeds, with the sample standard deviation if there are two or more."""
     if not found:
         return ""
     numbers = list(found.values())

@@ -1,4 +1,4 @@
-"""The figures of docs/results.md that follow from result files alone."""
+"""Draw the figures of docs/results.md that need only the result files."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,18 +14,23 @@ from jaxcyto.plots.common import BLUE, GRAY, GREEN, ORANGE, RED, save_figures
 from jaxcyto.plots.segmentation import confusion_matrices
 
 Results = dict[tuple[str, str, int], dict[str, Any]]
-# Okabe and Ito's colors; row 1 is the gray that the others are held against
+# Okabe and Ito's colors. Row 1 is gray, because the others are compared with it.
 COLORS = dict(zip(ROWS, (GRAY, ORANGE, GREEN, BLUE, "#56B4E9", RED, "#CC79A7"), strict=True))
-PICTURES = {  # drawn by evidence_pictures.py, which needs the runs
-    "results_sections.png": "A test section of the phantom: annotation, from scratch, after "
-    "pre-training (row 4); 3,000 steps of fine-tuning, seed 0",
+PICTURES = {  # drawn by pictures.py, which needs the runs
+    "results_sections.png": "A test section of the phantom: annotation, segmentation from scratch "
+    "and segmentation after pre-training (row 4), 3,000 steps of fine-tuning, seed 0",
     "results_neighbors.png": "Squared distance between averaged features of neighboring patches "
-    "(row 4) along the ribbon of consecutive test sections; ticks: area borders",
+    "(row 4) along the ribbon of consecutive test sections. Ticks mark area borders.",
 }
 
 
 def draw(results: Results, folder: Path) -> dict[str, str]:
-    """Draws what the results allow; captions by file name, in the order of the page."""
+    """Draw the figures for which there are results, and save them in `folder`.
+
+    Returns:
+        The captions by file name, in the order of the page. They include those of `PICTURES` whose
+        files exist.
+    """
     figures, captions = {}, {}
 
     def add(name: str, caption: str, figure: Figure | None) -> None:
@@ -34,7 +39,7 @@ def draw(results: Results, folder: Path) -> dict[str, str]:
 
     add(
         "results_rows.png",
-        "Test scores on the phantom: a point a seed, a bar their mean",
+        "Test scores on the phantom. A point is a seed and a bar is the mean.",
         rows_figure(results, "phantom"),
     )
     add(
@@ -44,7 +49,8 @@ def draw(results: Results, folder: Path) -> dict[str, str]:
     )
     add(
         "results_segment_curves.png",
-        "Fine-tuning on the phantom: mean and range over seeds",
+        "Fine-tuning on the phantom: training loss and validation scores, mean and range over "
+        "seeds",
         curves_figure(results, "segment", SEGMENT_CURVES),
     )
     add(
@@ -69,13 +75,13 @@ def draw(results: Results, folder: Path) -> dict[str, str]:
 
 
 def of_kind(results: Results, study: str, row: str, kind: str) -> list[dict[str, Any]]:
-    """Records of all seeds."""
+    """Return the records of one kind of a row, in the order of seeds."""
     found = sorted((key, value) for key, value in results.items() if key[:2] == (study, row))
     return [kinds[kind] for _, kinds in found if kind in kinds]
 
 
 def rows_figure(results: Results, study: str) -> Figure | None:
-    """Dice, error and k-NN accuracy by row."""
+    """Draw Dice, error and k-NN accuracy by row, or return None without a segmentation."""
     panels: list[tuple[str, str, Callable[[dict[str, Any]], float | None]]] = [
         ("Dice, mean of areas", "segment", lambda r: (r["test"] or {}).get("dice_macro_areas")),
         ("wrong pixels, %", "segment", lambda r: (r["test"] or {}).get("err_seg_percent")),
@@ -85,12 +91,12 @@ def rows_figure(results: Results, study: str) -> Figure | None:
         return None
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for axis, (title, kind, read) in zip(axes, panels, strict=True):
-        for place, row in enumerate(ROWS):
+        for position, row in enumerate(ROWS):
             values = [read(record) for record in of_kind(results, study, row, kind)]
             values = [value for value in values if value is not None]
             if values:
-                axis.bar(place, np.mean(values), color=COLORS[row], alpha=0.55)
-                axis.plot([place] * len(values), values, "o", color="black", markersize=4)
+                axis.bar(position, np.mean(values), color=COLORS[row], alpha=0.55)
+                axis.plot([position] * len(values), values, "o", color="black", markersize=4)
         labels = [f"{row}  {what.title}" for row, what in ROWS.items()]
         axis.set_xticks(range(len(ROWS)), labels, rotation=30, ha="right", fontsize=8)
         axis.set_xlim(-0.6, len(ROWS) - 0.4)
@@ -113,7 +119,16 @@ SEGMENT_CURVES = (
 def curves_figure(
     results: Results, kind: str, panels: Iterable[tuple[str, str, tuple[str, ...]]]
 ) -> Figure | None:
-    """Curves of the phantom's rows: mean and range over seeds."""
+    """Draw curves of the phantom's rows, mean and range over seeds.
+
+    Args:
+        results: all records.
+        kind: "pretext" or "segment".
+        panels: title, key of the curve and rows of each panel.
+
+    Returns:
+        The figure, or None if there is no curve.
+    """
     panels = tuple(panels)
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.8),
                                 layout="constrained", squeeze=False)  # fmt: skip
@@ -144,7 +159,7 @@ def curves_figure(
 
 
 def scatter_figure(results: Results) -> Figure | None:
-    """Predicted against true distance, rows that learn distances."""
+    """Draw predicted against true distance for the rows that learn distances."""
     shown = {}
     for row in ("2", "4", "5", "6"):
         records = of_kind(results, "phantom", row, "probes")
@@ -171,7 +186,7 @@ def scatter_figure(results: Results) -> Figure | None:
 
 
 def confusion_figure(results: Results) -> Figure | None:
-    """Rows 1 and 4, summed over seeds."""
+    """Draw the confusion matrices of rows 1 and 4, summed over seeds."""
     matrices, classes = [], None
     for row in ("1", "4"):
         records = of_kind(results, "phantom", row, "segment")
@@ -186,7 +201,7 @@ def confusion_figure(results: Results) -> Figure | None:
 
 
 def map_figure(results: Results) -> Figure | None:
-    """Feature maps of four rows, in the areas' colors."""
+    """Draw the t-SNE maps of the features of four rows, colored by area."""
     segmented = [r for row in ROWS for r in of_kind(results, "phantom", row, "segment")]
     shown = {}
     for row in ("1", "4", "6", "7"):
@@ -195,14 +210,14 @@ def map_figure(results: Results) -> Figure | None:
             shown[row] = records[0]["map"]
     if not shown or not segmented:
         return None
-    # the palette has changed since the first
+    # the palette has changed since the first results, so the newest record has the current colors
     classes = max(segmented, key=lambda record: record["finished"])["classes"]
     figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 4.1), squeeze=False,
                                 layout="constrained")  # fmt: skip
     for axis, (row, points) in zip(axes[0], shown.items(), strict=True):
         area, x, y = (np.array(points[key]) for key in ("area", "x", "y"))
-        for number, entry in enumerate(classes):
-            if (here := area == number).any():
+        for index, entry in enumerate(classes):
+            if (here := area == index).any():
                 name = entry["name"]
                 axis.scatter(x[here], y[here], color=entry["color"], s=9, label=name)
         axis.set_title(f"{row} {ROWS[row].title}", fontsize=9)

@@ -1,12 +1,14 @@
-"""What a network learns on the phantom beyond shortcuts: the null brain and gray-value histograms.
+"""Measure what a network learns on the phantom beyond shortcuts.
 
     python benchmarks/evidence/phantom_floor.py --out runs/floor
 
-Trains the quickstart's network on the phantom and, with the same seeds and steps, on the null
-brain (one profile everywhere: what is left are curvature, obliqueness, artifacts). The brain's
-seed is not the quickstart's, on which phantom and training were designed. Beside them a kernel
-ridge regression on gray-value histograms of the phantom's patches. All on the same held-out
-sections; errors in mm beside the best constant. Last line: one JSON object.
+The script trains the quickstart's network on the phantom and, with the same seeds and steps, on the
+null brain. The null brain has one profile everywhere, so that only curvature, obliqueness and
+artifacts remain to learn from. The default seed of the brain is not the quickstart's, on which
+phantom and training were designed. A kernel ridge regression on gray-value histograms of the
+phantom's patches shows what intensities alone give away. All errors are on the same held-out
+sections, in mm, beside the error of always predicting the training median. The last line on stdout
+is one JSON object.
 """
 
 import argparse
@@ -39,7 +41,14 @@ RIDGES = 10.0 ** np.arange(-4, 3)
 
 
 def brain_config(root: Path, null: bool, steps: int | None, seed: int) -> Config:
-    """The quickstart's config on a brain of its own, made here if it is missing."""
+    """Return the quickstart's config on the brain at `root`, which is made if it is missing.
+
+    Args:
+        root: the brain folder.
+        null: whether all areas get the same profile.
+        steps: steps of training. None keeps the quickstart's.
+        seed: seed of the brain.
+    """
     config = get_config()
     data = dataclasses.replace(config.data, brains=(str(root),))
     if not (root / data.pairs).exists():
@@ -53,7 +62,10 @@ def brain_config(root: Path, null: bool, steps: int | None, seed: int) -> Config
 
 
 def histograms(source: PairSource, patches: int) -> np.ndarray:
-    """Gray-value histograms [patches, BINS], square roots of shares (Hellinger's map)."""
+    """Return gray-value histograms [patches, BINS] as square roots of shares.
+
+    The Euclidean distance of two such vectors is proportional to their Hellinger distance.
+    """
     counts = [
         np.histogram(source.read_patch(patch), BINS, range=(0, 256))[0] for patch in range(patches)
     ]
@@ -62,7 +74,11 @@ def histograms(source: PairSource, patches: int) -> np.ndarray:
 
 
 def kernel_ridge(train_x, train_y, val_x, val_y, test_x) -> np.ndarray:
-    """RBF kernel ridge; width by the median distance, ridge by the validation error."""
+    """Estimate test targets by ridge regression with an RBF kernel.
+
+    The kernel's width is the median distance of 500 training points, and the ridge is chosen by the
+    validation error.
+    """
     width = np.median(cdist(train_x[:500], train_x[:500]))
     kernel, val, test = (
         np.exp(-((cdist(x, train_x) / width) ** 2)) for x in (train_x, val_x, test_x)
@@ -80,7 +96,10 @@ def kernel_ridge(train_x, train_y, val_x, val_y, test_x) -> np.ndarray:
 
 
 def histogram_errors(source: PairSource, table: PairTable) -> dict[str, float]:
-    """Errors in mm of distance and coordinates from histograms alone, on the test pairs."""
+    """Return the errors in mm of distance and coordinates predicted from histograms alone.
+
+    They are means over the test pairs.
+    """
     features = histograms(source, len(table.coordinates_mm))
     split = {name: table.of_split(name) for name in ("train", "val", "test")}
 
@@ -114,8 +133,10 @@ def histogram_errors(source: PairSource, table: PairTable) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The network against the phantom's shortcuts.")
     parser.add_argument("--out", type=Path, default=Path("runs/floor"))
-    parser.add_argument("--steps", type=int, help="Default: the quickstart's.")
-    parser.add_argument("--seed", type=int, default=1, help="Of the brain; the quickstart's is 0.")
+    parser.add_argument("--steps", type=int, help="steps of training (default: the quickstart's)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of the brain (the quickstart's is 0)"
+    )
     arguments = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     log.log_to_stderr()

@@ -1,9 +1,10 @@
-"""The figures of docs/results.md that need the trained networks of evidence.py.
+"""Draw the figures of docs/results.md that need the trained networks of run.py.
 
-    python benchmarks/evidence/pictures.py                  # of the size "small", seed 0
+    python benchmarks/evidence/pictures.py                  # size "small", seed 0
 
-Draws a test section of the phantom as annotated and as segmented by two rows, and the squared
-distances between averaged features of neighboring patches on consecutive test sections.
+The first figure is a test section of the phantom as annotated and as segmented by two rows. The
+second shows the squared distances between averaged features of neighboring patches on consecutive
+test sections.
 """
 
 import argparse
@@ -35,14 +36,26 @@ from jaxcyto.predict.evaluate import section_images
 from jaxcyto.predict.features import patch_areas
 from jaxcyto.runs.load import load_pretext_run
 
-LONGEST_PX = 900  # of a section
-PANELS = 4  # consecutive sections
+LONGEST_PX = 900  # longer side of a drawn section
+PANELS = 4  # number of consecutive sections
 
 
 def sections_figure(
     out: Path, brain: Brain, name: str, study: str, rows: list[str], seed: int
 ) -> Figure:
-    """A section: annotation, and the prediction of each row of a study."""
+    """Draw the annotation of a section and the prediction of each row of a study.
+
+    Args:
+        out: the folder of run.py with brains and runs.
+        brain: the brain of the section.
+        name: the section's name.
+        study: a key of `STUDIES`.
+        rows: the rows to draw.
+        seed: the seed of the runs.
+
+    Raises:
+        InputError: a run does not exist.
+    """
     section = next(row for row in brain.sections if row.name == name)
     panels = []
     for row in rows:
@@ -80,10 +93,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--size", default="small")
-    parser.add_argument("--out", type=Path, help="of evidence.py; default: runs/evidence/SIZE")
-    parser.add_argument("--study", choices=STUDIES, default="longest", help="of the section")
-    parser.add_argument("--rows", default="1,4", help="of the segmented section")
-    parser.add_argument("--row", choices=ROWS, default="4", help="of the features")
+    parser.add_argument(
+        "--out", type=Path, help="the --out of run.py (default: runs/evidence/SIZE)"
+    )
+    parser.add_argument(
+        "--study", choices=STUDIES, default="longest", help="study whose runs segment the section"
+    )
+    parser.add_argument("--rows", default="1,4", help="rows that segment the section")
+    parser.add_argument("--row", choices=ROWS, default="4", help="row whose features are drawn")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     flags.FLAGS.mark_as_parsed()
@@ -110,5 +127,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:  # as a rule, runs that are not there
+    except InputError as error:  # usually a run that does not exist
         raise SystemExit(str(error)) from None

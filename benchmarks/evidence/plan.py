@@ -1,8 +1,9 @@
-"""The experiment of evidence.py: its sizes, brains and rows, and the config of each run.
+"""Define the experiment of run.py: sizes, brains, rows, studies and the config of each run.
 
-A row is a way to pre-train; a study is a brain that rows are pre-trained on, and one that they
-segment. All rows of a study and seed see the same patches (row 5: ten times as many), the same
-annotated sections and the same fine-tuning batches, and train for the same number of steps.
+A row is a way to pre-train. A study names the brain that its rows are pre-trained on and the brain
+that they segment. All rows of a study and seed see the same patches (row 5 sees ten times as many),
+the same annotated sections and the same fine-tuning batches, and train for the same number of
+steps.
 """
 
 import dataclasses
@@ -34,9 +35,9 @@ from jaxcyto.phantom.make import make_phantom
 from jaxcyto.phantom.settings import PRESETS, PhantomSettings
 from jaxcyto.utils.progress import StderrProgress
 
-NEAR_MM = 2.0  # up to which two patches are at the same place, row 7: the loss's default
-METHOD = "heat"  # of distances: 2,000 solutions; the oracle takes 15,000 on BigBrain's surface
-MORE = 10  # times the patches and pairs, row 5
+NEAR_MM = 2.0  # row 7: patches up to this far apart count as co-located, the loss's default
+METHOD = "heat"  # for distances: 2,000 solves, where the oracle needs 15,000 on BigBrain's surface
+MORE = 10  # row 5: factor on the number of patches and pairs
 PHANTOM_SEED = 1  # the phantom and the quickstart were designed on seed 0
 SURFACE = "bigbrain/surf/tpl-bigbrain_hemi-L_desc-{}.surf.gii"
 LABELS = "bigbrain/labels/tpl-bigbrain_hemi-L_desc-vcatlas_hOc.label.gii"
@@ -48,22 +49,22 @@ ALL_PAIRS = Term(all_pairs_distance_loss, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A way to pre-train: loss terms (none: no pre-training), pairs, and what else is changed."""
+    """A way to pre-train. A row without loss terms is not pre-trained."""
 
     title: str
     terms: tuple[Term, ...] = ()
     pairs: str = "pairs.npz"
-    optim: dict[str, float] = dataclasses.field(default_factory=dict)  # times those of the size
-    optimizer: Callable[..., optax.GradientTransformation] | None = None  # None: that of the size
-    encoder_rate: float | None = None  # of fine-tuning; None: that of the size
-    shares: str | None = None  # the row whose pre-training it uses
-    steps: int = 1  # times those of the size, of the pre-training
-    rate: float = 1.0  # times that of the size, of the fine-tuning
+    optim: dict[str, float] = dataclasses.field(default_factory=dict)  # factors on the size's
+    optimizer: Callable[..., optax.GradientTransformation] | None = None  # None: the size's
+    encoder_rate: float | None = None  # in fine-tuning; None: the size's
+    shares: str | None = None  # the row whose pre-training is used instead of an own one
+    steps: int = 1  # factor on the size's steps of pre-training
+    rate: float = 1.0  # factor on the size's learning rate of fine-tuning
     distance_scale: float = 1.0  # unit of the predicted distance, in mean training distances
 
 
 def both(form: str) -> tuple[Term, ...]:
-    """Rows 4's terms with another outer form."""
+    """Return row 4's terms with another outer form."""
     return (
         Term(functools.partial(distance_loss, form=form), 1.0),
         Term(functools.partial(coordinate_loss, form=form), 10.0),
@@ -83,38 +84,39 @@ ROWS = {
         "pairs_near.npz",
     ),
 }
-# Row 4, and what it is held against, with one of the choices made otherwise.
+# Rows 1, 2 and 4 with one choice changed.
 ABLATIONS = {
     "4 l2": Row("outer form l2", both("l2")),
     "4 huber": Row("outer form huber", both("huber")),
     "2 l2": Row("distance, outer form l2", both("l2")[:1]),
     "4 scale 4": Row("distances in units 4 times as large", ROWS["4"].terms, distance_scale=4.0),
-    "4 scale 1/4": Row("in units a quarter as large", ROWS["4"].terms, distance_scale=0.25),
+    "4 scale 1/4": Row("distances in units a quarter as large", ROWS["4"].terms,
+                       distance_scale=0.25),
     "4 rate x4": Row("learning rate x 4", ROWS["4"].terms, optim={"learning_rate": 4.0}),
     "4 rate /4": Row("learning rate / 4", ROWS["4"].terms, optim={"learning_rate": 0.25}),
     "4 sgd": Row("SGD at 0.01, as configs/pretrain.py", ROWS["4"].terms,
                  optim={"learning_rate": 5.0}, optimizer=OptimConfig().optimizer),
     "4 encoder 1": Row("fine-tuned with the encoder at the full rate", ROWS["4"].terms,
                        encoder_rate=1.0, shares="4"),
-    "1 rate x4": Row("none; fine-tuning rate x 4", rate=4.0, shares="1"),
-    "1 rate /4": Row("none; fine-tuning rate / 4", rate=0.25, shares="1"),
+    "1 rate x4": Row("none, fine-tuning rate x 4", rate=4.0, shares="1"),
+    "1 rate /4": Row("none, fine-tuning rate / 4", rate=0.25, shares="1"),
     "2 steps x4": Row("distance, 4 times the steps", (DISTANCE,), steps=4),
-    "4 steps x4": Row("both, 4 times the steps", ROWS["4"].terms, steps=4),
+    "4 steps x4": Row("distance + coordinates, 4 times the steps", ROWS["4"].terms, steps=4),
 }  # fmt: skip
-# All annotated sections and ten times the steps, from scratch: what could be had.
-CEILING = {"ceiling": Row("none; all sections annotated, ten times the steps")}
+# An upper bound: all sections annotated, ten times the steps of fine-tuning, from scratch.
+CEILING = {"ceiling": Row("none, all sections annotated, ten times the steps")}
 ALL_ROWS = ROWS | ABLATIONS | CEILING
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """`rows` pre-trained on one brain, fine-tuned and tested on one."""
+    """A set of rows, the brain they are pre-trained on and the brain they segment."""
 
     title: str
     pretrained_on: str
     segmented: str
     rows: tuple[str, ...]
-    longer: int = 1  # times the size's steps of fine-tuning
+    longer: int = 1  # factor on the size's steps of fine-tuning
 
 
 STUDIES = {
@@ -133,7 +135,7 @@ STUDIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large everything is."""
+    """The sizes of brains, networks, batches and runs."""
 
     phantom: PhantomSettings
     model: ModelConfig
@@ -145,17 +147,17 @@ class Size:
     pretext_optim: OptimConfig
     image_px: int
     batch_images: int
-    annotated: int  # training sections
+    annotated: int  # number of annotated training sections
     segment_steps: int
     segment_optim: OptimConfig
     encoder_rate: float
-    painted_y_mm: tuple[float, float] = (-68.0, -5.0)  # of the visual areas
-    evaluations: int = 5  # on the way
+    painted_y_mm: tuple[float, float] = (-68.0, -5.0)  # range of the visual areas on BigBrain
+    evaluations: int = 5  # validations per run
     threads: int = 4
 
 
 SIZES = {
-    # the test of the whole chain
+    # for the test of the whole chain
     "tiny": Size(
         phantom=PRESETS["tiny"], model=ModelConfig(3, 1, (4, 4, 8)), patch_px=32, um_per_px=64.0,
         patches=120, batch_pairs=8, pretext_steps=6,
@@ -164,7 +166,7 @@ SIZES = {
         segment_optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002),
         encoder_rate=0.1, evaluations=2,
     ),
-    # two cores: about ten minutes a run
+    # about ten minutes a run on two cores
     "small": Size(
         phantom=PRESETS["quickstart"], model=small(), patch_px=128, um_per_px=16.0,
         patches=2000, batch_pairs=16, pretext_steps=850,
@@ -173,7 +175,7 @@ SIZES = {
         segment_optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=20),
         encoder_rate=0.1,
     ),
-    # the paper's sizes, for a GPU; brains of 2 um/px are made
+    # the paper's sizes, for a GPU, with brains of 2 um/px
     "paper": Size(
         phantom=PRESETS["full"], model=ModelConfig(), patch_px=1019, um_per_px=2.0,
         patches=20_000, batch_pairs=32, pretext_steps=10_000,
@@ -189,17 +191,17 @@ SIZES = {
 
 
 def make_brain(name: str, root: Path, size: Size, data: Path | None, row: Row) -> None:
-    """Makes what a row needs and a brain folder lacks: sections, patches, pairs.
+    """Make the sections, patches and pairs that a row needs and that a brain folder lacks.
 
     Args:
         name: "phantom", "other" (another individual), "null" or "painted" (on BigBrain's surface).
-        root: the folder.
-        size: of all.
-        data: where BigBrain's surfaces, labels and thicknesses lie; for "painted" only.
-        row: which pairs are wanted beside those of patches.npz, see `ROWS`.
+        root: the brain folder.
+        size: sizes of the experiment.
+        data: folder with BigBrain's surfaces, labels and thicknesses. Only "painted" reads it.
+        row: the row, which may need pairs of its own beside pairs.npz.
 
     Raises:
-        InputError: "painted" without `data`.
+        InputError: "painted" is to be made, and `data` is None or lacks a file.
     """
     if not root.exists():
         progress = StderrProgress(name, "sections")
@@ -228,10 +230,12 @@ def make_brain(name: str, root: Path, size: Size, data: Path | None, row: Row) -
 
 
 def bigbrain_files(data: Path | None) -> list[Path]:
-    """Pial and white surface, labels and thicknesses of BigBrain's left hemisphere.
+    """Return the paths of pial surface, white surface, labels and thicknesses of BigBrain.
+
+    All four are of the left hemisphere.
 
     Raises:
-        InputError: no folder is given, or one of them is not there.
+        InputError: `data` is None, or one of the files is missing.
     """
     if data is None:
         raise InputError("the study on BigBrain's surface needs --data; see docs/results.md")
@@ -247,7 +251,7 @@ def bigbrain_files(data: Path | None) -> list[Path]:
 
 
 def pretext_config(size: Size, root: Path, row: Row, seed: int) -> Config:
-    """The pre-training of a row."""
+    """Return the config of a row's pre-training."""
     steps = row.steps * size.pretext_steps
     every = max(1, steps // size.evaluations)
     return Config(
@@ -260,7 +264,7 @@ def pretext_config(size: Size, root: Path, row: Row, seed: int) -> Config:
             batch_pairs=size.batch_pairs,
             threads=size.threads,
             all_distances=any(is_batchwise(term.function) for term in row.terms),
-            absolute_x=True,  # the phantom's hemispheres mirror each other
+            absolute_x=True,  # because the phantom's hemispheres mirror each other
         ),
         model=size.model,
         loss=LossConfig(terms=row.terms),
@@ -277,7 +281,11 @@ def pretext_config(size: Size, root: Path, row: Row, seed: int) -> Config:
 def segment_config(
     size: Size, root: Path, row: str, seed: int, init_from: Path | None, longer: int
 ) -> SegmentConfig:
-    """The fine-tuning of a row: equal for all but for `init_from` and the encoder's rate."""
+    """Return the config of a row's fine-tuning.
+
+    The rows of `ROWS` differ in `init_from` only. Some of `ABLATIONS` also change a learning rate,
+    and `CEILING` trains on all annotated sections.
+    """
     everything = row in CEILING
     steps = size.segment_steps * longer
     every = max(1, steps // size.evaluations)
@@ -306,7 +314,11 @@ def segment_config(
 
 
 def annotated_sections(root: Path, count: int, seed: int) -> tuple[str, ...]:
-    """Training sections that count as annotated: one, drawn, of each of `count` equal runs."""
+    """Draw the training sections that fine-tuning may use as annotated.
+
+    The training sections with a label image are divided into `count` runs of equal length, and one
+    section is drawn from each.
+    """
     rows = read_brain(root).sections
     names = [row.name for row in rows if row.split == "train" and row.label is not None]
     rng = np.random.default_rng((seed, 7))

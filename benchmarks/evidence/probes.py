@@ -1,4 +1,4 @@
-"""What frozen features know, and what simple statistics know: units of evidence.py."""
+"""Evaluate frozen features and simple intensity statistics, as units of run.py."""
 
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,27 @@ from jaxcyto.training.devices import parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.pretext import open_pretraining
 
-SIGMAS_UM = (16.0, 32.0, 64.0, 128.0, 256.0)  # of the statistics' windows
-PIXELS_PER_CLASS = 4000  # to fit on
-SCATTER = 600  # points kept for a figure
+SIGMAS_UM = (16.0, 32.0, 64.0, 128.0, 256.0)  # of the Gaussian windows of the statistics
+PIXELS_PER_CLASS = 4000  # at most this many pixels of each class are fitted on
+SCATTER = 600  # number of points kept for a figure
 
 
 def probe(size: Size, root: Path, run: Path | None, seed: int) -> dict[str, Any]:
-    """What the features of a pre-trained (None: a new) branch know of a brain's test sections.
+    """Evaluate the features of a branch on a brain's test sections.
 
-    `heads`: errors of its own predictions, over all pairs of test patches of one hemisphere (more
-    than pairs.npz has); the rest is read out of the frozen features, fitted on the training
-    sections.
+    Args:
+        size: sizes of the experiment.
+        root: the brain folder.
+        run: a finished pre-training run, or None for an untrained network.
+        seed: seed of the untrained network's weights.
+
+    Returns:
+        heads: errors of the network's own two outputs, over all pairs of test patches of one
+            hemisphere, which are more than pairs.npz has. None for an untrained network.
+        knn, linear, majority: accuracies of classifiers in percent, fitted on training patches.
+        readout: errors of a ridge regression of the position, fitted on training patches.
+        neighbors: statistics of the distances between features of neighbors along the cortex.
+        map: a t-SNE of the features.
     """
     network = load_pretext_run(run) if run is not None else _untrained(size, root, seed)
     brain = read_brain(root)
@@ -70,7 +80,20 @@ def heads(
     position_mm: np.ndarray,
     test: np.ndarray,
 ) -> dict[str, Any]:
-    """Errors of distance and coordinates on test patches, beside those of the training medians."""
+    """Compare a network's distances and coordinates with the truth on test patches.
+
+    Args:
+        network: the pre-trained network.
+        root: the brain folder.
+        patches: all patches of the brain, N of them.
+        found: features [N, F] and coordinates [N, 3] in mm of all patches.
+        position_mm: true positions [N, 3], with |x| in place of x.
+        test: indices of the test patches.
+
+    Returns:
+        Mean errors in mm over all pairs with a finite distance and over all test patches, and the
+        errors of always predicting the training median (`..._constant`).
+    """
     pairs = load_pairs(root / "pairs.npz")
     true = open_distances(root, pairs, len(patches)).block(test)
     first, second = np.triu_indices(len(test), 1)
@@ -97,7 +120,10 @@ def heads(
 
 
 def feature_map(features: np.ndarray, areas: np.ndarray) -> dict[str, list]:
-    """Features laid out on a plane by t-SNE (van der Maaten and Hinton 2008)."""
+    """Map features [N, F] to a plane by t-SNE (van der Maaten and Hinton 2008).
+
+    At most `SCATTER` points are drawn from the N.
+    """
     kept = np.random.default_rng(0).permutation(len(features))[:SCATTER]
     perplexity = min(30.0, (len(kept) - 1) / 3)
     plane = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features[kept])
@@ -105,7 +131,7 @@ def feature_map(features: np.ndarray, areas: np.ndarray) -> dict[str, list]:
 
 
 def _untrained(size: Size, root: Path, seed: int) -> PretextRun:
-    """A branch as it is before pre-training, with the batch statistics of training patches."""
+    """Return a branch with initial weights and the batch statistics of training patches."""
     config = pretext_config(size, root, ROWS["4"], seed)
     experiment = open_pretraining(config, None)
     evaluator = Evaluator.of(experiment.task, config.data.threads, lambda: None)
@@ -125,7 +151,7 @@ def _untrained(size: Size, root: Path, seed: int) -> PretextRun:
 
 
 def _percent(found: dict[str, Any]) -> dict[str, Any]:
-    """Accuracies of `probes.probe_areas` in percent, by probe."""
+    """Convert the accuracies of `jaxcyto.explore.probes.probe_areas` to percent."""
     return {
         name: {f"{key}_percent": 100 * value for key, value in found[name].items()}
         for name in ("knn", "linear", "majority")
@@ -133,11 +159,11 @@ def _percent(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def baselines(size: Size, root: Path) -> dict[str, Any]:
-    """Segmentation by intensity statistics alone: a random forest, and a linear model.
+    """Segment test sections from intensity statistics with a random forest and a linear model.
 
-    Features of each label pixel: the gray value, and its local mean and standard deviation at five
-    scales up to 0.26 mm. Fitted on the annotated sections of seed 0, scored on all annotated test
-    pixels.
+    The features of each label pixel are the gray value and its local mean and standard deviation at
+    five scales up to 0.26 mm. The models are fitted on the annotated sections of seed 0 and scored
+    on all annotated test pixels.
     """
     brain = read_brain(root)
     chosen = annotated_sections(root, size.annotated, 0)
@@ -170,7 +196,7 @@ def baselines(size: Size, root: Path) -> dict[str, Any]:
 
 
 def _statistics(brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:
-    """Features [P, 11] and class [P] of the annotated label pixels of a section."""
+    """Return features [P, 11] and classes [P] of the annotated label pixels of a section."""
     with open_section(row.image, row.pixel_um, brain.background) as image:
         with section_label(row, image.shape) as labels:
             label = labels.read(0, 0, *labels.shape)

@@ -1,12 +1,13 @@
-"""A real section: BigBrain's left hemisphere, one coronal section at 81 um, held-out ribbon.
+"""Pre-train on a real section: one coronal section of BigBrain's left hemisphere at 81 um.
 
     python benchmarks/evidence/real_section.py --data DATA --out runs/real_section
 
 DATA holds bigbrain/surf/tpl-bigbrain_hemi-L_desc-{pial,white}.surf.gii and
 histology/bigbrain_sections/y+2.80_{image_81um.png,registration.json} (docs/real_section.md says
-where they come from). Lays out a brain around copies of them, samples 2,400 patches of 128 px at
-40 um/px (5 mm), pairs them, trains the small network on the CPU, and prints the error on a part of
-the ribbon that is held out with a gap, beside the best constant. Last line: one JSON object.
+where they come from). The script copies them into a brain folder, samples 2,400 patches of 128 px
+at 40 um/px (5 mm), pairs them and trains the small network on the CPU. It prints the error on a
+part of the cortical ribbon that is held out with a gap, beside the error of always predicting the
+training median. The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -40,7 +41,15 @@ SURFACE = "tpl-bigbrain_hemi-L_desc-{}.surf.gii"
 
 
 def lay_out(data: Path, root: Path) -> Path:
-    """Copies surfaces and section into a brain folder and writes its two tables."""
+    """Copy surfaces and section into a brain folder, and write brain.toml and sections.csv.
+
+    Args:
+        data: the folder described above.
+        root: the brain folder, which is made.
+
+    Returns:
+        The brain folder.
+    """
     root.mkdir(parents=True, exist_ok=True)
     for side in ("pial", "white"):
         shutil.copy(data / "bigbrain/surf" / SURFACE.format(side), root / f"lh.{side}.surf.gii")
@@ -66,14 +75,14 @@ def lay_out(data: Path, root: Path) -> Path:
 
 
 def draw_points(root: Path, patches: Patches, path: Path) -> None:
-    """The sampled points on the section image, colored by split."""
+    """Draw the sampled points on the section image, colored by split, into the file `path`."""
     row = read_brain(root).sections[0]
     with open_section(row.image, row.pixel_um) as section:
         image = section.read(0, 0, *section.shape)
     figure, axis = plt.subplots(figsize=(13, 9.5), layout="constrained")
     axis.imshow(image, cmap="gray")
-    for number, split in enumerate(SPLITS):
-        chosen = patches.center_px[patches.split == number]
+    for index, split in enumerate(SPLITS):
+        chosen = patches.center_px[patches.split == index]
         axis.scatter(*chosen.T, s=3, color=SPLIT_COLORS[split], label=f"{len(chosen)} {split}")
     axis.legend(markerscale=4)
     axis.set_axis_off()
@@ -83,7 +92,7 @@ def draw_points(root: Path, patches: Patches, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="A real section, with a part of its ribbon held out."
+        description="Pre-train on a real section and test on a held-out part of its ribbon."
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/real_section"))
@@ -94,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in ("bigbrain/surf", "histology/bigbrain_sections"):
         if not (arguments.data / name).is_dir():
-            parser.error(f"--data {arguments.data}: holds no {name}; see docs/real_section.md")
+            parser.error(f"--data {arguments.data}: no folder {name}. See docs/real_section.md.")
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     log.log_to_stderr()
@@ -124,7 +133,8 @@ def main() -> None:
     results = loop.train(config, out / "run")
     table = open_pairs(config.data)
     distance = table.distance_mm[table.of_split("test")]
-    # held-out ribbon may be shorter than the training ribbon, whose median is then a poor constant
+    # The held-out ribbon may be shorter than the training ribbon. The training median is then a
+    # poor constant prediction, so the held-out pairs' own median is shown, too.
     own = float(np.abs(distance - np.median(distance)).mean())
     print(f"for comparison, the held-out pairs' own median: {own:.2f} mm")
     x = patches.position_mm[:, 0]

@@ -1,12 +1,13 @@
-"""Segmentation on real tissue: a sulcus with a manual cortex mask, and ten small patches.
+"""Segment real tissue: a sulcus with a manual cortex mask, and ten small patches.
 
     python benchmarks/evidence/real_segmentation.py --data DATA --out runs/real_segmentation
 
-DATA holds histology/columns_cut300 and histology/spitzer_histoseg_patches (where they come from:
-docs/real_segmentation.md). Trains the small network on the CPU three times: on the left part of the
-sulcus, tested on its right third; on patches with gray and white matter; on patches with V1.
-Every test part is scored twice, by the windows of training and by `jaxcyto evaluate`, from maps of
-whole sections. Prints tables; last line: one JSON object.
+DATA holds histology/columns_cut300 and histology/spitzer_histoseg_patches, whose sources are in
+docs/real_segmentation.md. The script trains the small network on the CPU three times. The first run
+trains on the left part of the sulcus and is tested on its right third. The others use patches with
+labels of gray and white matter and patches with labels of V1. Every test part is scored twice, on
+the windows of training and by `jaxcyto evaluate` on maps of whole sections. The script prints
+tables, and the last line on stdout is one JSON object.
 """
 
 import argparse
@@ -37,8 +38,9 @@ from jaxcyto.scores import confusion, scores, scores_table
 from jaxcyto.training import log, loop
 from jaxcyto.utils.runtime import keep_freed_memory
 
-COLUMNS_UM = 8.0  # px of columns_cut300: not stated anywhere, assumed (see the docs)
-PATCHES_UM = 39.0  # px of spitzer_histoseg_patches
+# pixel size of columns_cut300, an assumption: no source states it (docs/real_segmentation.md)
+COLUMNS_UM = 8.0
+PATCHES_UM = 39.0  # pixel size of spitzer_histoseg_patches
 CORTEX = AreaClass("cortex", "#c8553d", "cortex")
 GRAY = AreaClass("gray matter", "#c8553d", "cortex")
 WHITE = AreaClass("white matter", "#e9e6df", "white_matter")
@@ -49,10 +51,10 @@ SCHEMES = {
     "gmwm": (BACKGROUND, GRAY, WHITE),
     "v1": (dataclasses.replace(BACKGROUND, name="not V1"), AreaClass("V1", "#aa2030", "area")),
 }
-# Of each part of the sulcus its image and the annotated piece of it, rows and columns in px. The
-# test shows the whole sulcus, as one would segment it; of the right third training sees no pixel.
-# 42 px (0.34 mm) between annotated pieces are annotated in neither. The folds, on which settings
-# were chosen, do the same within the left part.
+# The image of each part of the sulcus and the annotated region within it, as rows and columns in
+# px. The test image is the whole sulcus, as a user would segment it. Training sees no pixel of the
+# right third. A gap of 42 px (0.34 mm) between the annotated regions is annotated in neither. The
+# folds, on which settings were chosen, divide the left part in the same way.
 Part = tuple[tuple[slice, slice], tuple[slice, slice]]
 WHOLE, LEFT = (slice(0, 1932), slice(0, 1024)), (slice(0, 1932), slice(0, 682))
 PARTS: dict[str, dict[str, Part]] = {
@@ -73,7 +75,14 @@ TEST_PATCHES = (3, 4)  # of five; gmwm_train_3 is entirely white
 
 
 def label_image(label: np.ndarray, pixel_um: float) -> np.ndarray:
-    """Labels on the 16 um grid: the number that covers most of each pixel, the lowest of equals."""
+    """Resample class indices to the grid of label images, 16 um.
+
+    Each output pixel gets the class that covers most of it, the lowest class index in a tie.
+
+    Args:
+        label: class indices, uint8 [H, W].
+        pixel_um: their pixel size.
+    """
     height, width = expected_shape(label.shape, pixel_um)
     ratio = LABEL_UM / pixel_um
     rows, columns = (np.arange(*source_range(0, n, ratio)) for n in (height, width))
@@ -81,12 +90,12 @@ def label_image(label: np.ndarray, pixel_um: float) -> np.ndarray:
         np.clip(k, 0, n - 1) for k, n in zip((rows, columns), label.shape, strict=True)
     )
     needed = label[np.ix_(rows, columns)]
-    numbers = np.unique(label)
+    classes = np.unique(label)
     shares = [
-        resample(np.where(needed == number, 255, 0).astype(np.uint8), 0, 0, height, width, ratio)
-        for number in numbers
+        resample(np.where(needed == index, 255, 0).astype(np.uint8), 0, 0, height, width, ratio)
+        for index in classes
     ]
-    return numbers[np.argmax(shares, axis=0)]
+    return classes[np.argmax(shares, axis=0)]
 
 
 def write_brain(
@@ -96,10 +105,22 @@ def write_brain(
     pixel_um: float,
     sections: list[tuple[str, str, np.ndarray, np.ndarray]],
 ) -> Path:
-    """A brain folder without surfaces, of (section, split, image, class numbers) each."""
+    """Write a brain folder without surfaces.
+
+    Args:
+        root: the folder, which is made.
+        name: name of the brain.
+        classes: classes of the label images.
+        pixel_um: pixel size of the images.
+        sections: name, split, image uint8 [H, W] and class indices uint8 [H, W] of each section.
+
+    Returns:
+        The folder.
+    """
     root.mkdir(parents=True, exist_ok=True)
     rows, mm = [], pixel_um / 1000
-    affine = f"{mm} 0 0 0  0 0 0 0  0 {-mm} 0 0"  # the table wants one; no surface is to be met
+    # sections.csv requires an affine, which has no effect without surfaces
+    affine = f"{mm} 0 0 0  0 0 0 0  0 {-mm} 0 0"
     for section, split, image, label in sections:
         tifffile.imwrite(root / f"{section}.tif", image, compression="zlib")
         tifffile.imwrite(
@@ -124,13 +145,13 @@ def read(path: Path) -> np.ndarray:
 
 
 def sulcus(data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image, and 1 for cortex and 0 for the rest, uint8 [1932, 1024]."""
+    """Read the image and the cortex mask (1 in cortex, else 0), both uint8 [1932, 1024]."""
     folder = data / "histology/columns_cut300"
     return read(folder / "cut_300.tif"), (read(folder / "cortex_mask.png") > 0).astype(np.uint8)
 
 
 def lay_out_sulcus(data: Path, root: Path, parts: str = "sulcus") -> Path:
-    """Some of `PARTS` as sections of their own."""
+    """Write a brain folder with the parts `PARTS[parts]` of the sulcus as sections."""
     image, mask = sulcus(data)
     sections = []
     for split, (shown, annotated) in PARTS[parts].items():
@@ -141,7 +162,10 @@ def lay_out_sulcus(data: Path, root: Path, parts: str = "sulcus") -> Path:
 
 
 def lay_out_patches(data: Path, root: Path, scheme: str) -> Path:
-    """The five patches of a label scheme ("gmwm" or "v1"), split by image."""
+    """Write a brain folder with the five patches of a label scheme ("gmwm" or "v1").
+
+    The split is by patch, see `TEST_PATCHES`.
+    """
     folder = data / "histology/spitzer_histoseg_patches"
     patches = [
         (
@@ -158,7 +182,7 @@ def lay_out_patches(data: Path, root: Path, scheme: str) -> Path:
 def config(
     root: Path, um_per_px: float, image_px: int, steps: int, model: ModelConfig | None = None
 ) -> SegmentConfig:
-    """Of a short run without pre-training."""
+    """Return the config of a short run without pre-training."""
     return SegmentConfig(
         data=SegmentData(
             brains=(str(root),), image_px=image_px, um_per_px=um_per_px, batch_images=8
@@ -174,7 +198,7 @@ def config(
 
 
 def train_and_evaluate(settings: SegmentConfig, run: Path) -> dict[str, Any]:
-    """Trains, scores by windows and by maps; prints both, returns the figures."""
+    """Train in the folder `run`, score on windows and on maps, and print and return the scores."""
     started = time.monotonic()
     root = Path(settings.data.brains[0])
     print(f"\n{root.name}, scored by the windows of training", flush=True)
@@ -190,10 +214,10 @@ def train_and_evaluate(settings: SegmentConfig, run: Path) -> dict[str, Any]:
 
 
 def constants(data: Path) -> dict[str, float]:
-    """Dice of cortex on the test part without a network.
+    """Return the Dice of cortex on the test part that two rules reach without a network.
 
-    `all`: everything is cortex. `gray`: cortex is what is darker than a threshold, after a blur of
-    0.16 mm; the threshold is the best one on the training part.
+    The rule `all` labels everything as cortex. The rule `gray` blurs the image by 0.16 mm and
+    labels pixels darker than a threshold, which is the best one on the training part.
     """
     image, mask = sulcus(data)
     smooth = gaussian_filter(image.astype(float), 160 / COLUMNS_UM)
@@ -208,19 +232,22 @@ def constants(data: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Segmentation of real tissue, small network.")
+    parser = argparse.ArgumentParser(description="Segment real tissue with the small network.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/real_segmentation"))
     parser.add_argument(
-        "--fold", choices=["upper", "lower"], help="Only this one, to choose settings; no test."
+        "--fold",
+        choices=["upper", "lower"],
+        help="run only this fold of the sulcus, to choose settings without the test part",
     )
-    parser.add_argument("--um-per-px", type=float, default=32.0, help="of the sulcus")
-    parser.add_argument("--steps", type=int, default=150, help="of the sulcus")
+    parser.add_argument("--um-per-px", type=float, default=32.0, help="resolution of the sulcus")
+    parser.add_argument("--steps", type=int, default=150, help="training steps on the sulcus")
     arguments = parser.parse_args()
     for name in ("columns_cut300", "spitzer_histoseg_patches"):
         if not (arguments.data / "histology" / name).is_dir():
             parser.error(
-                f"--data {arguments.data}: holds no histology/{name}; see docs/real_segmentation.md"
+                f"--data {arguments.data}: no folder histology/{name}. "
+                "See docs/real_segmentation.md."
             )
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"

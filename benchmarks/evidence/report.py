@@ -1,10 +1,10 @@
-"""docs/results.md and its figures, from the result files of evidence.py.
+"""Write the tables and figures of docs/results.md from the result files of run.py.
 
-    python benchmarks/evidence/report.py                  # of the size "small"
+    python benchmarks/evidence/report.py                  # size "small"
     python benchmarks/evidence/report.py --size tiny --out somewhere
 
-Rewrites what stands between the two marks of the page; the rest of it is written by hand. Last
-line on stdout: one JSON object, the claims with their figures.
+The script replaces the text between the two marks of the page. The rest of the page is written by
+hand. The last line on stdout is one JSON array of the claims with their values.
 """
 
 import argparse
@@ -41,7 +41,17 @@ END = "<!-- end -->"
 def study_table(
     results: Results, study: str, rows: dict[str, Any], columns: Sequence[Column] = COLUMNS
 ) -> list[str]:
-    """A Markdown table of the rows that have results; none without any."""
+    """Return the lines of a Markdown table of the rows that have results.
+
+    Args:
+        results: all records.
+        study: a key of `STUDIES`.
+        rows: the rows to show, by name, each with a `title`.
+        columns: the columns after the number of seeds.
+
+    Returns:
+        The lines, or an empty list if no row has results.
+    """
     lines = [
         f"| row | pre-training | seeds | {' | '.join(title for title, _, _ in columns)} |",
         "|---|---|---|" + "---|" * len(columns),
@@ -51,8 +61,8 @@ def study_table(
         if any(found):
             seeds = sorted({len(each) for each in found if each})  # "1-3": cells have 1 to 3
             cells = [cell(each, form) for each, (_, form, _) in zip(found, columns, strict=True)]
-            number = "-".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
-            lines.append(f"| {row} | {what.title} | {number} | {' | '.join(cells)} |")
+            count = "-".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
+            lines.append(f"| {row} | {what.title} | {count} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
 
 
@@ -62,7 +72,20 @@ def study_table(
 def compare(
     results: Results, study: str, before: str, after: str, title: str, lower: bool
 ) -> dict[str, Any] | None:
-    """Mean figures of two rows over the seeds that both have, and in how many `after` is better."""
+    """Compare one column of two rows over the seeds that both have.
+
+    Args:
+        results: all records.
+        study: a key of `STUDIES`.
+        before: the row to compare with.
+        after: the row that a claim says is better.
+        title: a title of `COLUMNS`.
+        lower: whether lower values are better.
+
+    Returns:
+        The means of both rows, the change in percent (None if the first mean is 0), the number of
+        seeds and the number of seeds in which `after` is better. None if no seed has both rows.
+    """
     a, b = (values(results, study, row, title) for row in (before, after))
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
@@ -83,6 +106,7 @@ def compare(
 
 SHOWN = ("phantom", "longer", "longest", "other", "painted", "null")
 LONG, STEPS = "4 times the steps of pre-training", ("2 steps x4", "4 steps x4")
+# claim, row before, row after, column, whether lower is better
 CLAIMS = (
     ("coordinates halve the distance error (row 2 -> 4: -50 %)", "2", "4", "distance error, mm", 1),
     ("both losses are better than distance alone (2 -> 4)", "2", "4", "Dice, areas", 0),
@@ -90,19 +114,20 @@ CLAIMS = (
     ("err_seg falls by a third: 21.2 -> 14.4 % (1 -> 4: -32 %)", "1", "4", "err_seg, %", 1),
     ("Dice rises clearly (1 -> 4)", "1", "4", "Dice, areas", 0),
     ("ten times the pairs help moderately (4 -> 5)", "4", "5", "Dice, areas", 0),
-    ("the same, of the distance error (4 -> 5)", "4", "5", "distance error, mm", 1),
-    ("not the paper's: all pairs of a batch (4 -> 6)", "4", "6", "Dice, areas", 0),
-    ("the same, of the distance error (4 -> 6)", "4", "6", "distance error, mm", 1),
-    ("not the paper's: contrastive against both losses (4 -> 7)", "4", "7", "Dice, areas", 0),
-    (f"coordinates halve the distance error; {LONG}", *STEPS, "distance error, mm", 1),
-    (f"both losses are better than distance alone; {LONG}", *STEPS, "Dice, areas", 0),
+    ("ten times the pairs help moderately (4 -> 5)", "4", "5", "distance error, mm", 1),
+    ("all pairs of a batch help (4 -> 6, not in the paper)", "4", "6", "Dice, areas", 0),
+    ("all pairs of a batch help (4 -> 6, not in the paper)", "4", "6", "distance error, mm", 1),
+    ("contrastive instead of both losses (4 -> 7, not in the paper)", "4", "7", "Dice, areas", 0),
+    (f"coordinates halve the distance error ({LONG})", *STEPS, "distance error, mm", 1),
+    (f"both losses are better than distance alone ({LONG})", *STEPS, "Dice, areas", 0),
 )
 
 
 def claims(results: Results) -> list[dict[str, Any]]:
-    """Each claim with its figures, in each study that has both rows; beside it the null's change.
+    """Compare the rows of each claim in each study that has both.
 
-    What a row gains where areas do not differ is the floor of its gain, at the same budget.
+    The entry `null_difference` is the difference on the null phantom at the same budget. Areas do
+    not differ there, so this is the gain that a row shows without learning areas.
     """
     found = []
     for study in (*SHOWN, "ablation"):
@@ -120,13 +145,13 @@ def claims(results: Results) -> list[dict[str, Any]]:
 
 def claims_table(found: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| claim | study | measure | before | after | difference | null phantom's | change "
+        "| claim | study | measure | before | after | difference | on the null phantom | change "
         "| better in |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for each in found:
         null = "" if each["null_difference"] is None else f"{each['null_difference']:+.2g}"
-        change = each["change_percent"]  # None: from nothing
+        change = each["change_percent"]  # None where `before` is 0
         change = "" if change is None else f"{change:+.0f} %"
         lines.append(
             f"| {each['claim']} | {STUDIES[each['study']].title} | {each['column']} "
@@ -141,7 +166,11 @@ def claims_table(found: list[dict[str, Any]]) -> list[str]:
 
 
 def bounds_table(results: Results) -> list[str]:
-    """What simple statistics reach, the network from scratch, and the same with all annotations."""
+    """Return the lines of a table of bounds.
+
+    The rows are models on intensity statistics, the network from scratch, and the network from
+    scratch with all sections annotated.
+    """
     lines = ["| study | what | Dice, areas | err_seg, % |", "|---|---|---|---|"]
     for study in STUDIES:
         baseline = results.get((study, "baseline", 0), {}).get("baseline")
@@ -167,7 +196,10 @@ def bounds_table(results: Results) -> list[str]:
 
 
 def choices_tables(results: Results) -> list[str]:
-    """Rows with a choice made otherwise, below rows 1, 2 and 4 of the same seeds."""
+    """Return the lines of the tables of `ABLATIONS`, one table per set of seeds.
+
+    Each table begins with rows 1, 2 and 4 of the same seeds.
+    """
     seeds_of: dict[str, list[int]] = {}
     for study, row, seed in sorted(results):
         if study == "ablation":
@@ -192,23 +224,24 @@ def _title(study: str) -> str:
 
 
 def page(results: Results, drawn: dict[str, str], command: str) -> str:
-    """What stands between the marks.
+    """Return the text between the marks of the page.
 
     Args:
-        results: all of them.
-        drawn: caption by file name of the figures that were drawn.
-        command: that made the page.
+        results: all records.
+        drawn: captions of the figures that were drawn, by file name.
+        command: the command that writes the page, which is quoted there.
     """
     records = [r for kinds in results.values() for r in kinds.values()]
-    # a unit that went on was done in several sittings, `seconds` is its last
+    # `seconds` counts only the last session of a unit that was interrupted and resumed
     took = [max(record["seconds"], record.get("training_seconds", 0)) for record in records]
     hours = sum(took) / 3600
     devices = sorted({record["device"] for record in records})
     lines = [
         BEGIN,
         "",
-        f"{len(records)} result files, {hours:.1f} hours on {'; '.join(devices)} (other work "
-        f"beside; each file names its commit); `{command}`. Mean ± standard deviation over seeds.",
+        f"`{command}` wrote this part from {len(records)} result files, each of which names its "
+        f"commit. The runs took {hours:.1f} hours on {' and on '.join(devices)}, which also had "
+        "other work. Cells are mean ± standard deviation over seeds.",
         "",
     ]
     for study in SHOWN:
@@ -246,7 +279,10 @@ def main() -> None:
     except InputError as error:
         raise SystemExit(str(error)) from None
     if not results:
-        raise SystemExit(f"{arguments.results / arguments.size}: no results; run evidence.py first")
+        raise SystemExit(
+            f"{arguments.results / arguments.size}: no results. "
+            "Run benchmarks/evidence/run.py first."
+        )
     drawn = figures.draw(results, arguments.out / "figures")
     path = arguments.out / "results.md"
     text = path.read_text() if path.exists() else f"# Results\n\n{BEGIN}\n{END}\n"

@@ -1,15 +1,15 @@
-"""Does the pretext task improve segmentation? The paper's table, on brains that anyone can make.
+"""Test whether the pretext task improves segmentation, on brains that anyone can make.
 
     python benchmarks/evidence/run.py --studies phantom --rows 1,2,3,4     # hours on two cores
     python benchmarks/evidence/run.py --data DATA                          # everything
-    python benchmarks/evidence/report.py                               # docs/results.md from that
+    python benchmarks/evidence/report.py                                   # write docs/results.md
 
-Each unit (pre-training, fine-tuning, probes of a row, study and seed) writes one small JSON file to
-benchmarks/results/evidence/SIZE/STUDY; what is there is not done again, and a unit that was cut off
-continues from its last checkpoint. `--shard I/N` takes every Nth group of units, for N machines on
-one file system or with their result files brought together. Rows, studies and sizes are in
-evidence_plan.py. DATA holds BigBrain's surfaces, labels and layer thicknesses (docs/results.md says
-where to get them); without it the study on them is left out.
+A unit is the pre-training, the fine-tuning or the probes of a row, study and seed. Each writes one
+small JSON file to benchmarks/results/evidence/SIZE/STUDY. Units with a result file are not run
+again, and an interrupted unit resumes from its last checkpoint. `--shard I/N` runs every Nth group
+of units, for N machines that share a file system or whose result files are merged afterwards. The
+rows, studies and sizes are defined in plan.py. DATA holds BigBrain's surfaces, labels and layer
+thicknesses (docs/results.md says where to get them). Without it the study "painted" is left out.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from typing import Any
 import click
 from absl import flags
 
-if __name__ == "__main__":  # until `leave` is there: imports take seconds
+if __name__ == "__main__":  # imports take seconds, and Ctrl-C should not print their traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-elif __name__ == "__mp_main__":  # a worker: leaves with its parent, not with a traceback
+elif __name__ == "__mp_main__":  # a worker process, which its parent ends on Ctrl-C
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -48,10 +48,15 @@ KINDS = "pretext", "segment", "probes", "baseline"
 
 
 def plan(studies: list[str], rows: list[str] | None, seeds: int) -> list[list[Unit]]:
-    """Groups of units: those of a group go one after the other, groups are independent.
+    """List the units of the experiment, in groups that can run independently.
 
-    First seeds first, so that there is something to look at early; a pre-training and all that is
-    made of it are one group.
+    A pre-training and all units that use it form one group and run in order. All rows of the first
+    seed come before the second seed, so that a first result is there early.
+
+    Args:
+        studies: keys of `STUDIES`.
+        rows: keys of `ALL_ROWS`, or None for the rows of the studies and the baselines.
+        seeds: number of seeds.
     """
     groups: dict[tuple, list[Unit]] = {}
     for seed in range(seeds):
@@ -64,7 +69,7 @@ def plan(studies: list[str], rows: list[str] | None, seeds: int) -> list[list[Un
                     continue
                 shared = ALL_ROWS[row].shares
                 group = groups.setdefault((study.pretrained_on, shared or row, seed), [])
-                # else pre-training and probes are those of another study or row
+                # other studies and rows use the pre-training and probes of a study or row with own
                 own = study.longer == 1 and shared is None
                 if own and ALL_ROWS[row].terms and study.pretrained_on == study.segmented:
                     group.append(Unit("pretext", name, row, seed))
@@ -75,10 +80,21 @@ def plan(studies: list[str], rows: list[str] | None, seeds: int) -> list[list[Un
 
 
 def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
-    """Runs a unit; what it found."""
+    """Run a unit and return its results.
+
+    Args:
+        unit: the unit.
+        size_name: a key of `SIZES`.
+        out: folder of brains and runs. What the unit needs is made there if it is missing.
+        data: folder with BigBrain's surfaces, labels and thicknesses, for the study "painted".
+
+    Raises:
+        InputError: a brain, a run or `data` is damaged or missing.
+        FloatingPointError: the training diverged.
+    """
     size, study = SIZES[size_name], STUDIES[unit.study]
     brains = {name: out / "brains" / name for name in (study.pretrained_on, study.segmented)}
-    row = ALL_ROWS.get(unit.row)  # None: baselines
+    row = ALL_ROWS.get(unit.row)  # None for baselines
     for name, root in brains.items():
         make_brain(name, root, size, data, row or ROWS["1"])
     first, last = brains[study.pretrained_on], brains[study.segmented]
@@ -98,18 +114,18 @@ def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
 
 
 def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """Type of an option that takes some of these names, with commas between them."""
+    """Return a parser of comma-separated names, for argparse."""
 
     def parse(text: str) -> list[str]:
         for wrong in {*text.split(",")} - {*known}:
-            raise argparse.ArgumentTypeError(f"{wrong!r} is none of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{wrong!r} is not one of {', '.join(known)}")
         return list(dict.fromkeys(text.split(",")))
 
     return parse
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Type of --shard: I/N."""
+    """Parse --shard, I/N."""
     try:
         return parse_shard(None, None, text) or (1, 1)
     except click.BadParameter as error:
@@ -117,15 +133,15 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def above_0(text: str) -> int:
-    """Type of --seeds."""
+    """Parse --seeds, a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return int(text)
 
 
 def leave(signum: int, _: Any) -> None:
-    """Handles signals outside of training, as train.py does."""
-    print("stopped; the same command continues", file=sys.stderr, flush=True)
+    """Exit on a signal outside of training, as train.py does."""
+    print("stopped. The same command resumes.", file=sys.stderr, flush=True)
     sys.exit(128 + signum)
 
 
@@ -138,15 +154,17 @@ def main() -> None:
     parser.add_argument(
         "--rows",
         type=names_of(ALL_ROWS),
-        help=f"of {', '.join(ALL_ROWS)}; default: those of the studies, and the baselines",
+        help=f"some of {', '.join(ALL_ROWS)} (default: the rows of the studies and the baselines)",
     )
     parser.add_argument("--kinds", type=names_of(KINDS), default=KINDS, help=",".join(KINDS))
-    parser.add_argument("--seeds", type=above_0, default=3, help="how many; default: 3")
+    parser.add_argument("--seeds", type=above_0, default=3, help="number of seeds (default: 3)")
     parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N")
-    parser.add_argument("--out", type=Path, help="brains and runs; default: runs/evidence/SIZE")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--data", type=Path, help="of the study on BigBrain's surface")
-    parser.add_argument("--list", action="store_true", help="only say what is to be done")
+    parser.add_argument(
+        "--out", type=Path, help="folder of brains and runs (default: runs/evidence/SIZE)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result files")
+    parser.add_argument("--data", type=Path, help="BigBrain's files, for the study painted")
+    parser.add_argument("--list", action="store_true", help="list the units without running them")
     arguments = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
@@ -158,22 +176,22 @@ def main() -> None:
         names.remove("painted")
     out = arguments.out or Path("runs") / "evidence" / arguments.size
     results = arguments.results / arguments.size
-    index, number = arguments.shard
-    groups = plan(names, arguments.rows, arguments.seeds)[index - 1 :: number]
+    shard_index, shards = arguments.shard
+    groups = plan(names, arguments.rows, arguments.seeds)[shard_index - 1 :: shards]
     chosen = [unit for group in groups for unit in group if unit.kind in arguments.kinds]
     todo = [unit for unit in chosen if not (results / f"{unit.name}.json").exists()]
     if not todo:
-        there = f"all {len(chosen)} units are in {results}" if chosen else "no unit of these"
-        print(f"nothing to do: {there}; --results ELSEWHERE does what is there again")
+        why = f"all {len(chosen)} units are in {results}" if chosen else "no unit matches"
+        print(f"nothing to do: {why}. Use --results ELSEWHERE to run them again.")
     painted = out / "brains" / "painted"
     if not arguments.list and not painted.exists() and any(u.study == "painted" for u in todo):
-        try:  # now, not after hours
+        try:  # fail now and not after hours
             bigbrain_files(arguments.data)
         except InputError as error:
             parser.error(str(error))
-    commit()  # of the code that runs: the checkout may go on
-    for place, unit in enumerate(todo):
-        print(f"--- {place + 1} of {len(todo)}: {unit.name}", flush=True)
+    commit()  # caches the commit of the running code, because the checkout may change
+    for position, unit in enumerate(todo, start=1):
+        print(f"--- {position} of {len(todo)}: {unit.name}", flush=True)
         if arguments.list:
             continue
         started = time.monotonic()
@@ -183,7 +201,7 @@ def main() -> None:
             units.write_result(path, unit, time.monotonic() - started, found)
         except (InputError, FloatingPointError) as error:
             raise SystemExit(f"{unit.name}: {error}") from None
-        except OSError as error:  # a full disk, a folder's rights
+        except OSError as error:  # such as a full disk or a folder without write permission
             if error.strerror is None:
                 raise
             raise SystemExit(f"{unit.name}: {error.filename}: {error.strerror}") from None
@@ -198,5 +216,6 @@ if __name__ == "__main__":
     try:
         main()
     except BrokenPipeError:  # `--list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else said again at exit
+        # otherwise the interpreter reports the error again when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

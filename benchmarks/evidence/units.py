@@ -1,4 +1,4 @@
-"""The units of evidence.py: pre-train, fine-tune; each leaves one small JSON file."""
+"""Run the units of run.py that train, and write the result file of any unit."""
 
 import dataclasses
 import itertools
@@ -26,12 +26,12 @@ from jaxcyto.runs.metrics_file import read_metrics
 from jaxcyto.training import loop
 from jaxcyto.utils.files import atomic_write
 
-CURVE_POINTS = 25  # kept of each curve
+CURVE_POINTS = 25  # curves are averaged in at most this many bins
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One thing to do. `kind` is "pretext", "segment", "probes" or "baseline"."""
+    """One step of the experiment. `kind` is "pretext", "segment", "probes" or "baseline"."""
 
     kind: str
     study: str
@@ -40,12 +40,16 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """The result file's path within the folder of a size, without its suffix."""
         row = self.row.replace("/", "over").replace(" ", "_")
         return f"{self.study}/row_{row}_seed_{self.seed}_{self.kind}"
 
 
 def run_folder(out: Path, brain: str, row: str, seed: int, kind: str) -> Path:
-    """Where a training run lies; pre-training runs are shared by studies."""
+    """Return the folder of a training run.
+
+    The folder does not depend on the study, so that studies share pre-training runs.
+    """
     return (
         out
         / "runs"
@@ -56,7 +60,14 @@ def run_folder(out: Path, brain: str, row: str, seed: int, kind: str) -> Path:
 
 
 def write_result(path: Path, unit: Unit, seconds: float, found: dict[str, Any]) -> None:
-    """One result file, with where it comes from."""
+    """Write one result file, with its time, commit, device and package versions.
+
+    Args:
+        path: the JSON file, whose folder is made.
+        unit: the unit that was run.
+        seconds: its wall-clock time.
+        found: its results.
+    """
     record = {
         **dataclasses.asdict(unit),
         **found,
@@ -73,7 +84,7 @@ def write_result(path: Path, unit: Unit, seconds: float, found: dict[str, Any]) 
 
 
 def pretrain(size: Size, brain: Path, row: str, seed: int, run: Path) -> dict[str, Any]:
-    """Trains a row; the run's errors and curves."""
+    """Train a row's pretext task in the folder `run`, and return its test errors and curves."""
     config = pretext_config(size, brain, ALL_ROWS[row], seed)
     config = _with_distance_scale(config, ALL_ROWS[row].distance_scale)
     results = loop.train(config, run)
@@ -90,7 +101,17 @@ def pretrain(size: Size, brain: Path, row: str, seed: int, run: Path) -> dict[st
 def segment(
     size: Size, brain: Path, row: str, seed: int, run: Path, init_from: Path | None, longer: int
 ) -> dict[str, Any]:
-    """Fine-tunes, `longer` times the size's steps; scores of the test sections."""
+    """Train a row's segmentation in the folder `run`, and return its test scores and curves.
+
+    Args:
+        size: sizes of the experiment.
+        brain: the brain folder to segment.
+        row: a key of `ALL_ROWS`.
+        seed: seed of the run.
+        run: the run folder.
+        init_from: a finished pre-training run, or None to train from scratch.
+        longer: factor on the size's steps.
+    """
     config = segment_config(size, brain, row, seed, init_from, longer)
     results = loop.train(config, run)
     return {
@@ -107,14 +128,23 @@ def segment(
 
 
 def _training_pixels(config: SegmentConfig) -> dict[str, int]:
-    """Annotated pixels of each class that training images are drawn from."""
+    """Count the annotated pixels of each class that training images are drawn from."""
     table = open_windows(config.data, config.model)
     names = (each.name for each in table.classes)
     return dict(zip(names, table.class_pixels("train").tolist(), strict=True))
 
 
 def curves(run: Path, errors: tuple[str, ...], loss: str) -> dict[str, list[list[float]]]:
-    """[step, value] lists of the training loss, of errors in training and in validation."""
+    """Read the curves of a run.
+
+    Args:
+        run: the run folder.
+        errors: names of errors, read for training and validation.
+        loss: name of the training loss.
+
+    Returns:
+        Lists of [step, value] by key of metrics.jsonl, averaged in `CURVE_POINTS` bins.
+    """
     lines = read_metrics(run / "metrics.jsonl")
     keys = [f"train/{loss}", *(f"{part}/{key}" for key in errors for part in ("train", "val"))]
     found = {}
@@ -126,6 +156,7 @@ def curves(run: Path, errors: tuple[str, ...], loss: str) -> dict[str, list[list
 
 
 def _with_distance_scale(config: Config, factor: float) -> Config:
+    """Scale the unit of the predicted distance by `factor`."""
     if factor == 1:
         return config
     table = open_pairs(config.data)
@@ -135,7 +166,10 @@ def _with_distance_scale(config: Config, factor: float) -> Config:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to five significant digits, so that files stay small."""
+    """Round floats in nested values to five significant digits, to keep files small.
+
+    Floats that are not finite become None, because JSON has no NaN.
+    """
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -146,7 +180,7 @@ def rounded(value: Any) -> Any:
 
 
 def _config(run: Path) -> dict[str, Any]:
-    """The resolved config, less paths and what only says how often something is written."""
+    """Return the resolved config without paths and without how often a run writes or evaluates."""
     config = json.loads((run / "config.json").read_text())
     kept = ("seed", "model", "loss", "augment", "optim", "scales", "steps", "encoder_rate",
             "batch_stats_steps", "pairs_sha256", "annotation_sha256")  # fmt: skip
@@ -155,7 +189,11 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _trained_seconds(run: Path) -> float:
-    """Of all sittings of a run that ends now: each from its start to its last line of metrics."""
+    """Return the training time of a run that ends now, summed over its starts.
+
+    The last session counts up to now. An earlier one counts from its start to its last line in
+    metrics.jsonl, because its end is not recorded.
+    """
     starts = [start["time"] for start in json.loads((run / "environment.json").read_text())]
     lines = [line["time"] for line in read_metrics(run / "metrics.jsonl")]
     seconds = time.time() - starts[-1]
@@ -165,6 +203,7 @@ def _trained_seconds(run: Path) -> float:
 
 
 def _device() -> str:
+    """Describe the devices in words."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{jax.device_count()} x {device.device_kind}"

@@ -1,7 +1,9 @@
-"""Our side of peer.py: answers as torch_speed.py does, and writes what both sides read.
+"""Time our steps and forward passes for peer.py, and write the files that both sides read.
 
-{"write": true, "net": "siamese" or "unet", "batch": N, "side": px, "weights": FILE,
- "images": FILE, "targets": FILE}
+The process answers the requests of torch_speed.py, and one more that writes files:
+
+    {"write": true, "net": "siamese" or "unet", "batch": N, "side": px, "weights": FILE,
+     "images": FILE, "targets": FILE}
 """
 
 import json
@@ -39,6 +41,7 @@ SCALES: dict[str, Any] = {"input_mean": 128.0, "input_std": 50.0}
 
 
 def main() -> None:
+    """Answer requests until stdin ends."""
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     made: dict[str, Callable[[], float]] = {}
@@ -50,7 +53,7 @@ def main() -> None:
         elif "make" in asked:
             made[asked["make"]], answer["value"] = make(asked)
         elif "time" in asked:
-            made[asked["time"]]()  # caches are cold, and idle pages may be gone
+            made[asked["time"]]()  # not timed: caches are cold, and idle pages may be swapped out
             answer["seconds"] = [_timed(made[asked["time"]]) for _ in range(asked["repeats"])]
         elif "drop" in asked:
             made.pop(asked["drop"], None)
@@ -62,13 +65,14 @@ def main() -> None:
 
 
 def network(net: str, dtype: str) -> Any:
+    """Return the network "siamese" or "unet" in the paper's size."""
     if net == "siamese":
         return SiameseNet(dtype=jnp.dtype(dtype))
     return UNet(num_classes=CLASSES, dtype=jnp.dtype(dtype))
 
 
 def write(asked: dict[str, Any]) -> None:
-    """Random weights, images and targets, as files that both sides read."""
+    """Write random weights, images and targets to files that both sides read."""
     net, batch, side = asked["net"], asked["batch"], asked["side"]
     rng = np.random.default_rng(0)
     pair = (2,) if net == "siamese" else ()
@@ -101,7 +105,10 @@ def _layout(model: Any) -> dict[str, Any]:
 
 
 def make(asked: dict[str, Any]) -> tuple[Callable[[], float], float]:
-    """What is timed, compiled, and its first value."""
+    """Compile the function to time, and return it with its first value.
+
+    The value is the loss of the first step or the mean square of the outputs.
+    """
     leaves = load_file(asked["weights"])
     variables = unflatten_dict(leaves, sep="/")
     images = np.load(asked["images"], allow_pickle=False)[..., None]

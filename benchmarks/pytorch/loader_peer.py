@@ -1,7 +1,7 @@
-"""What PyTorch users read windows with: zarr over tifffile's store, alone or in a DataLoader.
+"""Read windows with zarr over tifffile's store, alone or in a PyTorch DataLoader.
 
-The peers' process of `loader.py`: prints the versions it has, then answers each line of JSON on
-stdin with one on stdout. Needs nothing of jaxcyto.
+`loader.py` starts this process. It prints the versions of its packages and then answers each line
+of JSON on stdin with one on stdout. It does not need jaxcyto.
 """
 
 import importlib.metadata
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-WARM = 4  # batches, after those that a DataLoader reads ahead
+WARM = 4  # batches that are not timed, after those that a DataLoader reads ahead
 
 
 def open_zarr(path: str) -> Any:
-    """The section as a zarr array; tiles are decoded as windows ask for them."""
+    """Open a section as a zarr array, which decodes tiles on access."""
     import tifffile
     import zarr  # pyright: ignore[reportMissingImports]
 
@@ -26,7 +26,7 @@ def open_zarr(path: str) -> Any:
 
 
 class Pairs:
-    """The pairs of windows of `loader.py`; opens the file in each worker."""
+    """The pairs of windows of `loader.py`. Each worker opens the file itself."""
 
     def __init__(self, path: str, places: list[list[int]], side: int):
         self.path, self.places, self.side = path, places, side
@@ -35,10 +35,10 @@ class Pairs:
     def __len__(self) -> int:
         return 1 << 20  # endless
 
-    def window(self, number: int) -> np.ndarray:
-        """uint8 [side, side]."""
+    def window(self, index: int) -> np.ndarray:
+        """Read a window, uint8 [side, side]."""
         self.array = open_zarr(self.path) if self.array is None else self.array
-        top, left = self.places[number % len(self.places)]
+        top, left = self.places[index % len(self.places)]
         return np.asarray(self.array[top : top + self.side, left : left + self.side])
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray]:
@@ -46,28 +46,28 @@ class Pairs:
 
 
 def by_zarr(request: dict[str, Any], kept: dict[str, Pairs]) -> dict[str, Any]:
-    """One window after the other."""
+    """Time reading one window after the other."""
     path = request["path"]
     if path not in kept:
         kept.clear()
         kept[path] = Pairs(path, request["places"], request["side"])
         kept[path].window(0)
-    pairs, numbers = kept[path], range(len(request["places"]))
+    pairs, indices = kept[path], range(len(request["places"]))
     start = time.perf_counter()
-    for number in numbers:
-        pairs.window(number)
+    for index in indices:
+        pairs.window(index)
     seconds = time.perf_counter() - start
-    digests = [zlib.crc32(np.ascontiguousarray(pairs.window(number))) for number in numbers]
-    return {"rate": len(numbers) / seconds, "digests": digests}
+    digests = [zlib.crc32(np.ascontiguousarray(pairs.window(index))) for index in indices]
+    return {"rate": len(indices) / seconds, "digests": digests}
 
 
 def by_dataloader(request: dict[str, Any]) -> dict[str, Any]:
-    """Shuffled batches of pairs."""
+    """Time reading shuffled batches of pairs, and check the windows of one batch."""
     from torch.utils.data import DataLoader  # pyright: ignore[reportMissingImports]
 
     workers, size, digests = request["workers"], request["pairs"], request["digests"]
     pairs: Any = Pairs(request["path"], request["places"], request["side"])
-    # Workers are started afresh: a fork with zarr's threads about would hang.
+    # spawn, because a fork of a process with zarr's threads would hang
     context = "spawn" if workers else None
     batches = iter(
         DataLoader(pairs, size, shuffle=True, num_workers=workers, multiprocessing_context=context)
@@ -85,7 +85,7 @@ def by_dataloader(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answers until stdin ends."""
+    """Answer requests until stdin ends."""
     versions = {"python": sys.version.split()[0]}
     for name in ("numpy", "tifffile", "imagecodecs", "zarr", "torch"):
         try:
@@ -96,7 +96,7 @@ def main() -> None:
     kept: dict[str, Pairs] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        for thread in os.listdir("/proc/self/task"):  # zarr's, too
+        for thread in os.listdir("/proc/self/task"):  # including zarr's threads
             os.sched_setaffinity(int(thread), request["cores"])
         if request["reader"] == "zarr":
             print(json.dumps(by_zarr(request, kept)), flush=True)

@@ -1,14 +1,14 @@
-"""The networks in PyTorch, from an export: same layers, same names, same numbers to 1e-4.
+"""Load an export into PyTorch networks with the same layers, names and outputs (to 1e-4).
 
     python benchmarks/pytorch/torch_net.py OUT/model.safetensors images.npy outputs.npz [atlas.npy]
 
-`images.npy`: uint8 [N, H, W], all of one size. `outputs.npz`: `features` and `coordinates_scaled`
-of a pre-training network, `logits` [N, h, w, classes] of a segmentation network, which may take an
-atlas, uint8 [N, h', w', areas].
+`images.npy` holds uint8 [N, H, W]. `outputs.npz` gets `features` and `coordinates_scaled` of a
+pre-training network, or `logits` [N, h, w, classes] of a segmentation network. The latter may take
+an atlas, uint8 [N, h', w', areas].
 
-Needs torch, numpy and safetensors, and nothing of jaxcyto. Where the two frameworks differ: Flax
-has channels last and updates the running variance of batch norm by the biased one, PyTorch by the
-unbiased one; that matters in training only.
+The script needs torch, numpy and safetensors, but not jaxcyto. The frameworks differ in two points.
+Flax has channels last. Flax also updates the running variance of batch normalization with the
+biased variance of a batch and PyTorch with the unbiased one, which matters in training only.
 """
 
 import json
@@ -22,23 +22,23 @@ from safetensors import safe_open
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 from torch.nn.functional import max_pool2d, relu  # pyright: ignore[reportMissingImports]
 
-EPSILON, MOMENTUM = 1e-5, 0.1  # of batch norm; the momentum is 1 - that of Flax
+EPSILON, MOMENTUM = 1e-5, 0.1  # of batch normalization. MOMENTUM is 1 minus Flax's momentum.
 ATLAS_KERNEL = 5
 
 
 def batch_norm(width: int) -> nn.BatchNorm2d:
-    """Batch norm as every layer has it."""
+    """Make the batch normalization of every layer."""
     return nn.BatchNorm2d(width, eps=EPSILON, momentum=MOMENTUM)
 
 
 class Block(nn.Module):
-    """Valid convolutions without bias, each followed by batch norm and ReLU.
+    """Valid convolutions without bias, each followed by batch normalization and ReLU.
 
     Args:
-        channels: of the input.
+        channels: input channels.
         width: output channels.
-        kernel: side of the first convolution (further ones are 3x3).
-        stride: of the first convolution.
+        kernel: kernel side of the first convolution. The others are 3x3.
+        stride: stride of the first convolution.
         convs: number of convolutions.
     """
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
             channels, kernel, stride = width, 3, 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, width, h, w]."""
+        """Map [B, C, H, W] to [B, width, h, w]."""
         for number in range(1, self.convs + 1):
             x = self.get_submodule(f"conv{number}")(x)
             x = relu(self.get_submodule(f"bn{number}")(x))
@@ -60,13 +60,13 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Blocks with 2x2 pooling between them, in ceil mode.
+    """Blocks with 2x2 max pooling between them, in ceil mode.
 
     Args:
-        channels: of the input.
+        channels: input channels.
         widths: channels of the blocks.
-        kernel: side of the very first convolution.
-        stride: its stride.
+        kernel: kernel side of the first convolution of the first block.
+        stride: stride of the same convolution.
         convs: convolutions of the first block.
         pool: whether pooling follows the first block.
     """
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
             channels = width
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, C, H, W] -> the output of every block, before its pooling."""
+        """Map [B, C, H, W] to the outputs of all blocks, before pooling."""
         outputs = []
         for number in range(1, self.blocks + 1):
             if number > 2 or (number == 2 and self.pool):
@@ -94,11 +94,11 @@ class Encoder(nn.Module):
 
 
 class SiameseBranch(nn.Module):
-    """One branch of the Siamese network; both of a pair are the same.
+    """One branch of the Siamese network. Both branches share their weights.
 
     Args:
-        stem_kernel: side of the first convolution.
-        stem_stride: its stride.
+        stem_kernel: kernel side of the first convolution.
+        stem_stride: stride of the first convolution.
         widths: channels of the blocks.
         features: length of the feature vector.
     """
@@ -110,7 +110,10 @@ class SiameseBranch(nn.Module):
         self.coordinates = nn.Linear(features, 3)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardized [N, 1, s, s] -> features [N, F] and scaled coordinates [N, 3]."""
+        """Map standardized patches [N, 1, s, s] to features [N, F] and coordinates [N, 3].
+
+        The coordinates are scaled.
+        """
         last = self.encoder(patches)[-1].flatten(1)
         features = self.features(last)
         return features, self.coordinates(features)
@@ -121,10 +124,10 @@ class UNet(nn.Module):
 
     Args:
         num_classes: channels of the logits.
-        stem_kernel: side of the first convolution.
-        stem_stride: its stride.
+        stem_kernel: kernel side of the first convolution.
+        stem_stride: stride of the first convolution.
         widths: channels of the blocks of the contracting path.
-        atlas_channels: areas of the atlas; 0: the base network.
+        atlas_channels: number of areas of the atlas. 0 makes the base network without an atlas.
     """
 
     def __init__(
@@ -153,11 +156,16 @@ class UNet(nn.Module):
         self.classifier_bn = batch_norm(num_classes)
 
     def forward(self, image: Tensor, atlas: Tensor | None = None) -> Tensor:
-        """Standardized [B, 1, H, W], atlas [B, A, h, w] in 0 ... 1 -> logits [B, classes, ...]."""
+        """Map images and atlas to logits [B, classes, ...].
+
+        Args:
+            image: standardized, [B, 1, H, W].
+            atlas: values from 0 to 1, [B, A, h, w].
+        """
         paths = [self.encoder(image)]
         if atlas is not None:
             paths.append(self.atlas_encoder(atlas))
-        # from the second block on the paths are on one grid
+        # the paths are on the same grid from the second block on
         *skips, x = (torch.cat(maps, 1) for maps in zip(*(p[1:] for p in paths), strict=True))
         for number, skip in zip(self.ups, reversed(skips), strict=True):
             x = self.get_submodule(f"up{number}")(x)
@@ -169,16 +177,16 @@ class UNet(nn.Module):
 
 
 def load(path: str) -> tuple[SiameseBranch | UNet, dict[str, Any]]:
-    """A network of an export, in eval mode.
+    """Load the network of an export, in eval mode.
 
     Args:
         path: model.safetensors.
 
     Returns:
-        The network, and the table of the metadata (`config`, `results`, ...).
+        The network and the table of the metadata (`config`, `results`, ...).
 
     Raises:
-        RuntimeError: the leaves are not those of the network in the config.
+        RuntimeError: the leaves do not match the network that the config describes.
     """
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["jaxcyto"])
@@ -199,17 +207,17 @@ def load(path: str) -> tuple[SiameseBranch | UNet, dict[str, Any]]:
 
 
 def standardize(images: np.ndarray | Tensor, about: dict[str, Any]) -> Tensor:
-    """uint8 [N, H, W] -> float32 [N, 1, H, W] as the network was trained with."""
+    """Standardize images uint8 [N, H, W] to float32 [N, 1, H, W] as in training."""
     scales = about["config"]["scales"]
     gray = torch.as_tensor(images).float()[:, None]
     return (gray - scales["input_mean"]) / scales["input_std"]
 
 
 def _to_torch(name: str, leaf: Tensor) -> tuple[str, Tensor]:
-    """Name and axes of a leaf, from Flax to PyTorch."""
+    """Convert the name and the axes of a leaf from Flax to PyTorch."""
     _, *modules, kind = name.split("/")
     if kind == "kernel":
-        if modules[-1].startswith("up"):  # [2, 2, in, out], mirrored
+        if modules[-1].startswith("up"):  # [2, 2, in, out], mirrored relative to PyTorch
             leaf = leaf.flip(0, 1).permute(2, 3, 0, 1)
         elif leaf.ndim == 4:  # [height, width, in, out]
             leaf = leaf.permute(3, 2, 0, 1)
@@ -220,7 +228,7 @@ def _to_torch(name: str, leaf: Tensor) -> tuple[str, Tensor]:
 
 
 def main(path: str, images: str, out: str, *atlas: str) -> None:
-    """Applies a network to images on disk."""
+    """Apply a network to images on disk."""
     net, about = load(path)
     given = [standardize(np.load(images, allow_pickle=False), about)]
     for name in atlas:

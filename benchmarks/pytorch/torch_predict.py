@@ -1,12 +1,13 @@
-"""A whole section by PyTorch: the plain loop over tiles that `predict_speed.py` compares with.
+"""Segment a whole section in PyTorch by a plain loop over tiles, for `predict_speed.py`.
 
     python benchmarks/pytorch/torch_predict.py OUT/model.safetensors section.npy map.npy
 
-Eval mode, inference_mode, batch norm folded into the convolutions, channels_last; on the GPU if
-there is one, with cudnn.benchmark. The section is a plain array mapped into memory and the map is
-written as another: nothing is decoded or compressed here. Prints its versions, then answers each
-line of JSON on stdin (`tile_px`, `step`: map px between tiles) with one on stdout. Needs torch,
-numpy and safetensors, and nothing of jaxcyto.
+The network runs in eval mode and inference_mode, in channels_last, with batch normalization folded
+into the convolutions. It uses a GPU if there is one, with cudnn.benchmark. The section is an array
+file mapped into memory and the map is written as another, so that nothing is decoded or compressed.
+The process prints its versions and then answers each line of JSON on stdin with one on stdout. A
+request has `tile_px` (side of a tile), `step` (map px between tiles) and `offset` (image px from a
+tile's edge to its class map). The process needs torch, numpy and safetensors, but not jaxcyto.
 """
 
 import json
@@ -20,12 +21,12 @@ from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn.utils.fusion import fuse_conv_bn_eval  # pyright: ignore[reportMissingImports]
 from torch_net import UNet, load, standardize
 
-STRIDE = 8  # image px a map px; of the paper's network
+STRIDE = 8  # image px per map px of the paper's network
 BACKGROUND = 255
 
 
 def fold(net: UNet) -> UNet:
-    """Batch norm becomes part of the convolution before it."""
+    """Fold each batch normalization into the convolution before it."""
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
             norm = name.replace("conv", "bn") if name.startswith("conv") else f"{name}_bn"
@@ -40,7 +41,16 @@ def fold(net: UNet) -> UNet:
 def predict(
     net: UNet, about: dict[str, Any], section: np.ndarray, tile: int, step: int, offset: int
 ) -> np.ndarray:
-    """The class map uint8 [h, w] of a section uint8 [H, W]; outside of it is background."""
+    """Segment a section uint8 [H, W] into a class map uint8 [h, w].
+
+    Args:
+        net: the network, whose batch normalization is folded.
+        about: the metadata of its export.
+        section: the image. Pixels outside of it count as background.
+        tile: side of a tile in image px.
+        step: distance of neighboring tiles in map px.
+        offset: image px from a tile's edge to the edge of its class map.
+    """
     device = next(net.parameters()).device
     height, width = (-(-side // STRIDE) for side in section.shape)
     found = np.empty((height, width), np.uint8)
@@ -61,7 +71,7 @@ def predict(
 
 
 def main(weights: str, section: str, out: str) -> None:
-    """Answers until stdin ends."""
+    """Answer requests until stdin ends."""
     net, about = load(weights)
     assert isinstance(net, UNet)
     device = "cuda" if torch.cuda.is_available() else "cpu"

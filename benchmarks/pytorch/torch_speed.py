@@ -1,6 +1,6 @@
-"""The PyTorch side of peer.py: times steps and forward passes of torch_net.py's networks.
+"""Time steps and forward passes of torch_net.py's networks for peer.py.
 
-Reads one JSON object a line and answers with one:
+The process reads one JSON object per line and answers each with one:
 
     {"make": NAME, "weights": FILE, "images": FILE, "targets": FILE, "mode": "train" or "forward",
      "compile": bool, "channels_last": bool, "dtype": "float32" or "bfloat16"}
@@ -9,8 +9,9 @@ Reads one JSON object a line and answers with one:
     {"drop": NAME}                  -> {}
     {"about": true}                 -> {"torch": version, "device": name, "peak_gib": of memory}
 
-The step is that of `jaxcyto.training.step` with the default losses and no augmentation: uint8
-images on the device, standardized, weight decay in the loss, SGD with Nesterov momentum.
+The step does the same as `jaxcyto.training.step` with the default losses and without augmentation.
+It standardizes uint8 images on the device, adds weight decay to the loss and applies SGD with
+Nesterov momentum.
 """
 
 import json
@@ -27,11 +28,15 @@ from torch import Tensor  # pyright: ignore[reportMissingImports]
 from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingImports]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ALPHA, WEIGHT_DECAY, RATE = 10.0, 0.001, 0.001  # of coordinates; of kernels; of learning
+# weight of the coordinate loss, weight decay of kernels, learning rate
+ALPHA, WEIGHT_DECAY, RATE = 10.0, 0.001, 0.001
 
 
 def pair_loss(outputs: tuple[Tensor, Tensor], targets: dict[str, Tensor]) -> Tensor:
-    """|squared distance of the features - distance| + alpha |coordinates|, in scaled units."""
+    """Compute the pretext loss in scaled units.
+
+    It is |squared distance of the features - distance| + alpha |coordinate error|, averaged.
+    """
     features, coordinates = (x.float().unflatten(0, (-1, 2)) for x in outputs)
     distance = ((features[:, 0] - features[:, 1]) ** 2).sum(-1)
     apart = (distance - targets["distance"]).abs().mean()
@@ -39,21 +44,21 @@ def pair_loss(outputs: tuple[Tensor, Tensor], targets: dict[str, Tensor]) -> Ten
 
 
 def pixel_loss(logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy over all pixels."""
+    """Compute the mean cross-entropy over all pixels."""
     return cross_entropy(logits.float(), targets["label"].long())
 
 
 def kernels(net: torch.nn.Module) -> list[Tensor]:
-    """What weight decay is applied to."""
+    """List the parameters that weight decay applies to."""
     return [p for name, p in net.named_parameters() if p.ndim > 1]
 
 
 def make(asked: dict[str, Any]) -> tuple[Callable[[], float], float]:
-    """What is timed, and its first value."""
+    """Build the function to time, and return it with its first value."""
     net, about = torch_net.load(asked["weights"])
     layout = torch.channels_last if asked["channels_last"] else torch.contiguous_format
     net = net.to(DEVICE, memory_format=layout)
-    # training: pairs [B, 2, H, W] or tiles [B, H, W]; one axis of images for both
+    # pairs [B, 2, H, W] and tiles [B, H, W] both become images [N, 1, H, W]
     images = torch.from_numpy(np.load(asked["images"], allow_pickle=False)).to(DEVICE)
     images = images.flatten(0, images.ndim - 3)[:, None].contiguous(memory_format=layout)
     with np.load(asked["targets"], allow_pickle=False) as file:
@@ -71,7 +76,7 @@ def make(asked: dict[str, Any]) -> tuple[Callable[[], float], float]:
         with torch.inference_mode(), cast:
             outputs = function(inputs())
         outputs = outputs if isinstance(outputs, Tensor) else outputs[0]
-        return float(outputs.float().square().mean())  # waits
+        return float(outputs.float().square().mean())  # float() waits for the device
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -92,6 +97,7 @@ def make(asked: dict[str, Any]) -> tuple[Callable[[], float], float]:
 
 
 def main() -> None:
+    """Answer requests until stdin ends."""
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     made: dict[str, Callable[[], float]] = {}
@@ -101,10 +107,10 @@ def main() -> None:
         if "make" in asked:
             try:
                 made[asked["make"]], answer["value"] = make(asked)
-            except Exception as error:  # compile may lack a compiler: the others still count
+            except Exception as error:  # torch.compile may lack a compiler, but eager still runs
                 answer["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         elif "time" in asked:
-            made[asked["time"]]()  # caches are cold, and idle pages may be gone
+            made[asked["time"]]()  # not timed: caches are cold, and idle pages may be swapped out
             seconds = []
             for _ in range(asked["repeats"]):
                 begin = time.perf_counter()

@@ -1,10 +1,10 @@
-"""What the speed benchmarks should reach, read from the records of run_all.py."""
+"""Compare the records of run_all.py with the goals of the speed benchmarks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 Records = dict[str, dict[str, Any]]
-Goal = tuple[str, float, float, bool]  # what, measured, goal, whether less is better
+Goal = tuple[str, float, float, bool]  # name, measured value, goal, whether lower is better
 
 
 def _peer(found: dict[str, Any]) -> Iterator[Goal]:
@@ -79,13 +79,13 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Goal]]] = {
 
 
 def read(records: Records) -> list[Goal]:
-    """All goals of which there are figures."""
+    """List all goals for which there are records."""
     return [goal for name, reader in READERS.items() if name in records
             for goal in reader(records[name]["found"])]  # fmt: skip
 
 
 def table(records: Records) -> list[str]:
-    """Markdown."""
+    """Return the lines of a Markdown table of the goals."""
     lines = ["| what | measured | goal | |", "|---|---|---|---|"]
     for what, value, goal, less in read(records):
         met = value <= goal if less else value >= goal
@@ -95,5 +95,5 @@ def table(records: Records) -> list[str]:
 
 
 def reached(records: Records) -> dict[str, list[float]]:
-    """[measured, goal] by name."""
+    """Return [measured value, goal] by name."""
     return {what: [round(value, 3), goal] for what, value, goal, _ in read(records)}

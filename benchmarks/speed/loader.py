@@ -1,20 +1,28 @@
-"""Windows read from tiled BigTIFF, windows a second and core, against the decoder and PyTorch.
+"""Measure windows read from tiled BigTIFF per second and core, against the decoder and PyTorch.
 
     python benchmarks/speed/loader.py --peer-python /path/to/python-with-torch
 
-A synthetic section of 8-bit gray at 2 um/px is written once for each codec. The same windows of
-1019 px at the same random places are read, by turns in one run, and compared bit for bit:
+A synthetic section of 8-bit gray at 2 um/px is written once for each codec. All readers read the
+same windows of 1019 px at the same random positions, in turn, and the pixels are compared exactly.
 
-* on one core: `Section.read_at` as training calls it; the limit, which is the decoder alone
-  (imagecodecs, on tiles already in memory, into a buffer already there), or for raw tiles the
-  page cache (the same bytes read and copied into a new window); tifffile's zarr store read by zarr;
-* on all cores: training's whole input (`pair_train_batches` and `iterate`, batches of 8 pairs, the
-  config's threads), and a torch DataLoader over tifffile and zarr with one worker a core (or none,
-  if that is faster), batches of the same; both by core.
+On one core:
 
-Medians of rounds, all from the page cache. The peers run as a process of their own; they need
-numpy, tifffile, imagecodecs and zarr, and torch for the DataLoader; without them their columns stay
-empty. Linux only, which can keep a process on one core. Last line on stdout: one JSON object.
+* ours: `Section.read_at` as training calls it
+* limit: the decoder alone (imagecodecs, from tiles in memory into an allocated buffer). For raw
+  tiles it is the page cache (the same bytes, read and copied into a new window).
+* zarr: tifffile's zarr store, read by zarr
+
+On all cores, per core:
+
+* our loader: training's whole input (`pair_train_batches` and `iterate`, batches of 8 pairs, the
+  config's threads)
+* DataLoader: a torch DataLoader over tifffile and zarr, with the same batches and one worker per
+  core, or without workers if that is faster
+
+All values are medians of rounds, with the file in the page cache. The peers run in their own
+process, which needs numpy, tifffile, imagecodecs and zarr, and torch for the DataLoader. Without
+these packages their columns stay empty. The script needs Linux, which can pin a process to one
+core. The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -51,9 +59,9 @@ from jaxcyto.data.pair_table import PairTable
 
 PIXEL_UM = 2.0
 WINDOW = 1019
-PAIRS = 8  # in a batch
-BLOCK = 2048  # side of the texture that sections are made of
-CODECS = {  # name: of tifffile, its arguments, decoder
+PAIRS = 8  # per batch
+BLOCK = 2048  # side of the texture that sections consist of
+CODECS = {  # name: tifffile's name, tifffile's arguments, decoder
     "raw": (None, {}, None),
     "deflate": ("adobe_deflate", {}, imagecodecs.deflate_decode),
     "LZW": ("lzw", {}, imagecodecs.lzw_decode),
@@ -66,7 +74,10 @@ RATIOS["loader/DataLoader"] = ("our loader", "DataLoader")
 
 
 def texture(seed: int = 0) -> np.ndarray:
-    """uint8 [BLOCK, BLOCK]: dark cells of some 10 um on a ground that varies slowly, and noise."""
+    """Draw a texture, uint8 [BLOCK, BLOCK].
+
+    It has dark cells of about 10 um on a ground that varies slowly, and noise.
+    """
     rng = np.random.default_rng(seed)
     cells = gaussian_filter(rng.standard_normal((BLOCK, BLOCK), np.float32), 2.0, mode="wrap")
     ground = np.asarray(zoom(rng.standard_normal((17, 17)), BLOCK / 17, order=1), np.float32)
@@ -76,7 +87,10 @@ def texture(seed: int = 0) -> np.ndarray:
 
 
 def section_bands(side: int) -> Iterator[np.ndarray]:
-    """uint8 [<= BLOCK, side], bands of a section of `side` x `side` px from the top: all tissue."""
+    """Yield bands, uint8 [<= BLOCK, side], of a section of `side` x `side` px from the top.
+
+    The section is tissue everywhere.
+    """
     block, rng = texture(), np.random.default_rng(1)
     for top in range(0, side, BLOCK):
         shifted = np.roll(block, rng.integers(BLOCK, size=2), (0, 1))
@@ -84,7 +98,7 @@ def section_bands(side: int) -> Iterator[np.ndarray]:
 
 
 def write(path: Path, image: np.ndarray, codec: str, tile: int) -> None:
-    """One tiled BigTIFF."""
+    """Write one tiled BigTIFF."""
     compression, options, _ = CODECS[codec]
     tifffile.imwrite(
         path, image, bigtiff=True, tile=(tile, tile), photometric="minisblack", metadata=None,
@@ -94,7 +108,7 @@ def write(path: Path, image: np.ndarray, codec: str, tile: int) -> None:
 
 
 def limit(path: Path, codec: str) -> Callable[[int, int], np.ndarray | None]:
-    """What reads or decodes the tiles of a window and does nothing else."""
+    """Return a function of (top, left) that reads or decodes a window's tiles and does no more."""
     with tifffile.TiffFile(path) as tiff:
         page: Any = tiff.pages[0]
         offsets, counts, side = page.dataoffsets, page.databytecounts, page.tilewidth
@@ -103,12 +117,12 @@ def limit(path: Path, codec: str) -> Callable[[int, int], np.ndarray | None]:
     decode: Any = CODECS[codec][2]
 
     def touched(start: int) -> list[tuple[slice, slice]]:
-        """For each tile along an axis its part in the window, and the window's in it."""
+        """List the overlap with each tile along an axis, as slices of the window and the tile."""
         first, last = start // side, (start + WINDOW - 1) // side
         pairs = []
-        for number in range(first, last + 1):
-            low, high = max(start, number * side), min(start + WINDOW, (number + 1) * side)
-            inside = slice(low - number * side, high - number * side)
+        for tile in range(first, last + 1):
+            low, high = max(start, tile * side), min(start + WINDOW, (tile + 1) * side)
+            inside = slice(low - tile * side, high - tile * side)
             pairs.append((slice(low - start, high - start), inside))
         return pairs
 
@@ -129,7 +143,7 @@ def limit(path: Path, codec: str) -> Callable[[int, int], np.ndarray | None]:
 
     data = path.read_bytes()
     tiles = [data[start : start + count] for start, count in zip(offsets, counts, strict=True)]
-    # The form into which each decoder writes without a buffer of its own.
+    # each decoder writes into this type without allocating a buffer
     out: Any = np.empty((side, side), np.uint8) if tables else bytearray(side * side)
 
     def decode_only(top: int, left: int) -> None:
@@ -141,7 +155,12 @@ def limit(path: Path, codec: str) -> Callable[[int, int], np.ndarray | None]:
 
 
 def pair_table(path: Path, places: np.ndarray) -> PairTable:
-    """Training pairs of the windows at `places` [N, 2] (top, left); pair k is of windows k, k+1."""
+    """Build a table of training pairs of windows.
+
+    Args:
+        path: the section.
+        places: top and left of each window in px, [N, 2]. Pair k consists of windows k and k + 1.
+    """
     count = len(places)
     row = SectionRow(0, "section", path, PIXEL_UM, np.eye(3, 4), split="train")
     brain = Brain(path.parent, "loader", (), (row,), ())
@@ -172,7 +191,7 @@ def pair_table(path: Path, places: np.ndarray) -> PairTable:
 
 
 class OurLoader:
-    """Training's input, running all the time that this exists."""
+    """Training's input, whose threads run until `close`."""
 
     def __init__(self, path: Path, places: np.ndarray, config: DataConfig, threads: int):
         table = pair_table(path, places)
@@ -180,7 +199,13 @@ class OurLoader:
         self._batches = iterate(batches, threads, lambda dataset: dataset)
 
     def rate(self, batches: int, warm: int, digests: list[int]) -> float:
-        """Windows a second of so many batches, after `warm` others; checks what they hold."""
+        """Return the windows per second over `batches` batches.
+
+        Args:
+            batches: number of timed batches.
+            warm: number of batches before them. The windows of the last one are checked.
+            digests: CRC-32 of each window.
+        """
         found = [next(self._batches) for _ in range(warm)]
         start = time.perf_counter()
         windows = sum(next(self._batches)["patches"].shape[0] * 2 for _ in range(batches))
@@ -195,7 +220,7 @@ class OurLoader:
 
 
 class Peer:
-    """The peers' process; `ask` returns None for what it cannot do, and says so once."""
+    """The peers' process."""
 
     def __init__(self, python: str):
         command = [python, str(Path(__file__).parents[1] / "pytorch" / "loader_peer.py")]
@@ -205,7 +230,7 @@ class Peer:
         self.versions: dict[str, str] = self._answer()
         for name in ("zarr", "torch"):
             if name not in self.versions:
-                print(f"{python} has no {name}: its columns stay empty", file=sys.stderr)
+                print(f"{python} has no {name}, so its columns stay empty", file=sys.stderr)
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -215,6 +240,7 @@ class Peer:
         return json.loads(line)
 
     def ask(self, reader: str, **request: Any) -> dict[str, Any] | None:
+        """Send a request and return the answer, or None if a package is missing."""
         needed = {"zarr"} if reader == "zarr" else {"zarr", "torch"}
         if not needed <= self.versions.keys():
             return None
@@ -229,7 +255,7 @@ class Peer:
 
 
 def rate(read: Callable[[int, int], Any], places: list[list[int]]) -> float:
-    """Windows a second."""
+    """Return the windows per second of a reader at `places` (top, left)."""
     start = time.perf_counter()
     for top, left in places:
         read(top, left)
@@ -237,7 +263,7 @@ def rate(read: Callable[[int, int], Any], places: list[list[int]]) -> float:
 
 
 def measure(path: Path, codec: str, peer: Peer, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The row of one codec."""
+    """Measure the row of one codec."""
     rng = np.random.default_rng(2)
     places = rng.integers(0, arguments.side - WINDOW, (arguments.windows, 2))
     listed = places.tolist()
@@ -287,16 +313,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--side", type=int, default=12_288, help="of the section, px")
-    parser.add_argument("--tiles", default="512", help="sides of tiles, px, such as 256,512")
+    parser.add_argument("--side", type=int, default=12_288, help="side of the section in px")
+    parser.add_argument("--tiles", default="512", help="sides of tiles in px, such as 256,512")
     parser.add_argument("--codecs", default=",".join(CODECS))
-    parser.add_argument("--windows", type=int, default=64, help="of a round")
-    parser.add_argument("--batches", type=int, default=16, help="of a round, of the loaders")
+    parser.add_argument("--windows", type=int, default=64, help="windows per round")
+    parser.add_argument("--batches", type=int, default=16, help="batches per round of a loader")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of our loader; default: as the config has it")
-    parser.add_argument("--peer-python", default=sys.executable, help="with torch and zarr")
+    parser.add_argument("--threads", type=int, help="threads of our loader (default: the config's)")
+    parser.add_argument(
+        "--peer-python", default=sys.executable, help="an interpreter with torch and zarr"
+    )
     arguments = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()  # grain reads them
+    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     peer = Peer(arguments.peer_python)
     names = ("numpy", "tifffile", "imagecodecs", "grain")
     versions = {name: importlib.metadata.version(name) for name in names}
@@ -336,7 +364,7 @@ def main() -> None:
 
 
 def device_name() -> str:
-    """The processor's model, as Linux states it."""
+    """Return the processor's model from /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,10 @@
-"""How fast phantom sections are written: 2 um/px, over 10,000 px a side, zstd, labels and atlas.
+"""Measure how fast phantom sections are written.
 
     python benchmarks/speed/phantom.py --sections 8
 
-Writes into a temporary folder and removes it. Last line: one JSON object.
+The sections have 2 um/px and over 10,000 px a side, zstd compression, labels and an atlas. The
+script writes them into a temporary folder and removes it. The last line on stdout is one JSON
+object.
 """
 
 import argparse
@@ -24,7 +26,9 @@ from jaxcyto.utils.progress import StderrProgress
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Megapixels of phantom sections a second.")
+    parser = argparse.ArgumentParser(
+        description="Measure how many megapixels of phantom sections are written per second."
+    )
     parser.add_argument("--sections", type=int, default=8)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()

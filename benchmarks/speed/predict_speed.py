@@ -1,19 +1,19 @@
-"""Whole sections: `jaxcyto predict` against PyTorch, map px a second, files in and out included.
+"""Compare `jaxcyto predict` with PyTorch on a whole section, in map px per second.
 
     python benchmarks/speed/predict_speed.py --peer-python /path/to/python-with-torch
 
-One synthetic section that is tissue everywhere, and the paper's network with random weights whose
-classes are about equally frequent. By turns in one run, medians of rounds after a first one that
-does not count (compilation, caches):
+The section is synthetic and tissue everywhere. The network is the paper's, with random weights that
+give about equally frequent classes. The two run in turn, and the values are medians of rounds. A
+first round for compilation and caches does not count. Reading and writing files is included.
 
-* ours: the command `jaxcyto predict` within a process that stays, from the header of the section to
-  the finished pyramid; compiled programs come from JAX's compilation cache;
-* the peer (`torch_predict.py`): the same weights, tiles and steps in a plain loop, from an array on
+* Ours is the command `jaxcyto predict` within a process that stays alive, from the header of the
+  section to the finished pyramid. Executables come from JAX's compilation cache.
+* The peer (`torch_predict.py`) runs the same weights and tiles in a plain loop, from an array on
   disk to another one.
 
-Both take tiles of 2025 px, ours those it chooses by default, and the peer some larger ones, of
-which the best counts. The two maps are compared. Without torch the peer's rows are left out. Last
-line on stdout: one JSON object.
+Both use tiles of 2025 px. Ours also uses its default tile, and the peer some larger ones, of which
+the best counts. The two maps are compared. Without torch the peer's rows are left out. The last
+line on stdout is one JSON object.
 """
 
 import argparse
@@ -40,13 +40,20 @@ from jaxcyto.models import Geometry
 from jaxcyto.predict import open_class_map
 from jaxcyto.predict.tiling import Tiling
 
-TILE = 2025  # of training
+TILE = 2025  # the tile of training in px
 PEER_TILES = (3049, 4073, 5097)
-CALIBRATION_PX = 3049
+CALIBRATION_PX = 3049  # side of the image that batch statistics are computed on
 
 
 def calibrate(run: Path, image: np.ndarray) -> None:
-    """Random weights of a finished run, with the batch statistics that they give on an image."""
+    """Give a finished run random weights, with the batch statistics that they have on an image.
+
+    These statistics make the classes about equally frequent.
+
+    Args:
+        run: the run folder.
+        image: uint8 [H, W].
+    """
     import jax
     import jax.numpy as jnp
 
@@ -63,7 +70,7 @@ def calibrate(run: Path, image: np.ndarray) -> None:
         variables = model.init(key, standard)
         _, after = model.apply(variables, standard, train=True, mutable=["batch_stats"])
         moved = jax.tree.map(jnp.subtract, after["batch_stats"], variables["batch_stats"])
-        # running = 0.9 running + 0.1 batch, solved for that of the batch
+        # running = 0.9 running + 0.1 batch, solved for the batch's value
         found = jax.tree.map(lambda a, d: a + 10 * d, variables["batch_stats"], moved)
         return {"params": variables["params"], "batch_stats": found}
 
@@ -71,7 +78,7 @@ def calibrate(run: Path, image: np.ndarray) -> None:
 
 
 class Process:
-    """A process that answers lines of JSON."""
+    """A process that answers each line of JSON with one."""
 
     def __init__(self, *command: Any):
         self._process = subprocess.Popen(
@@ -99,7 +106,7 @@ class Process:
 
 
 def serve(folder: Path) -> None:
-    """Our process: runs the command for each line of stdin."""
+    """Run `jaxcyto predict` for each request on stdin, in our process."""
     import re
 
     import jax
@@ -128,7 +135,7 @@ def serve(folder: Path) -> None:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rows."""
+    """Measure all rows, and print the table."""
     side, geometry = arguments.side, Geometry()
     write_brain(folder / "brain", 1024, 1)
     image = np.concatenate(list(section_bands(side)))
@@ -146,11 +153,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         names = ("export/model.safetensors", "section.npy", "map.npy")
         peer = Process(arguments.peer_python, script, *(folder / name for name in names))
     else:
-        print(f"{arguments.peer_python} has no torch: the peer is left out", file=sys.stderr)
+        print(f"{arguments.peer_python} has no torch, so the peer is left out", file=sys.stderr)
     out_px = (-(-side // geometry.output_stride)) ** 2
     times: dict[tuple[str, int], list[float]] = {}
     agreement, classes = [], 0
-    for number in range(arguments.rounds + 1):
+    for round_index in range(arguments.rounds + 1):
         for tile in (None, TILE):
             answer = ours.ask(tile_px=tile)
             key = ("ours, default" if tile is None else "ours", answer["tile_px"])
@@ -165,7 +172,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             times.setdefault(("PyTorch", tile), []).append(answer["seconds"])
             their_map = np.load(folder / "map.npy", allow_pickle=False)
             agreement.append(float((our_map == their_map).mean()))
-        if not number:  # compiled, and chosen its algorithms
+        if not round_index:  # not counted: it includes compilation and the choice of algorithms
             classes = len(np.unique(our_map))
             times = {}
     ours.close()
@@ -200,7 +207,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def has_torch(python: str) -> bool:
-    """Whether an interpreter can import torch and safetensors."""
+    """Return whether an interpreter can import torch and safetensors."""
     code = "import torch, safetensors"
     return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
 
@@ -209,12 +216,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--side", type=int, default=14_464, help="of the section, px at 2 um")
+    parser.add_argument(
+        "--side", type=int, default=14_464, help="side of the section in px of 2 um"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--peer-tiles", type=int, nargs="*", default=PEER_TILES, help="besides 2025"
+        "--peer-tiles", type=int, nargs="*", default=PEER_TILES, help="the peer's tiles beside 2025"
     )
-    parser.add_argument("--peer-python", default=sys.executable, help="with torch")
+    parser.add_argument(
+        "--peer-python", default=sys.executable, help="an interpreter with torch and safetensors"
+    )
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:

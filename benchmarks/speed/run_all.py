@@ -1,14 +1,15 @@
-"""Runs the speed benchmarks, and writes docs/performance.md from what they printed.
+"""Run the speed benchmarks, and write docs/performance.md from their output.
 
     python benchmarks/speed/run_all.py --peer-python TORCH/bin/python
     python benchmarks/speed/run_all.py --only peer,loader
     python benchmarks/speed/run_all.py --budget 480 --peer-python TORCH/bin/python  # 8 minutes
-    python benchmarks/speed/run_all.py --page  # only the page again
+    python benchmarks/speed/run_all.py --page  # write only the page
 
-Nothing else should run on the machine. Each benchmark is a process; what it prints is kept, with
-its last line (JSON), in benchmarks/results/speed/DEVICE/NAME.json, so that the page shows all
-devices that were ever measured. With `--budget` runs are short, and what does not fit into so many
-seconds is left out, in the order of the list. Last line on stdout: one JSON object, the goals.
+Nothing else should run on the machine. Each benchmark runs in its own process. Its output and its
+last line (JSON) are stored in benchmarks/results/speed/DEVICE/NAME.json, so that the page shows all
+devices that were ever measured. With `--budget` the runs are short, and benchmarks at the end of
+the list are skipped once the time is used up. The last line on stdout is one JSON object with the
+goals.
 """
 
 import argparse
@@ -34,7 +35,7 @@ PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- begin: written by benchmarks/speed/run_all.py -->"
 END = "<!-- end -->"
 
-# name: script, arguments, those of a short run; in the order of their weight
+# name: script, arguments, more arguments for a short run. The most important come first.
 BENCHMARKS: dict[str, tuple[str, list[str], list[str]]] = {
     "peer": ("peer.py", [], ["--rounds", "2", "--repeats", "3"]),
     "step": ("step.py", ["--config", "configs/pretrain.py", "--batch", "8"],
@@ -55,7 +56,7 @@ WITH_PEER = ("peer", "predict", "loader")
 
 
 def device() -> str:
-    """A name for the folder: the platform and kind of the devices."""
+    """Return the platform and kind of the devices, as the name of the folder of results."""
     code = "import jax; d = jax.local_devices()[0]; print(d.platform, d.device_kind)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     kind = "-".join(done.stdout.split()).lower()
@@ -63,7 +64,16 @@ def device() -> str:
 
 
 def run(name: str, command: list[str], limit: float | None) -> dict[str, Any] | None:
-    """Runs a benchmark, showing what it prints; None if it failed or took too long."""
+    """Run a benchmark and show its output.
+
+    Args:
+        name: a key of `BENCHMARKS`.
+        command: script and arguments.
+        limit: seconds after which the process gets SIGTERM, or None.
+
+    Returns:
+        The record for the result file, or None if the benchmark failed or took too long.
+    """
     print(f"--- {name}: {' '.join(command)}", flush=True)
     started, lines, commit = time.monotonic(), [], provenance.commit()
     process = subprocess.Popen(
@@ -81,7 +91,7 @@ def run(name: str, command: list[str], limit: float | None) -> dict[str, Any] | 
     if timer:
         timer.cancel()
     if status or not lines or not lines[-1].startswith("{"):
-        print(f"{name} ended with status {status}: left out", file=sys.stderr)
+        print(f"{name} ended with status {status} and is left out", file=sys.stderr)
         return None
     return {
         "name": name,
@@ -95,7 +105,7 @@ def run(name: str, command: list[str], limit: float | None) -> dict[str, Any] | 
 
 
 def read_results() -> dict[str, dict[str, dict[str, Any]]]:
-    """Records by device and name."""
+    """Read the records of all devices, by device and name."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for folder in sorted(path for path in RESULTS.glob("*") if path.is_dir()):
         records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
@@ -104,28 +114,31 @@ def read_results() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def page(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """What stands between the marks."""
+    """Return the text between the marks of the page."""
     lines = [BEGIN, ""]
-    for name, records in results.items():
-        lines += [f"## {name}", "", *goals.table(records), ""]
-        for record in records.values():
+    for device_name, records in results.items():
+        lines += [f"## {device_name}", "", *goals.table(records), ""]
+        for name, record in records.items():
+            # a script may have moved since its record was written, so name its current path
+            _, _, *arguments = record["command"].split(" ")
+            command = " ".join(["python", f"benchmarks/{BENCHMARKS[name][0]}", *arguments])
             lines += [
                 f"### {record['name'].replace('_', ' ')}",
                 "",
-                f"`{record['command']}`, {record['seconds']:.0f} s, commit {record['commit']}",
+                f"`{command}`, {record['seconds']:.0f} s, commit {record['commit']}",
                 "",
                 "```text",
                 *record["printed"],
                 "```",
                 "",
             ]
-    if all(name.startswith("cpu") for name in results):
-        lines += ["## GPU, TPU", "", "Not measured yet: none was at hand.", ""]
+    if all(device_name.startswith("cpu") for device_name in results):
+        lines += ["## GPU, TPU", "", "Not measured yet, because none was available.", ""]
     return "\n".join([*lines, END])
 
 
 def write_page() -> None:
-    """Rewrites what stands between the marks of docs/performance.md."""
+    """Replace the text between the marks of docs/performance.md."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     with atomic_write(PAGE) as file:
@@ -136,10 +149,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--only", help=f"of {','.join(BENCHMARKS)}")
-    parser.add_argument("--budget", type=float, help="seconds; short runs, as many as fit")
+    parser.add_argument("--only", help=f"some of {','.join(BENCHMARKS)}")
+    parser.add_argument("--budget", type=float, help="seconds for short runs, as many as fit")
     parser.add_argument("--peer-python", help="an interpreter with torch, numpy and safetensors")
-    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--page", action="store_true", help="write only the page")
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else list(BENCHMARKS)
     if unknown := {*names} - {*BENCHMARKS}:
@@ -147,7 +160,7 @@ def main() -> None:
     started = time.monotonic()
     folder = RESULTS / device()
     if not folder.name.startswith("cpu"):
-        names = [name for name in names if name != "scaling"]  # of fake devices of the CPU
+        names = [name for name in names if name != "scaling"]  # it uses virtual CPU devices
     for name in [] if arguments.page else names:
         script, given, short = BENCHMARKS[name]
         command = [f"benchmarks/{script}", *given, *(short if arguments.budget else [])]
@@ -161,7 +174,7 @@ def main() -> None:
             if left < 20:
                 print(f"{name}: no time left", file=sys.stderr)
                 continue
-            if name == "peer":  # the longest by far
+            if name == "peer":  # it takes the longest, so it must leave time for the others
                 command += ["--budget", f"{left / 3:.0f}"]
                 left *= 0.6
         record = run(name, command, left)

@@ -1,14 +1,15 @@
-"""What the wrapper for many devices costs: `parallel.pmap_train` beside the plain, jitted step.
+"""Measure the overhead of `parallel.pmap_train` over the plain, jitted step.
 
     python benchmarks/speed/scaling.py
     python benchmarks/speed/scaling.py --config configs/pretrain.py --batch 8 --windows 9
 
-One device: both in one process, on the same random batch, windows of steps in turn; the overhead is
-the median over pairs of windows of the ratio of their times, less 1. Then the same global batch
-over 2, 4 and 8 devices of the CPU, in one process and in two, each row in processes of its own.
-These devices are made up and share the processor's cores: the rows say what cutting the batch into
-shares, the collectives and the second process cost, not how training scales over real devices.
-oneDNN and malloc are set as `train.py` sets them. The last line on stdout is one JSON object.
+On one device, one process runs both on the same random batch, in alternating windows of steps. The
+overhead is the median over pairs of windows of the ratio of their times, minus 1. Then the same
+global batch is divided over 2, 4 and 8 virtual CPU devices, in one process and in two. Each row
+runs in its own processes. The virtual devices share the processor's cores. These rows measure the
+cost of splitting the batch, of the collectives and of the second process. They do not show how
+training scales over real devices. oneDNN and malloc are set as in `train.py`. The last line on
+stdout is one JSON object.
 """
 
 import argparse
@@ -32,19 +33,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.step import endless, random_task, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (2, 8))  # processes, devices of all
-WARM_UP = 3  # steps
+ROWS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (2, 8))  # processes, devices in total
+WARM_UP = 3  # steps that are not timed
 LIMIT_S = 1800
 
 
 class Stepper:
-    """A step function with the state that it is given back."""
+    """A step function with its current state and batches."""
 
     def __init__(self, step: Callable, state: Any, batches: Iterator[Any]):
         self._step, self._state, self._batches = step, state, batches
 
     def seconds(self, steps: int) -> float:
-        """Seconds a step, without waiting in between."""
+        """Return the seconds per step, waiting for the device only after the last one."""
         import jax
 
         begin = time.perf_counter()
@@ -56,7 +57,13 @@ class Stepper:
 
 
 def measure(config: Any, process: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row, in one of its processes."""
+    """Measure one row in one of its processes.
+
+    Args:
+        config: the config, whose batch is the global batch.
+        process: index of this process.
+        arguments: the command line.
+    """
     import jax
     import numpy as np
 
@@ -64,7 +71,7 @@ def measure(config: Any, process: int, arguments: argparse.Namespace) -> dict[st
     from jaxcyto.training.step import train_step
     from jaxcyto.utils.runtime import keep_freed_memory
 
-    jax.devices()  # before malloc is set, as in train.py
+    jax.devices()  # initialize before malloc is set, as train.py does
     keep_freed_memory()
     task, state, batch = random_task(config)
     examples = len(batch["index"])
@@ -72,7 +79,7 @@ def measure(config: Any, process: int, arguments: argparse.Namespace) -> dict[st
     own = slice(process, None, jax.process_count())
     share = jax.tree.map(lambda x: x[own], batch)
     steppers = {}
-    if jax.device_count() == 1:  # a state of its own: both give the old one up
+    if jax.device_count() == 1:  # needs a copy of the state, because both donate theirs
         plain = jax.jit(functools.partial(train_step, task=task), donate_argnums=0)
         copy = jax.tree.map(lambda x: jax.device_put(np.array(x)), state)
         placed = jax.device_put(batch)
@@ -82,7 +89,7 @@ def measure(config: Any, process: int, arguments: argparse.Namespace) -> dict[st
     for stepper in steppers.values():
         stepper.seconds(WARM_UP)
     once = max(stepper.seconds(2) for stepper in steppers.values())
-    # as many in all processes: they wait for each other in every step
+    # the count must be the same in all processes, because they wait for each other in every step
     steps = distributed.from_first(lambda: max(2, round(arguments.seconds / once)))
     times: dict[str, list[float]] = {name: [] for name in steppers}
     for window in range(arguments.windows):
@@ -100,12 +107,18 @@ def measure(config: Any, process: int, arguments: argparse.Namespace) -> dict[st
 
 
 def one(config: Any, numbers: list[str], arguments: argparse.Namespace) -> None:
-    """A child: joins the others of its row, measures; the first one prints."""
+    """Run a child process: join the others of its row and measure. The first one prints.
+
+    Args:
+        config: the config.
+        numbers: number of processes, index of this process, port of the coordinator.
+        arguments: the command line.
+    """
     from absl import flags
 
     from jaxcyto.training.devices import distributed
 
-    flags.FLAGS.mark_as_parsed()  # grain reads them
+    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
     processes, process, port = map(int, numbers)
     if processes > 1:
         distributed.join(f"127.0.0.1:{port}", processes, process)
@@ -115,7 +128,7 @@ def one(config: Any, numbers: list[str], arguments: argparse.Namespace) -> None:
 
 
 def children(processes: int, devices: int) -> dict[str, Any]:
-    """Runs one row."""
+    """Run the child processes of one row and return its record."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -131,13 +144,13 @@ def children(processes: int, devices: int) -> dict[str, Any]:
         for k in range(processes)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=LIMIT_S)[0] for process in started]
+        outputs = [process.communicate(timeout=LIMIT_S)[0] for process in started]
     finally:
         for process in started:
             process.kill()
     if any(process.returncode for process in started):
-        raise SystemExit(f"{processes} process(es), {devices} device(s): failed")
-    return json.loads(said[0].splitlines()[-1])
+        raise SystemExit(f"the row of {processes} process(es) and {devices} device(s) failed")
+    return json.loads(outputs[0].splitlines()[-1])
 
 
 def main() -> None:
@@ -147,9 +160,9 @@ def main() -> None:
     default = ROOT / "configs" / "quickstart.py"
     parser.add_argument("--config", type=Path, default=default)
     parser.add_argument("--batch", type=int, help="pairs or images, instead of the config's")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
-    parser.add_argument("--windows", type=int, default=7)
-    parser.add_argument("--devices", default="1,2,4,8", help="rows with so many of them")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a window")
+    parser.add_argument("--windows", type=int, default=7, help="number of windows")
+    parser.add_argument("--devices", default="1,2,4,8", help="device counts of the rows to run")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # processes, process, port
     arguments = parser.parse_args()
     config = read_config(arguments.config)

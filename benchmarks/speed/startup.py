@@ -1,14 +1,15 @@
-"""Seconds from the start of `train.py` to the end of its first step, without and with the cache.
+"""Measure the time from the start of `train.py` to the end of its first step.
 
     python benchmarks/speed/startup.py
     python benchmarks/speed/startup.py --configs configs/pretrain.py --batch 32 --repeats 5
 
-Runs `train.py` for each config of pre-training on a phantom brain made for it: patches of the
-config's side, at the phantom's own resolution, which changes no program. Each run ends by a kill
-after its second step. First with an empty cache of compiled programs (cold), then with what that
-run has left (warm), in turn; the table shows medians. Parts: `imports` to the run's folder, `data`
-to the message that names the devices, `init` to the number of parameters, `compile` the first step
-less the second. The last line on stdout is one JSON object.
+The script runs `train.py` for each pre-training config on a phantom brain made for it. The patches
+have the config's side, at the phantom's own resolution, which does not change the executables. Each
+run is killed after its second step. A run with an empty compilation cache (cold) and a run with the
+cache that it leaves (warm) alternate, and the table shows medians. The part `imports` ends when the
+run folder appears, `data` with the message that names the devices, and `init` with the number of
+parameters. `compile` is the time of the first step minus that of the second. The last line on
+stdout is one JSON object.
 """
 
 import argparse
@@ -31,12 +32,12 @@ from benchmarks.step import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("imports", "data", "init", "compile", "step")
-LINES = (r"process\(es\), ", r"\d+ parameters; ", r"step 1/", r"step 2/")  # in this order
+LINES = (r"process\(es\)", r"\d+ parameters", r"step 1/", r"step 2/")  # printed in this order
 LIMIT_S = 300
 
 
 def make_brain(root: Path, patch_px: int, pairs: int) -> float:
-    """A small phantom with patches and pairs; its resolution, micrometers per pixel."""
+    """Make a small phantom with patches and pairs, and return its micrometers per pixel."""
     from jaxcyto.brain.prepare import pair_brain, sample_brain
     from jaxcyto.phantom.make import make_phantom
     from jaxcyto.phantom.settings import PRESETS
@@ -49,7 +50,19 @@ def make_brain(root: Path, patch_px: int, pairs: int) -> float:
 
 
 def one_run(command: list[str], workdir: Path, cache: Path) -> dict[str, float]:
-    """Seconds of each part of a run, and of all up to the first step."""
+    """Run `train.py` up to its second step, and time its parts.
+
+    Args:
+        command: the command.
+        workdir: its run folder, which must not exist.
+        cache: the folder that is used as the user's cache.
+
+    Returns:
+        Seconds of each of `PARTS`, and `first_step`, the time to the end of the first step.
+
+    Raises:
+        SystemExit: the run ended or took more than `LIMIT_S` before its second step.
+    """
     environment = {key: value for key, value in os.environ.items() if "CACHE" not in key}
     environment |= {"XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
     begin = time.monotonic()
@@ -67,10 +80,10 @@ def one_run(command: list[str], workdir: Path, cache: Path) -> dict[str, float]:
     ) as process:  # fmt: skip
         timer = threading.Timer(LIMIT_S, process.kill)
         timer.start()
-        seen, said = [], []
+        seen, output = [], []
         assert process.stdout is not None
         for line in process.stdout:
-            said.append(line)
+            output.append(line)
             if re.search(LINES[len(seen)], line):
                 seen.append(time.monotonic())
             if len(seen) == len(LINES):
@@ -78,7 +91,7 @@ def one_run(command: list[str], workdir: Path, cache: Path) -> dict[str, float]:
         timer.cancel()
         process.kill()
     if len(seen) < len(LINES):
-        raise SystemExit(f"train.py did not reach its second step:\n{''.join(said)}")
+        raise SystemExit(f"train.py did not reach its second step:\n{''.join(output)}")
     devices, parameters, first, second = seen
     step = second - first
     return {
@@ -92,7 +105,7 @@ def one_run(command: list[str], workdir: Path, cache: Path) -> dict[str, float]:
 
 
 def measure(path: Path, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """The rows of one config, cold and warm in turn."""
+    """Measure one config, cold and warm in turn, and return its two rows."""
     config = read_config(path)
     batch = arguments.batch or config.data.batch_pairs
     root = folder / "brain"
@@ -117,7 +130,10 @@ def measure(path: Path, arguments: argparse.Namespace, folder: Path) -> list[dic
 
 
 def device() -> dict[str, Any]:
-    """Device and number of them, asked in another process, and versions."""
+    """Return the device, the number of devices and package versions.
+
+    Another process asks, because a process that has used a GPU or TPU keeps it.
+    """
     code = "import jax; print(jax.local_device_count(), jax.devices()[0].device_kind)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     count, _, kind = done.stdout.splitlines()[-1].partition(" ")
@@ -130,7 +146,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     both = [ROOT / "configs" / "quickstart.py", ROOT / "configs" / "pretrain.py"]
-    parser.add_argument("--configs", type=Path, nargs="+", default=both, help="of pre-training")
+    parser.add_argument(
+        "--configs", type=Path, nargs="+", default=both, help="pre-training configs"
+    )
     parser.add_argument("--batch", type=int, help="pairs, instead of the config's")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()

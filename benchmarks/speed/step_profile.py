@@ -1,13 +1,13 @@
-"""Where the time of a training step goes, by layer, and what the machine could do at best.
+"""Profile a training step by layer, and compute the least time that the machine would need.
 
     python benchmarks/speed/step_profile.py --config configs/pretrain.py --batch 8
 
-Runs steps on random batches under JAX's profiler and adds up the device's time by the layer and
-direction that XLA's operations come from (their metadata in the compiled program; what carries none
-goes by the operation's name). On a CPU operations run side by side, so that the sum is more than
-the step. The limit is the larger of two times: the step's FLOP at the speed of a large matrix
-product, and the bytes that the compiled operations read and write at that of a large copy, both
-measured in the same process. The last line on stdout is one JSON object.
+The script runs steps on random batches under JAX's profiler. It sums the device's time by the layer
+and direction of each XLA operation, which the metadata of the executable name. Operations without
+metadata are summed by their own name. On a CPU operations run in parallel, so that the sum exceeds
+the step. The limit is the larger of two times. One is the step's FLOP at the rate of a large matrix
+product, the other the bytes that the compiled operations read and write at the rate of a large
+copy. Both rates are measured in the same process. The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from jaxcyto.training.devices import parallel
 from jaxcyto.training.step import train_step
 from jaxcyto.utils.runtime import keep_freed_memory
 
-STEPS = 3  # under the profiler
+STEPS = 3  # number of profiled steps
 LAYER = re.compile(r"((?:atlas_)?encoder/)?(block\d+|up\d+\w*|classifier\w*)/(\w+)?")
 
 
 def copy_bandwidth() -> float:
-    """Bytes/s read and written by adding one to a large array, the best of five."""
+    """Return the bytes/s read and written by adding 1 to a large array, the best of five runs."""
     x = jnp.ones((256 << 20) // 4, jnp.float32)
     add = jax.jit(lambda x: x + 1)
     add(x).block_until_ready()
@@ -53,7 +53,7 @@ def copy_bandwidth() -> float:
 
 
 def origins(program: str) -> dict[str, str]:
-    """`op_name` of each operation of a compiled program, by the operation's name."""
+    """Map each operation of an executable's text to its `op_name`, its origin in the model."""
     found = {}
     for line in program.splitlines():
         match = re.match(r'\s*(?:ROOT )?%?(\S+) = .*?op_name="([^"]*)"', line)
@@ -63,7 +63,12 @@ def origins(program: str) -> dict[str, str]:
 
 
 def layer_of(operation: str, origin: str | None) -> str:
-    """ "block1/conv2 backward", or the kind of the operation."""
+    """Name the layer and direction of an operation, such as "block1/conv2 backward".
+
+    Args:
+        operation: name of the XLA operation.
+        origin: its `op_name`. Without one the kind of the operation is returned in parentheses.
+    """
     if origin is None:
         return f"({re.sub(r'[.0-9]+(clone)?|_fusion', '', operation)})"
     way = "backward" if "transpose(" in origin else "forward"
@@ -77,7 +82,12 @@ def layer_of(operation: str, origin: str | None) -> str:
 
 
 def measure(trace: Path, names: dict[str, str]) -> dict[str, float]:
-    """Milliseconds a step by layer, from the profiler's file."""
+    """Sum the milliseconds per step by layer from the profiler's file, the largest first.
+
+    Args:
+        trace: the profiler's folder.
+        names: the result of `origins`.
+    """
     (path,) = trace.rglob("*.xplane.pb")
     total: collections.Counter[str] = collections.Counter()
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
@@ -96,7 +106,7 @@ def main() -> None:
     )
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--batch", type=int, help="pairs or images, instead of the config's")
-    parser.add_argument("--rows", type=int, default=24, help="of the table")
+    parser.add_argument("--rows", type=int, default=24, help="rows of the table")
     arguments = parser.parse_args()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -108,7 +118,7 @@ def main() -> None:
     task, state, batch = bench.random_task(config)
     flops = bench.count_flops(functools.partial(train_step, task=task), state, batch)
     batches, state = bench.endless(batch), parallel.replicate(state)
-    # XLA counts nothing of library calls: the bytes are those of a step with XLA's convolutions
+    # XLA does not count library calls, so count the bytes of a step with XLA's own convolutions
     with mock.patch.object(kernels, "available", lambda: False):
         plain = parallel.pmap_train(train_step, task=task).lower(state, next(batches)).compile()
     cost: dict[str, float] = dict(plain.cost_analysis() or {})

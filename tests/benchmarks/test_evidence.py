@@ -1,4 +1,4 @@
-"""The whole experiment in its tiny size: units, shards, and the page made of them."""
+"""Test the experiment of benchmarks/evidence in its tiny size: units, shards and the page."""
 
 import json
 import sys
@@ -23,13 +23,13 @@ from jaxcyto.errors import InputError
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
-    """Row 7 of the phantom, probes of row 1, and the baselines."""
+    """Run row 7 on the phantom, the probes of row 1 and the baselines."""
     out = tmp_path_factory.mktemp("evidence")
     folder = out / "results" / "tiny"
     groups = evidence.plan(["phantom"], ["1", "7"], 1) + evidence.plan(["phantom"], None, 1)[:1]
     for unit in (unit for group in groups for unit in group):
         if (unit.row, unit.kind) == ("1", "segment"):
-            continue  # trains as row 7 does
+            continue  # it trains in the same way as row 7
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # few pairs, areas without annotation
             found = evidence.do(unit, "tiny", out, None)
@@ -76,11 +76,11 @@ def test_shards_are_the_whole(tmp_path):
         unit.name for unit in units
     )
     assert len({unit.name for unit in units}) == len(units)
-    for group in whole:  # what a run needs comes before it
+    for group in whole:  # a pre-training comes before the units that use it
         names = [(unit.row, unit.kind) for unit in group]
-        for place, (row, kind) in enumerate(names):
+        for position, (row, kind) in enumerate(names):
             if kind == "segment" and (row, "pretext") in names:
-                assert names.index((row, "pretext")) < place
+                assert names.index((row, "pretext")) < position
 
 
 @pytest.mark.parametrize("longer", [1, 3])
@@ -111,7 +111,7 @@ def test_comparison_pairs_seeds():
     assert evidence_report.compare(results, "phantom", "2", "4", "Dice, areas", False) is None
 
 
-def test_gains_stand_beside_those_of_the_null_phantom():
+def test_claims_show_the_gain_on_the_null_phantom():
     def found(wrong: float) -> dict:
         return {"segment": {"test": {"err_seg_percent": wrong}}}
 
@@ -126,7 +126,7 @@ def test_gains_stand_beside_those_of_the_null_phantom():
     assert "| 18 | 15 | -3 | -0.5 | -17 % | 1 of 1 seeds |" in table[2]
 
 
-def test_choices_stand_below_rows_of_the_same_seeds():
+def test_ablations_are_compared_with_rows_of_the_same_seeds():
     def found(dice: float) -> dict:
         return {"segment": {"test": {"dice_macro_areas": dice}}}
 
@@ -148,14 +148,14 @@ def test_dice_of_the_areas_that_were_seen(tmp_path):
         "test": {"dice": {"a": 0.4, "b": 0.0, "c": None, "w": 0.9}}, "confusion": None,
         "curves": {}, "seconds": 1.0, "device": "a core", "finished": "2026-01-01",
     }  # fmt: skip
-    pixels = {"a": 7, "b": 0, "c": 5, "w": 9}  # b: none to learn from; c: not in the test
+    pixels = {"a": 7, "b": 0, "c": 5, "w": 9}  # b has no training pixel, c is not in the test
     for row, more in (("1", {}), ("4", {"training_pixels": pixels}), ("3", {"annotated": ["2"]})):
         path = tmp_path / "phantom" / f"row_{row}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({**record, "row": row, **more}))
     results = read_results(tmp_path)
-    assert {r: values(results, "phantom", r, "of areas seen") for r in ("1", "4", "3")} == {
-        "1": {0: 0.4},  # the same sections as row 4's
+    assert {r: values(results, "phantom", r, "Dice, areas seen") for r in ("1", "4", "3")} == {
+        "1": {0: 0.4},  # taken from row 4, which has the same sections
         "4": {0: 0.4},
         "3": {},  # other sections
     }
@@ -173,15 +173,15 @@ def test_numbers_stay_small_and_finite():
         ("--shard x", "expected I/N"),
         ("--shard 3/2", "from 1 to N"),
         ("--shard 0/1", "from 1 to N"),
-        ("--kinds garbage", "'garbage' is none of pretext"),
-        ("--rows 1,9", "'9' is none of 1, 2"),
-        ("--studies 1", "'1' is none of phantom"),
+        ("--kinds garbage", "'garbage' is not one of pretext"),
+        ("--rows 1,9", "'9' is not one of 1, 2"),
+        ("--studies 1", "'1' is not one of phantom"),
         ("--seeds 0", "whole number above 0"),
         ("--studies painted", "needs --data"),
         ("--data elsewhere", "no file elsewhere"),
     ],
 )
-def test_mistakes_are_told_at_once(arguments, says, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_fail_at_once(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", "here", *arguments.split()])
     with pytest.raises(SystemExit) as stopped:
@@ -190,7 +190,7 @@ def test_mistakes_are_told_at_once(arguments, says, tmp_path, monkeypatch, capsy
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_there_is_said_not_done(tmp_path, monkeypatch, capsys):
+def test_finished_units_are_not_run_again(tmp_path, monkeypatch, capsys):
     unit = evidence.plan(["null"], ["1"], 1)[0][0]
     write_result(tmp_path / "small" / f"{unit.name}.json", unit, 1.0, {})
     arguments = "--studies null --rows 1 --seeds 1 --kinds probes --results".split()
@@ -199,13 +199,13 @@ def test_what_is_there_is_said_not_done(tmp_path, monkeypatch, capsys):
     assert "nothing to do: all 1 units" in capsys.readouterr().out
 
 
-def test_baselines_are_of_each_brain_once():
+def test_each_brain_has_one_baseline():
     units = [unit for group in evidence.plan(list(STUDIES), None, 2) for unit in group]
     brains = [STUDIES[unit.study].segmented for unit in units if unit.kind == "baseline"]
     assert sorted(brains) == ["null", "other", "painted", "phantom"]
 
 
-def test_a_change_from_nothing_has_no_percentage():
+def test_a_change_from_zero_has_no_percentage():
     def found(dice: float) -> dict:
         return {"segment": {"test": {"dice_macro_areas": dice}}}
 
@@ -216,7 +216,7 @@ def test_a_change_from_nothing_has_no_percentage():
 
 
 def test_null_scores_leave_cells_empty(tmp_path, monkeypatch):
-    """Nothing is annotated in the test sections."""
+    """Leave the cells empty if the test sections have no annotation."""
     source = evidence.RESULTS / "small" / "phantom"
     for name in ("row_1_seed_0_segment", "row_4_seed_0_segment"):
         record = json.loads((source / f"{name}.json").read_text())
@@ -265,13 +265,13 @@ def test_a_damaged_result_is_named(text, tmp_path, monkeypatch):
         evidence_report.main()
 
 
-def test_pictures_say_what_is_missing(tmp_path, monkeypatch):
+def test_pictures_name_a_missing_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evidence_pictures.py", "--out", str(tmp_path)])
     with pytest.raises(InputError, match="no such folder"):
         evidence_pictures.main()
 
 
-def test_the_time_of_a_run_is_that_of_all_sittings(tmp_path):
+def test_the_time_of_a_run_is_summed_over_its_starts(tmp_path):
     now = time.time()
     starts = [{"time": now - 1000}, {"time": now - 100}, {"time": now - 50}]
     (tmp_path / "environment.json").write_text(json.dumps(starts))
@@ -280,8 +280,8 @@ def test_the_time_of_a_run_is_that_of_all_sittings(tmp_path):
     assert _trained_seconds(tmp_path) == pytest.approx(200 + 0 + 50, abs=5)
 
 
-def test_the_page_says_what_the_committed_files_say():
-    """Its tables; figures are drawn by the same command."""
+def test_the_page_has_the_values_of_the_committed_files():
+    """Compare the tables only. Figures are drawn by the same command."""
     text = (evidence_report.ROOT / "docs" / "results.md").read_text()
     tables = text.partition(evidence_report.BEGIN)[2].partition("\n![")[0]
     results = evidence_report.read_results(evidence.RESULTS / "small")

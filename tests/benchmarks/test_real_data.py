@@ -1,4 +1,4 @@
-"""The chain on real data beside the checkout: BigBrain's left hemisphere and one section."""
+"""Test sampling, pairing and training on real data: BigBrain's left hemisphere and one section."""
 
 import dataclasses
 import importlib.util
@@ -46,7 +46,7 @@ def test_brain_has_no_fault(brain):
 
 
 def test_points_sit_in_the_left_cortical_ribbon(brain):
-    """Left only; close to cortical gray: neither outside of the tissue nor deep in white matter."""
+    """Check that all points are on the left, inside of the tissue and close to its edge."""
     patches = load_patches(brain / "patches.npz", read_brain(brain))
     assert len(patches) >= 2000
     assert patches.position_mm[:, 0].max() < 0
@@ -58,13 +58,13 @@ def test_points_sit_in_the_left_cortical_ribbon(brain):
     column, line = np.rint(patches.center_px).astype(int).T
     assert tissue[line, column].mean() > 0.97
     to_edge_mm = ndimage.distance_transform_edt(tissue)[line, column] * row.pixel_um / 1000
-    # the mid surface lies half a cortex (1 to 2 mm) below the surface of a gyrus; in a closed
-    # sulcus the nearest background may be further away
+    # The mid surface lies half a cortex (1 to 2 mm) below the surface of a gyrus. In a closed
+    # sulcus the nearest background may be further away.
     assert np.median(to_edge_mm) < 2.5 and np.quantile(to_edge_mm, 0.9) < 7
 
 
-def test_a_wrong_place_is_told_apart(shared_data, example, tmp_path):
-    """The check above can fail: 2.5 mm off in z puts many points outside of the tissue."""
+def test_a_wrong_registration_is_noticed(shared_data, example, tmp_path):
+    """Shift the section by 2.5 mm in z, which puts many points outside of the tissue."""
     root = example.lay_out(shared_data, tmp_path / "brain")
     table = (root / "sections.csv").read_text()
     z0 = json.loads(
@@ -76,9 +76,9 @@ def test_a_wrong_place_is_told_apart(shared_data, example, tmp_path):
 
 
 def test_pairs_and_a_few_steps(brain, tmp_path):
-    """Splits do not touch, pairs stay within them, and the loop runs on real pixels."""
+    """Pair a few patches, and train two steps on real pixels."""
     patches = load_patches(brain / "patches.npz", read_brain(brain))
-    few = np.flatnonzero(np.arange(len(patches)) % 20 == 0)  # exact or heat solves cost seconds
+    few = np.flatnonzero(np.arange(len(patches)) % 20 == 0)  # every solve costs seconds
     names = [field.name for field in dataclasses.fields(patches) if field.name != "settings"]
     thin = dataclasses.replace(patches, **{name: getattr(patches, name)[few] for name in names})
     thin.save(brain / "few.npz")

@@ -1,4 +1,4 @@
-"""Segmentation of real tissue beside the checkout: a sulcus with a mask, and ten small patches."""
+"""Test the segmentation of real tissue: a sulcus with a mask, and ten small patches."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def brains(shared_data, example, tmp_path_factory):
-    """Folders of "sulcus", "gmwm" and "v1"."""
+    """Write the brain folders "sulcus", "gmwm" and "v1"."""
     folder = tmp_path_factory.mktemp("brains")
     found = {"sulcus": example.lay_out_sulcus(shared_data, folder / "sulcus")}
     for scheme in example.SCHEMES:
@@ -42,7 +42,7 @@ def brains(shared_data, example, tmp_path_factory):
 
 
 def run(example, root, workdir, um_per_px=32.0, sections=()):
-    """A few steps, both scores."""
+    """Train for three steps and return both scores."""
     settings = example.config(root, um_per_px, 60, 3, TINY)
     settings.data.train_sections = sections
     settings.log_every, settings.eval_every, settings.batch_stats_steps = 1, 9, 1
@@ -52,7 +52,7 @@ def run(example, root, workdir, um_per_px=32.0, sections=()):
 
 
 def annotated(root):
-    """(row, image, label on the image grid: of the label px that holds each image px's center)."""
+    """Yield each section's row, image and label resampled to the image grid (nearest neighbor)."""
     for row in read_brain(root).sections:
         with open_section(row.image, row.pixel_um) as section:
             image = section.read(0, 0, *section.shape)
@@ -66,7 +66,7 @@ def annotated(root):
 
 
 def assert_within_a_pixel(label, truth):
-    """They differ on borders only: where the truth has both classes within one pixel."""
+    """Check that they differ only where the truth has two classes within one pixel."""
     border = maximum_filter(truth, 3) != minimum_filter(truth, 3)
     assert not (label != truth)[~border].any()
     assert (label != truth).mean() < 0.01
@@ -80,8 +80,8 @@ def test_brains_have_no_fault(brains, name):
     assert check_brain(brains[name]).faults == []
 
 
-def test_sulcus_keeps_its_place(brains, shared_data):
-    """Images are crops of the file as it is, labels its mask where annotated, 255 elsewhere."""
+def test_sulcus_images_and_labels_match_the_files(brains, shared_data):
+    """Compare images with crops of the file, and labels with the mask (255 if not annotated)."""
     folder = shared_data / "histology/columns_cut300"
     whole = np.asarray(Image.open(folder / "cut_300.tif"))
     mask = (np.asarray(Image.open(folder / "cortex_mask.png")) > 0).astype(np.uint8)
@@ -89,10 +89,10 @@ def test_sulcus_keeps_its_place(brains, shared_data):
     for row, image, label in annotated(brains["sulcus"]):
         wanted = np.full_like(mask, 255)
         wanted[:, columns[row.split]] = mask[:, columns[row.split]]
-        width = {"train": 682, "test": 1024}[row.split]  # training sees nothing of the right third
+        width = {"train": 682, "test": 1024}[row.split]  # training does not see the right third
         np.testing.assert_array_equal(image, whole[:, :width])
         assert_within_a_pixel(label, wanted[:, :width])
-        with pytest.raises(AssertionError):  # the check can fail: three px off, it does
+        with pytest.raises(AssertionError):  # the check fails for a shift of three px
             assert_within_a_pixel(label, np.roll(wanted, 3, axis=1)[:, :width])
 
 
@@ -111,20 +111,20 @@ def test_folds_stay_within_the_training_part(example, fold):
 
 @pytest.mark.parametrize("scheme", ["gmwm", "v1"])
 def test_patches_keep_their_labels(brains, shared_data, scheme):
-    """39 um onto 16 um and back: within a pixel, and in both schemes each class as it was."""
+    """Resample labels from 39 um to 16 um and back, and compare them within a pixel."""
     folder = shared_data / "histology/spitzer_histoseg_patches"
     splits = []
     for row, image, label in annotated(brains[scheme]):
-        number = row.name.rsplit("_", 1)[1]
-        stem = folder / f"{scheme}_train_{number}"
+        index = row.name.rsplit("_", 1)[1]
+        stem = folder / f"{scheme}_train_{index}"
         np.testing.assert_array_equal(image, np.asarray(Image.open(f"{stem}_image.png")))
         assert_within_a_pixel(label, np.asarray(Image.open(f"{stem}_label.png")))
         splits.append(row.split)
     assert splits == ["train"] * 3 + ["test"] * 2
 
 
-def test_most_of_a_label_pixel_wins(example):
-    """2x2 px at 8 um: the majority; px of 16 um as they are; 39 um: borders within half a px."""
+def test_a_label_pixel_gets_the_class_that_covers_most_of_it(example):
+    """Check 8 um (majority of 2x2 px), 16 um (unchanged) and 39 um (borders within half a px)."""
     label = np.zeros((4, 6), np.uint8)
     label[:2, :2] = [[2, 2], [2, 1]]
     label[2:, 4:] = [[1, 1], [0, 1]]
@@ -133,14 +133,14 @@ def test_most_of_a_label_pixel_wins(example):
     halves = np.repeat([[0, 1]], 12, axis=0).repeat(12, axis=1).astype(np.uint8)
     fine = example.label_image(halves, 39.0)
     assert fine.shape == (round(12 * 39 / 16), round(24 * 39 / 16))
-    border = round(12 * 39 / 16)  # between two px, to half a px
+    border = round(12 * 39 / 16)  # the border rounded to a whole px
     assert (fine[:, : border - 1] == 0).all() and (fine[:, border + 1 :] == 1).all()
 
 
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-def test_sulcus_goes_through(brains, example, tmp_path, capsys):
+def test_train_and_evaluate_on_the_sulcus(brains, example, tmp_path, capsys):
     found = run(example, brains["sulcus"], tmp_path / "run")
     windows, maps = found["windows"], found["maps"]
     assert windows["pixels"] == maps["pixels"] == math.ceil(342 / 8) * math.ceil(1932 / 8)
@@ -152,8 +152,8 @@ def test_sulcus_goes_through(brains, example, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("scheme", ["gmwm", "v1"])
-def test_patches_go_through(brains, example, tmp_path, scheme):
-    """Entirely white images in training and test: every number finite, the map all background."""
+def test_train_and_evaluate_on_patches(brains, example, tmp_path, scheme):
+    """Train and test with an entirely white image, which must give finite values."""
     found = run(example, brains[scheme], tmp_path / "run")
     for scores in (found["windows"], found["maps"]):
         assert list(scores["dice"]) == [entry.name for entry in example.SCHEMES[scheme]]
@@ -172,8 +172,8 @@ def test_patches_go_through(brains, example, tmp_path, scheme):
 
 
 @pytest.mark.filterwarnings("ignore:no training pixel of gray matter, white matter")
-def test_training_on_white_alone(brains, example, tmp_path):
-    """Every batch constant, every variance zero: nothing is divided by it."""
+def test_training_on_a_white_image_alone(brains, example, tmp_path):
+    """Train on constant batches, whose variance of zero must not be divided by."""
     run(example, brains["gmwm"], tmp_path / "run", sections=("gmwm_0",))
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["scales"] == {"input_mean": 255.0, "input_std": 1.0}

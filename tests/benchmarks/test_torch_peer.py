@@ -1,6 +1,7 @@
-"""The same file in PyTorch gives the same numbers; runs where torch is.
+"""Compare the outputs of an export in PyTorch with those of the networks here.
 
-JAXCYTO_TORCH_PYTHON names an interpreter with torch, numpy and safetensors, if this one has none.
+The tests need torch. JAXCYTO_TORCH_PYTHON names an interpreter with torch, numpy and safetensors if
+this one has no torch.
 """
 
 import importlib.util
@@ -26,7 +27,7 @@ PYTHON = os.environ.get("JAXCYTO_TORCH_PYTHON") or (
 PEER = Path(__file__).resolve().parents[2] / "benchmarks" / "pytorch" / "torch_net.py"
 SMALL = {"stem_kernel": 3, "stem_stride": 1, "widths": (16, 32, 64, 64, 128)}
 pytestmark = pytest.mark.skipif(
-    PYTHON is None, reason="no torch here, and JAXCYTO_TORCH_PYTHON names no interpreter with it"
+    PYTHON is None, reason="torch is not installed and JAXCYTO_TORCH_PYTHON is not set"
 )
 
 

@@ -1,6 +1,6 @@
-"""Mutations inside containers: behind the checks that random bytes would never pass.
+"""Mutate the content of containers, behind checks that random bytes would never pass.
 
-Headers are rewritten with a length that fits, payloads changed and packed again.
+Headers are rewritten with a matching length, and payloads are unpacked, changed and packed again.
 """
 
 import base64
@@ -28,14 +28,14 @@ GIFTI_WORDS = (
 
 
 def in_npy(rng: random.Random, data: bytes) -> bytes:
-    """The header of an array rewritten, or a number in it or in its values."""
+    """Rewrite the header of a .npy array, or change one of its values."""
     if rng.random() < 0.4 or not data.startswith(b"\x93NUMPY\x01"):
         return in_bytes(rng, data)
     length = int.from_bytes(data[8:10], "little")
     header, values = data[10 : 10 + length].decode("latin-1"), data[10 + length :]
     if rng.random() < 0.3:
-        number = rng.choice((math.nan, math.inf, -1.0, 1e30))
-        words = edge(rng, 8), struct.pack("<d", number), struct.pack("<f", number) * 2
+        value = rng.choice((math.nan, math.inf, -1.0, 1e30))
+        words = edge(rng, 8), struct.pack("<d", value), struct.pack("<f", value) * 2
         at = min(rng.randrange(len(values) + 1) // 8 * 8, max(0, len(values) - 8))
         values = values[:at] + rng.choice(words) + values[at + 8 :]
     elif rng.random() < 0.5:
@@ -51,13 +51,13 @@ def in_npy(rng: random.Random, data: bytes) -> bytes:
 
 
 def in_npz(rng: random.Random, data: bytes) -> bytes:
-    """Members changed, renamed, swapped, left out or packed; or sizes of the directory that lie."""
+    """Change, rename, swap, remove or compress members, or set fields of the zip headers."""
     out = bytearray(data)
     if rng.random() < 0.25:
         starts = [
             m.start() for m in re.finditer(rng.choice((b"PK\1\2", b"PK\3\4", b"PK\5\6")), data)
         ]
-        if starts:  # (offset, length) of the fields of the three kinds of header
+        if starts:  # (offset, length) of fields of the three kinds of zip header
             fields = (
                 (8, 2),
                 (10, 2),
@@ -97,7 +97,7 @@ def in_npz(rng: random.Random, data: bytes) -> bytes:
 
 
 def in_gifti(rng: random.Random, data: bytes) -> bytes:
-    """Payloads unpacked, changed and packed again; declarations before the root; attributes."""
+    """Change a packed payload, add a declaration before the root, or replace an attribute."""
     kind = rng.randrange(6)
     blocks = list(re.finditer(rb"<Data>([^<]*)</Data>", data))
     if kind < 3 and blocks:
@@ -112,14 +112,13 @@ def in_gifti(rng: random.Random, data: bytes) -> bytes:
                              b'<!ENTITY % e SYSTEM "http://127.0.0.1/x"> %e;'))  # fmt: skip
         data = re.sub(rb"<GIFTI", b"<!DOCTYPE GIFTI [" + entity + b"]><GIFTI", data, count=1)
         return data.replace(b"</Data>", b"&e;</Data>", rng.randrange(2))
-    found = list(re.finditer(rb'"([^"]*)"', data))
-    place = rng.choice(found)
+    attribute = rng.choice(list(re.finditer(rb'"([^"]*)"', data)))
     word = rng.choice((*WORDS, *GIFTI_WORDS, *GIFTI_WORDS)).encode()
-    return data[: place.start(1)] + word + data[place.end(1) :]
+    return data[: attribute.start(1)] + word + data[attribute.end(1) :]
 
 
 def in_tiff(rng: random.Random, data: bytes) -> bytes:
-    """A field of an entry, or a value it points to, set to something extreme or another's."""
+    """Set a field of a TIFF entry, or a value it points to, to an extreme or another's value."""
     out = bytearray(data)
     order = "<" if data[:2] == b"II" else ">"
     big = struct.unpack(order + "H", data[2:4])[0] == 43
@@ -129,13 +128,13 @@ def in_tiff(rng: random.Random, data: bytes) -> bytes:
         page = pages.pop()
         if not page:
             continue
-        number = struct.unpack_from(order + count, data, page)[0]
+        length = struct.unpack_from(order + count, data, page)[0]
         first = page + struct.calcsize(order + count)
-        own = [first + size * k for k in range(number)]
+        own = [first + size * k for k in range(length)]
         entries += own
-        pages.append(struct.unpack_from(order + pointer, data, first + size * number)[0])
+        pages.append(struct.unpack_from(order + pointer, data, first + size * length)[0])
         for entry in own:
-            if struct.unpack_from(order + "H", data, entry)[0] == 330:  # SubIFDs, one of them
+            if struct.unpack_from(order + "H", data, entry)[0] == 330:  # SubIFDs: follow the first
                 where = struct.unpack_from(order + pointer, data, entry + (12 if big else 8))[0]
                 few = struct.unpack_from(order + pointer, data, entry + 4)[0] > 1
                 pages.append(struct.unpack_from(order + pointer, data, where)[0] if few else where)
@@ -152,7 +151,7 @@ def in_tiff(rng: random.Random, data: bytes) -> bytes:
             case 2 | 3:
                 value = rng.choice((*EDGES, *range(16), len(data), len(data) - 8, 34712, 50000))
                 packed = struct.pack(order + ("Q" if big else "I"), value % (1 << 8 * width))
-                if order == ">" and value < 1 << 16:  # short values lie in front
+                if order == ">" and value < 1 << 16:  # SHORT values fill the first two bytes
                     packed = struct.pack(">H", value) + bytes(width - 2)
                 out[entry + 4 + width : entry + size] = packed
             case 4:
@@ -162,18 +161,18 @@ def in_tiff(rng: random.Random, data: bytes) -> bytes:
             case _:
                 where = struct.unpack_from(order + pointer, data, entry + 4 + width)[0]
                 if where + 8 < len(out):
-                    number = edge(rng, rng.choice((2, 4, 8)))
-                    out[where : where + len(number)] = number
+                    extreme = edge(rng, rng.choice((2, 4, 8)))
+                    out[where : where + len(extreme)] = extreme
     return bytes(out)
 
 
 def in_png(rng: random.Random, data: bytes) -> bytes:
-    """A chunk changed and given a checksum that fits; repeated, left out or moved."""
-    chunks, place = [], 8
-    while place + 12 <= len(data):
-        length = int.from_bytes(data[place : place + 4])
-        chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + length]))
-        place += 12 + length
+    """Change, repeat, remove or insert a PNG chunk, with a matching checksum."""
+    chunks, offset = [], 8
+    while offset + 12 <= len(data):
+        length = int.from_bytes(data[offset : offset + 4])
+        chunks.append((data[offset + 4 : offset + 8], data[offset + 8 : offset + 8 + length]))
+        offset += 12 + length
     at, other = rng.randrange(len(chunks)), rng.randrange(len(chunks))
     kind, body = chunks[at]
     match rng.randrange(8):
@@ -185,7 +184,7 @@ def in_png(rng: random.Random, data: bytes) -> bytes:
             bomb = b"x\0\0" + zlib.compress(bytes(1 << 22))
             chunks.insert(1, (rng.choice(CHUNKS), rng.choice((bomb, edge(rng, 8), b""))))
         case 3:
-            at = rng.choice((0, 4))  # width, height
+            at = rng.choice((0, 4))  # offset of width or height
             header = chunks[0][1]
             chunks[0] = (b"IHDR", header[:at] + edge(rng, 4) + header[at + 4 :])
         case 4 if kind == b"IDAT":
@@ -199,7 +198,7 @@ def in_png(rng: random.Random, data: bytes) -> bytes:
 
 
 def in_export(rng: random.Random, data: bytes) -> bytes:
-    """The JSON within the metadata of the JSON header changed, with a length that fits."""
+    """Change the JSON within the metadata of an export's header, with a matching length."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     table = header["__metadata__"]["jaxcyto"].encode()
@@ -210,7 +209,7 @@ def in_export(rng: random.Random, data: bytes) -> bytes:
 
 
 def in_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """The JSON header changed, with a length that fits."""
+    """Change the JSON header of a safetensors file, with a matching length."""
     length = int.from_bytes(data[:8], "little")
     header = rng.choice((in_json, in_text))(rng, data[8 : 8 + length])
     return len(header).to_bytes(8, "little") + header + data[8 + length :]

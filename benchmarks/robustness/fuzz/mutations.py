@@ -1,6 +1,7 @@
-"""Mutations of a valid file's bytes, text or JSON, drawn from a random.Random.
+"""Mutate the bytes, text or JSON of a valid file.
 
-A mutation is `(random, data) -> data`; `fuzz_containers.py` has those that know a binary format.
+A mutation is a function of a random.Random and the file's bytes that returns changed bytes. The
+mutations that know a binary format are in `containers.py`.
 """
 
 import copy
@@ -29,16 +30,16 @@ VALUES: tuple[Any, ...] = (
 
 
 def edge(rng: random.Random, size: int) -> bytes:
-    """An extreme number of `size` bytes, in either order."""
+    """Draw an extreme integer as `size` bytes, in little or big endian."""
     value = rng.choice(EDGES) + rng.choice((0, 0, 0, -1, 1))
     return (value % (1 << 8 * size)).to_bytes(size, rng.choice(("little", "big")))
 
 
 def in_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Flips, extremes, cuts, repetitions, swaps and insertions, a few at once."""
+    """Mutate bytes by flips, extremes, cuts, repetitions, swaps and insertions, a few at once."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-        # Headers lie in front; a fault in the first bytes is worth as much as one in the rest.
+        # Headers come first in most formats, so changes of the first bytes are made more likely.
         reach = min(len(out), rng.choice((16, 64, 512, 1 << 30)))
         at = rng.randrange(reach) if reach else 0
         length = min(rng.choice((1, 2, 4, 8, 64, 1024)), len(out) - at)
@@ -47,8 +48,8 @@ def in_bytes(rng: random.Random, data: bytes) -> bytes:
             case 0 | 1 if out:
                 out[at] ^= 1 << rng.randrange(8)
             case 2 | 3:
-                number = edge(rng, rng.choice((1, 2, 4, 8)))
-                out[at : at + len(number)] = number
+                extreme = edge(rng, rng.choice((1, 2, 4, 8)))
+                out[at : at + len(extreme)] = extreme
             case 4:
                 del out[rng.choice((at, other)) :]
             case 5:
@@ -66,22 +67,22 @@ def in_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def in_text(rng: random.Random, data: bytes) -> bytes:
-    """Words and lines replaced by extremes, swapped, repeated, left out."""
+    """Replace words by extremes, insert words, and swap, repeat or remove lines and fields."""
     text = data.decode("utf-8", "surrogateescape")
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         kind = rng.randrange(6)
-        if kind < 3:  # one word or number
-            found = list(re.finditer(r'"[^"\n]*"|[\w.+-]+', text[: 1 << 16]))
-            if found:
-                place = rng.choice(found)
+        if kind < 3:  # replace one word or number
+            words = list(re.finditer(r'"[^"\n]*"|[\w.+-]+', text[: 1 << 16]))
+            if words:
+                old = rng.choice(words)
                 word = rng.choice(WORDS)
-                if place[0][:1] == '"' and rng.random() < 0.8:
+                if old[0][:1] == '"' and rng.random() < 0.8:
                     word = f'"{word}"'
-                text = text[: place.start()] + word + text[place.end() :]
+                text = text[: old.start()] + word + text[old.end() :]
         elif kind == 3:
             at = rng.randrange(len(text) + 1)
             text = text[:at] + rng.choice(WORDS) + text[at:]
-        else:  # pieces between lines, commas or blanks
+        else:  # change the pieces between line ends, commas or blanks
             mark = rng.choice(("\n", "\n", ",", " ", "="))
             parts = text.split(mark)
             a, b = rng.randrange(len(parts)), rng.randrange(len(parts))
@@ -99,7 +100,7 @@ def in_text(rng: random.Random, data: bytes) -> bytes:
 
 
 def in_json(rng: random.Random, data: bytes) -> bytes:
-    """One or two values or keys replaced, swapped or removed; still JSON."""
+    """Replace or remove one or two values. The result is still JSON."""
     content = json.loads(data)
     for _ in range(rng.choice((1, 1, 2))):
         places: list[tuple[Any, Any]] = []
@@ -116,7 +117,7 @@ def in_json(rng: random.Random, data: bytes) -> bytes:
         match rng.randrange(4):
             case 0:
                 del node[key]
-            case 1:  # a copy, or the content could hold itself
+            case 1:  # a copy, because the content must not contain itself
                 node[key] = copy.deepcopy(from_node[from_key])
             case _:
                 node[key] = copy.deepcopy(rng.choice(VALUES))

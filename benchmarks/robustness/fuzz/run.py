@@ -1,14 +1,20 @@
-"""Changed inputs for every reader: each must be refused in words, or be sound once it is read.
+"""Fuzz every reader: it must refuse a changed input with an InputError or return a valid result.
 
     python benchmarks/robustness/fuzz/run.py --inputs 10000
     python benchmarks/robustness/fuzz/run.py --reader gifti --seed 1 --keep FOLDER
 
-Valid files are made (and taken from ../shared/data where that is) and changed at random, each input
-from (reader, seed, number) alone. A finding is: any exception but an InputError that names the
-file, a warning other than a reader's own, a result that is not sound, an interpreter that dies,
-more than 10 s, more than 512 MiB, memory asked for beyond 1.5 GiB, a file opened outside of the
-folder, a connection, a pickle. Offending files are kept with `--keep`; `--only NUMBER` reads one
-input of a reader again. Exit status 1 if there is a finding. Last line: one JSON object.
+The script writes valid files (and takes some from ../shared/data if it exists) and mutates them at
+random. Each input depends on the reader, the seed and the input's number only. A finding is one of:
+
+* an exception other than an InputError that names the file
+* a warning other than the reader's own
+* an invalid result
+* a crash of the interpreter
+* more than 10 s, more than 512 MiB, or a request for memory beyond 1.5 GiB
+* a file opened outside of the folder, a connection, or a pickle
+
+`--keep` keeps the files with a finding, and `--only NUMBER` reads one input of a reader again. The
+exit status is 1 if there is a finding. The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -41,7 +47,7 @@ def main() -> None:
     arguments = parse()
     names = [name for name in READERS if arguments.reader in (None, name)]
     if not names:
-        sys.exit(f"no reader {arguments.reader!r}; there are {', '.join(READERS)}")
+        sys.exit(f"no reader {arguments.reader!r}. The readers are {', '.join(READERS)}.")
     if arguments.only is not None and len(names) > 1:
         sys.exit("--only needs --reader")
     workers = min(arguments.jobs, len(names))
@@ -69,18 +75,27 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--inputs", type=int, default=10_000, help="of each reader")
-    parser.add_argument("--reader", help="one of them, in quotes if it has a blank; default: all")
+    parser.add_argument("--inputs", type=int, default=10_000, help="inputs per reader")
+    parser.add_argument("--reader", help="one reader, in quotes if it has a blank (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for inputs with a finding")
-    parser.add_argument("--only", type=int, help="number of one input")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--only", type=int, help="number of the only input to read")
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes")
     return parser.parse_args()
 
 
 class Job:
-    """A process that reads the inputs of some readers; started again behind one that ended it."""
+    """A worker process that reads the inputs of some readers.
+
+    If an input ends the process or hangs, a new process starts with the next input.
+
+    Args:
+        names: the readers.
+        arguments: the command line.
+        folder: a folder for the process, which must not exist.
+    """
 
     def __init__(self, names: list[str], arguments: argparse.Namespace, folder: Path):
         self.names, self.arguments, self.folder = names, arguments, folder
@@ -94,6 +109,7 @@ class Job:
         self.start()
 
     def start(self) -> None:
+        """Start a process at the current reader and input."""
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         self.progress.at(-1, -1)
         keep = self.arguments.keep
@@ -115,13 +131,14 @@ class Job:
         self.seen, self.looks, self.worked = (-2, -2), 0, 0.0
 
     def done(self) -> bool:
-        """Looks after the process; true once the last input has been read."""
+        """Check the process, restart it if needed, and return whether all inputs were read."""
         code = self.process.poll()
         at = self.progress.where()
         if at != self.seen:
             self.seen, self.looks, self.worked = at, 0, self.processor_s()
-        # Others may keep the processors busy, so work counts; what sleeps is waited for longer, and
-        # in looks, ten a second, so that a machine that stood still is no finding.
+        # The limit is on processor time, because the machine may be busy with other work. A process
+        # that sleeps has a longer limit, counted in looks (ten per second) and not by the clock, so
+        # that a suspended machine makes no finding.
         self.looks += 1
         hangs = code is None and self.looks > (600 if at[0] >= 0 else 3000)
         hangs |= code is None and at[0] >= 0 and self.processor_s() - self.worked > LIMIT_S + 2
@@ -143,6 +160,7 @@ class Job:
         return False
 
     def processor_s(self) -> float:
+        """Return the processor time of the process in seconds, 0 if it has ended."""
         try:
             text = Path(f"/proc/{self.process.pid}/stat").read_text()
         except OSError:
@@ -151,7 +169,7 @@ class Job:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def results(self) -> dict[str, dict]:
-        """Sums by reader; prints the findings, those of one kind once."""
+        """Return the sums by reader, and print the findings, each kind once."""
         log = self.folder / "findings.jsonl"
         if log.exists():
             self.findings += [json.loads(line) for line in log.read_text().splitlines()]
@@ -164,8 +182,8 @@ class Job:
             again = f"--reader '{reader}' --seed {self.arguments.seed} --only {first['number']}"
             print(f"{reader}: {len(found)} x {first['what']}\n  {again}\n{where}", flush=True)
         results = {}
-        for place, name in enumerate(self.names):
-            accepted, refused, microseconds, peak = self.progress.sums(place)
+        for index, name in enumerate(self.names):
+            accepted, refused, microseconds, peak = self.progress.sums(index)
             results[name] = {
                 "tried": self.last - self.first,
                 "accepted": accepted,

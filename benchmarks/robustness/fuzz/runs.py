@@ -1,4 +1,4 @@
-"""The readers of a run's folder, as `fuzz_targets.py` has those of a brain's."""
+"""Define the fuzz targets of a run folder's readers."""
 
 import json
 import random
@@ -38,7 +38,7 @@ from jaxcyto.training.state.transfer import pretraining_scales
 
 
 def run_targets(root: Path) -> dict[str, Target]:
-    """All readers of a run; makes the folder `root`."""
+    """Make the run folder `root`, and return the targets of all its readers."""
     jax.config.update("jax_platforms", "cpu")
     root.mkdir()
     model = UNet(num_classes=3, stem_kernel=3, stem_stride=1, widths=(4, 4, 4))
@@ -70,7 +70,7 @@ def run_targets(root: Path) -> dict[str, Target]:
 
 
 def _write_exports(root: Path, config: dict[str, Any]) -> Seeds:
-    """An export of either kind."""
+    """Write an export of a segmentation and one of a pre-training, and return both as seeds."""
     net = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 4), features=4)
     shapes = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 2, 13, 13, 1), np.float32))
     pretext = {key: value for key, value in config.items() if key != "classes"} | {
@@ -95,7 +95,7 @@ def _write_exports(root: Path, config: dict[str, Any]) -> Seeds:
 
 
 def _export(path: Path) -> None:
-    """As `_config`; the card of what is accepted can be written."""
+    """Read an export, and check that its model card can be written."""
     load_weights(path)
     assert read_trained_on(path) is not None
     if is_segmentation(read_config(path)):
@@ -108,7 +108,10 @@ def _export(path: Path) -> None:
 
 
 def _write_checkpoint(root: Path) -> Seeds:
-    """A checkpoint of step 3; each of its files, behind its name and a zero byte, is a seed."""
+    """Write a checkpoint of step 3, and return each of its files as a seed.
+
+    A seed is the file's relative path, a zero byte and its content.
+    """
     leaf = np.arange(6, dtype=np.float32)
     state = State(jnp.int32(3), {"w": leaf}, {"mean": leaf}, {"trace": leaf})
     with Checkpoints(root / "whole") as checkpoints:
@@ -122,7 +125,7 @@ def _write_checkpoint(root: Path) -> Seeds:
 
 
 def in_file(mutations: tuple[Mutation, ...]) -> Mutation:
-    """Mutations of what stands behind the name."""
+    """Apply one of the mutations to the content behind the path and the zero byte."""
 
     def mutation(rng: random.Random, data: bytes) -> bytes:
         name, _, content = data.partition(b"\0")
@@ -149,7 +152,7 @@ def _weights(path: Path) -> None:
 
 
 def _config(path: Path) -> None:
-    """Each reader in turn; what the last of them refuses is refused."""
+    """Read a config with each of its four readers, and raise if all of them refuse it."""
     refusals = []
     for read in (_segment_run, _saved, _saved_pretext, _pretraining):
         try:

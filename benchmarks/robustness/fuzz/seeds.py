@@ -1,4 +1,4 @@
-"""Small valid files of every kind that a brain folder may hold, for `fuzz_targets.py`."""
+"""Write small valid files of every kind that a brain folder may hold, as seeds of mutations."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from jaxcyto.predict.maps import write_class_map
 from jaxcyto.predict.planes import Plane
 from jaxcyto.utils.files import file_sha256
 
-SHAPE = 40, 50  # px of the images; labels and atlases have twice as many
+SHAPE = 40, 50  # of the images in px. Labels and atlases have twice as many per side.
 CLASSES = tuple(
     AreaClass(name, color, kind)
     for name, color, kind in (
@@ -52,7 +52,11 @@ MESHES = ("ply", "off", "obj", "vtk", "stl")
 
 
 def write_seeds(root: Path) -> Surface:
-    """Writes the brain folder `root` with all seeds, and `outside.tif` beside it; its surface."""
+    """Write the brain folder `root` with all seeds, and `outside.tif` beside it.
+
+    Returns:
+        The brain's surface, a ball.
+    """
     root.mkdir()
     rng = np.random.default_rng(0)
     points = rng.normal(size=(60, 3))
@@ -75,7 +79,7 @@ def write_seeds(root: Path) -> Surface:
 
 
 def rehash(data: bytes) -> bytes:
-    """A geodesic cache whose hash fits its content again."""
+    """Give a changed geodesic cache a hash that matches its content."""
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     surface = Surface(arrays["vertices"], arrays["faces"])
@@ -89,7 +93,7 @@ def rehash(data: bytes) -> bytes:
 
 
 def _surfaces(root: Path, ball: Surface) -> None:
-    number = len(ball.vertices)
+    count = len(ball.vertices)
     for name in ("pial.gii", "white.gii", "pial.gii.gz"):
         write_surface(root / name, ball)
     plain = GiftiImage()
@@ -99,7 +103,7 @@ def _surfaces(root: Path, ball: Surface) -> None:
     ):
         plain.add_gifti_data_array(GiftiDataArray(data, intent, kind, "GIFTI_ENCODING_ASCII"))
     (root / "plain.gii").write_bytes(plain.to_bytes())
-    areas = np.arange(number, dtype=np.int32) % 3
+    areas = np.arange(count, dtype=np.int32) % 3
     array = GiftiDataArray(areas, "NIFTI_INTENT_LABEL", "NIFTI_TYPE_INT32")
     table = GiftiLabelTable()
     for key, entry in enumerate(CLASSES):
@@ -119,8 +123,8 @@ def _surfaces(root: Path, ball: Surface) -> None:
     corners = np.array([[0, 0, 0], [100, 0, 0], [100, 100, 0], [0, 100, 0]], ">i2")
     quads += corners.tobytes() + b"".join(k.to_bytes(3) for k in range(4))
     (root / "quad").write_bytes(quads)
-    text = [f"P 0.3 0.3 0.4 10 1 {number}", *(" ".join(map(str, v)) for v in ball.vertices)]
-    text += ["0 0 1"] * number + [str(len(ball.faces)), "0 1 1 1 1"]
+    text = [f"P 0.3 0.3 0.4 10 1 {count}", *(" ".join(map(str, v)) for v in ball.vertices)]
+    text += ["0 0 1"] * count + [str(len(ball.faces)), "0 1 1 1 1"]
     ends = 3 * np.arange(1, len(ball.faces) + 1)
     text += [" ".join(map(str, ends)), " ".join(map(str, ball.faces.ravel()))]
     (root / "mni.obj").write_text("\n".join(text) + "\n")
@@ -179,23 +183,24 @@ def _images(root: Path, rng: np.random.Generator) -> None:
 
 def _results(root: Path, ball: Surface, rng: np.random.Generator) -> None:
     brain = read_brain(root)
-    number = 20
-    face = rng.integers(0, len(ball.faces), number).astype(np.int32)
-    bary = np.full((number, 3), 1 / 3, np.float32)
+    count = 20
+    face = rng.integers(0, len(ball.faces), count).astype(np.int32)
+    bary = np.full((count, 3), 1 / 3, np.float32)
     patches = Patches(
-        section=np.zeros(number, np.int32),
-        center_px=rng.uniform(0, 40, (number, 2)),
+        section=np.zeros(count, np.int32),
+        center_px=rng.uniform(0, 40, (count, 2)),
         position_mm=ball.vertices[ball.faces[face]].mean(1).astype(np.float32),
-        hemisphere=np.zeros(number, np.int8),
+        hemisphere=np.zeros(count, np.int8),
         face=face,
         bary=bary,
-        split=np.zeros(number, np.uint8),
+        split=np.zeros(count, np.uint8),
         settings={"patch_px": 32, "um_per_px": 64.0, "sections_sha256": sections_sha256(brain)},
     )
     patches.save(root / "patches.npz")
-    matrix = rng.uniform(0, 9, (number, number)).astype(np.float32)
+    matrix = rng.uniform(0, 9, (count, count)).astype(np.float32)
     np.save(root / "patches_distances.npy", matrix)
-    first, second = np.arange(number, dtype=np.int32), np.roll(np.arange(number, dtype=np.int32), 1)
+    first = np.arange(count, dtype=np.int32)
+    second = np.roll(first, 1)
     digest = file_sha256(root / "patches.npz")
     pairs = Pairs(first, second, matrix[first, second], "patches.npz", digest, {"seed": 0})
     pairs.save(root / "pairs.npz")

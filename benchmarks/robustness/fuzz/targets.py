@@ -1,7 +1,8 @@
-"""The readers of a brain's files: seeds, how they are changed, and what must hold once read.
+"""Define the fuzz targets of a brain folder's readers.
 
-A target's `read` takes the path of a changed file beside its untouched companions; it raises what
-the reader raises, and AssertionError where the reader accepts what is not sound.
+A target has seeds, their mutations and a function `read`. The function takes the path of a changed
+file, whose companions are unchanged. It raises what the reader raises, and AssertionError where the
+reader returns an invalid result.
 """
 
 import dataclasses
@@ -39,10 +40,14 @@ Seeds = Sequence[tuple[bytes, tuple[Mutation, ...]]]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A reader: `file` is written into the folder of its companions and given to `read`.
+    """A reader with its inputs.
 
-    `real` are seeds that are slow, and so drawn one time in fifty. `repair` makes a changed file
-    pass a hash, so that what lies behind it is reached.
+    Attributes:
+        file: path of the changed file within the folder of its companions.
+        seeds: valid files, each with its mutations.
+        read: reads the file and checks the result.
+        real: seeds from real data. They are slow, so they are drawn one time in fifty.
+        repair: makes a changed file match its hash, so that the code behind the hash is reached.
     """
 
     file: str
@@ -52,8 +57,8 @@ class Target:
     repair: Callable[[bytes], bytes] | None = None
 
 
-def _readers(root: Path, number: int) -> dict[str, Callable[[Path], Any]]:
-    """Those that need to know the brain in `root`, whose surface has `number` vertices."""
+def _readers(root: Path, vertices: int) -> dict[str, Callable[[Path], Any]]:
+    """Return the readers that need the brain in `root`, whose surface has `vertices` vertices."""
     brain, own = read_brain(root), pairs.load_pairs(root / "pairs.npz")
     row = SectionRow(0, "a", root / "a.tif", 32.0, affine=np.eye(3, 4))
 
@@ -65,7 +70,7 @@ def _readers(root: Path, number: int) -> dict[str, Callable[[Path], Any]]:
         image = section_atlas(dataclasses.replace(row, atlas=path), SHAPE, CLASSES)
         _pixels(image.read(-2, -2, 90, 110), (90, 110, 2))
 
-    def placed(path: Path) -> None:
+    def coordinate_map(path: Path) -> None:
         where = registration(dataclasses.replace(row, affine=None, coordinates=path), SHAPE)
         points = where.to_mm([0, 49, 20], [0, 39, 10])
         assert np.isfinite(points).all() and np.isfinite(where.to_px(points)).all()
@@ -87,20 +92,25 @@ def _readers(root: Path, number: int) -> dict[str, Callable[[Path], Any]]:
 
     def part(path: Path) -> None:
         if Parts(path.parent, "key").read(path.stem) is None:
-            raise InputError(f"{path}: solved again")  # what its user does
+            raise InputError(f"{path}: solved again")  # the caller of `Parts` solves it again
 
     def labels(path: Path) -> None:
-        _labels(path, number)
+        _labels(path, vertices)
 
     def distances(path: Path) -> None:
         pairs.open_distances(root, own, len(own))
 
-    found = (label, atlas, placed, patches_file, pairs_file, part, labels, distances)
-    return {read.__name__: read for read in found}
+    readers = (label, atlas, coordinate_map, patches_file, pairs_file, part, labels, distances)
+    return {read.__name__: read for read in readers}
 
 
 def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
-    """All readers of a brain folder; makes the folder `root`. `data`: real data, where present."""
+    """Make the brain folder `root`, and return the targets of all its readers.
+
+    Args:
+        root: the folder, which must not exist.
+        data: a folder with real files, or None.
+    """
     read = _readers(root, len(write_seeds(root).vertices))
 
     def target(file, names: str, mutations: str, reader, slow: str = "", **options) -> Target:
@@ -140,7 +150,7 @@ def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
         "class map": target("t.ome.tif", "map.ome.tif", tiff + " text", _class_map),
         "brain.toml": target("brain.toml", "brain.toml", text, _brain),
         "sections.csv": target("sections.csv", "sections.csv", text, _brain),
-        "coordinate map": target("t.npy", "map.npy", "npy", read["placed"]),
+        "coordinate map": target("t.npy", "map.npy", "npy", read["coordinate_map"]),
         "patches": target("t.npz", "patches.npz", npz, read["patches_file"]),
         "pairs": target("t.npz", "pairs.npz", npz, read["pairs_file"]),
         "distances": target(
@@ -162,9 +172,9 @@ def _surface(path: Path) -> None:
     assert np.isfinite(vertices).all() and 0 <= faces.min() <= faces.max() < len(vertices)
 
 
-def _labels(path: Path, number: int) -> None:
-    labels = read_labels(path, number)
-    assert labels.dtype == np.int32 and labels.shape == (number,)
+def _labels(path: Path, vertices: int) -> None:
+    labels = read_labels(path, vertices)
+    assert labels.dtype == np.int32 and labels.shape == (vertices,)
     names = read_label_names(path)
     assert all(isinstance(key, int) and isinstance(name, str) for key, name in names.items())
 
@@ -206,13 +216,13 @@ def _brain(path: Path) -> None:
 
 def _distances(path: Path) -> None:
     oracle = geodesics.load(path)
-    number = len(oracle.surface.vertices)
-    first, second = np.array([0, 1, number - 1]), np.array([number - 1, 0, 0])
+    last = len(oracle.surface.vertices) - 1
+    first, second = np.array([0, 1, last]), np.array([last, 0, 0])
     try:
-        found = oracle.vertex_distances(first, second)
-    except InputError:  # of the mesh, which is not the file's fault
+        distances = oracle.vertex_distances(first, second)
+    except InputError:  # the mutated mesh may be unusable, although the file was read correctly
         return
-    assert found.shape == (3,) and (found >= 0).all()  # infinite between components
+    assert distances.shape == (3,) and (distances >= 0).all()  # infinite between components
 
 
 def _polygons(path: Path) -> None:
@@ -221,4 +231,5 @@ def _polygons(path: Path) -> None:
 
 
 def _plain(data: bytes) -> bytes:
+    """Unpack gzipped data, and return other data unchanged."""
     return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data

@@ -1,4 +1,4 @@
-"""The process of `fuzz.py` that reads: limited in memory, and watched in what it opens."""
+"""Read mutated inputs in a process of run.py, with limited memory and watched for what it opens."""
 
 import contextlib
 import faulthandler
@@ -24,13 +24,17 @@ from jaxcyto.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = 10
-LIMIT_MIB = 512  # resident, of one input: fixed limits of the readers stay below it
-ADDRESS_MIB = 1536  # beyond what the imports take
+LIMIT_MIB = 512  # resident memory of one input. The readers' own limits are below it.
+ADDRESS_MIB = 1536  # address space beyond what the imports use
 FORBIDDEN = ("pickle.find_class", "socket.connect", "subprocess.Popen", "os.system", "os.exec")
 
 
 def work(task: dict) -> None:
-    """Reads inputs `first` ... `last` - 1 of the readers, from (`reader`, `number`) on."""
+    """Read the inputs `first` to `last` - 1 of the readers, from input `number` of `reader` on.
+
+    Args:
+        task: what run.py passes as JSON.
+    """
     faulthandler.enable()
     folder = Path(task["folder"])
     tempfile.tempdir = str(folder)
@@ -38,21 +42,21 @@ def work(task: dict) -> None:
     progress = Progress(folder / "progress", len(task["readers"]))
     limit_memory()
     watch = Watch(folder)
-    for place, name in enumerate(task["readers"]):
-        first = task["number"] if place == task["reader"] else task["first"]
-        if place < task["reader"]:
+    for index, name in enumerate(task["readers"]):
+        first = task["number"] if index == task["reader"] else task["first"]
+        if index < task["reader"]:
             continue
         target, path = targets[name]
         original = path.read_bytes() if path.exists() else None
         for number in range(first, task["last"]):
-            progress.at(place, number)
+            progress.at(index, number)
             data = draw(target, name, task["seed"], number)
             path.unlink(missing_ok=True)
             path.write_bytes(data)
             before, began = watch.reset(), time.process_time()
             accepted, what, where = attempt(target, path, watch)
             seconds, used = time.process_time() - began, watch.peak() - before
-            progress.add(place, accepted, 1e6 * seconds, used)
+            progress.add(index, accepted, 1e6 * seconds, used)
             if not what and seconds > LIMIT_S:
                 what = f"takes {seconds:.0f} s"
             if not what and used > LIMIT_MIB << 10:
@@ -69,7 +73,7 @@ def work(task: dict) -> None:
 
 
 def make_targets(root: Path) -> dict[str, tuple[Target, Path]]:
-    """All readers, and where the changed file of each goes."""
+    """Return the targets of all readers, each with the path of its changed file."""
     root.mkdir()
     shared = ROOT.parent / "shared" / "data"
     brain = brain_targets(root / "ball", shared if shared.is_dir() else None)
@@ -82,6 +86,7 @@ def make_targets(root: Path) -> dict[str, tuple[Target, Path]]:
 
 
 def limit_memory() -> None:
+    """Limit the address space of this process."""
     status = Path("/proc/self/status").read_text()
     used = int(status.split("VmSize:")[1].split()[0])
     most = (used << 10) + (ADDRESS_MIB << 20)
@@ -89,17 +94,18 @@ def limit_memory() -> None:
 
 
 def keep(folder: Path, name: str, data: bytes) -> None:
+    """Write an input with a finding to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name.replace(" ", "_")).write_bytes(data)
 
 
 def draw(target: Target, name: str, seed: int, number: int) -> bytes:
-    """Input `number` of a reader."""
+    """Draw the input `number` of a reader. It depends on name, seed and number only."""
     rng = random.Random(f"{name} {seed} {number}")
     pool = target.real if target.real and rng.random() < 0.02 else target.seeds
     data, mutations = rng.choice(pool)
     for _ in range(1 if rng.random() < 0.8 else 2):
-        # A second change may not find its way in what the first has left.
+        # a second mutation may fail on a file that the first has broken
         with contextlib.suppress(Exception):
             data = rng.choice(mutations)(rng, data)
     if target.repair and rng.random() < 0.7:
@@ -109,16 +115,21 @@ def draw(target: Target, name: str, seed: int, number: int) -> bytes:
 
 
 def attempt(target: Target, path: Path, watch: "Watch") -> tuple[bool, str, str]:
-    """Reads one input: whether it was accepted, what was found, and where."""
-    said = io.StringIO()
+    """Read one input.
+
+    Returns:
+        Whether it was accepted, a description of the finding (empty for none), and the last frames
+        of its traceback.
+    """
+    printed = io.StringIO()
     own = re.escape(str(path))
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), watch:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), watch:
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", f"{own}: ", UserWarning)
             target.read(path)
         what = "; ".join(watch.seen)
-        return True, what or (said.getvalue() and "prints"), ""
+        return True, what or (printed.getvalue() and "prints"), ""
     except InputError as error:
         what = "; ".join(watch.seen)
         if str(path.parent) not in str(error):
@@ -135,11 +146,20 @@ def attempt(target: Target, path: Path, watch: "Watch") -> tuple[bool, str, str]
 
 
 def last_frames(error: BaseException) -> str:
+    """Format the last two frames of an error's traceback."""
     return "".join(traceback.format_tb(error.__traceback__)[-2:])
 
 
 class Watch:
-    """What a reader opens, and the memory it takes."""
+    """A context that records forbidden operations of a reader and measures its memory.
+
+    Forbidden are the audit events in `FORBIDDEN`, and opening files outside of the work folder, the
+    interpreter's folders and the checkout. The work folder contains a link to `outside.tif`, which
+    a reader must not follow.
+
+    Args:
+        folder: the folder of the process.
+    """
 
     def __init__(self, folder: Path):
         roots = [folder, Path(sys.prefix), Path(sys.base_prefix), ROOT]
@@ -167,12 +187,13 @@ class Watch:
                 self.seen.append(f"opens {path[:100]!r}")
 
     def reset(self) -> int:
-        """Memory in KiB; the peak starts anew."""
+        """Reset the peak of the resident memory, and return it in KiB."""
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         return self.peak()
 
     def peak(self) -> int:
+        """Return the peak of the resident memory in KiB."""
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
