@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
 from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.brain.section_table import SectionRow
-from jaxcyto.brain.sections.headers import check_pages
+from jaxcyto.brain.sections.headers import open_tiff
 from jaxcyto.brain.sections.label_image import LABEL_UM, expected_shape, same_shape
 from jaxcyto.brain.sections.resample import resample
 from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
@@ -73,8 +72,7 @@ def open_atlas(path: Path, factor: int = 1) -> AtlasImage:
     """
     before = stamp(path)
     try:
-        check_pages(path)
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
+        with open_tiff(path) as tiff:
             series = tiff.series[0]
             axes, shape, dtype = series.axes, series.shape, series.dtype
             others = [axis for axis in axes if axis not in "YX"]

@@ -5,11 +5,27 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import tifffile
 
 from jaxcyto.errors import InputError
 from jaxcyto.utils.files import open_file
 
 MAX_PAGES = 10_000
+
+
+def open_tiff(path: str | os.PathLike) -> tifffile.TiffFile:
+    """Open a TIFF with tifffile, after a check of its pages. The result is a context manager.
+
+    Other files that the TIFF names (multi-file OME-TIFF) are not opened.
+
+    Raises:
+        InputError: the chain of pages does not end, see `check_pages`.
+        OSError: the file cannot be opened.
+        tifffile.TiffFileError: the file is not a TIFF. On damaged headers tifffile raises other
+            exceptions, too.
+    """
+    check_pages(path)
+    return tifffile.TiffFile(path, _multifile=False)
 
 
 def check_pages(path: str | os.PathLike) -> None:

@@ -8,11 +8,10 @@ and no lossy compression.
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from PIL import Image
 
 from jaxcyto.brain.section_table import SectionRow
-from jaxcyto.brain.sections.headers import check_pages
+from jaxcyto.brain.sections.headers import open_tiff
 from jaxcyto.brain.sections.section import TIFF_MAGIC, Section, open_section
 from jaxcyto.errors import InputError
 from jaxcyto.utils.files import open_file
@@ -154,9 +153,8 @@ def majority(label: np.ndarray, factor: int) -> np.ndarray:
 
 def _tiff_kind(path: Path) -> str:
     """What makes a TIFF no label image; empty if nothing does."""
-    check_pages(path)
     try:
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
+        with open_tiff(path) as tiff:
             page = tiff.series[0].pages[0].aspage()  # pyright: ignore[reportOptionalMemberAccess]
             if page.samplesperpixel != 1 or page.photometric in (2, 6):
                 return f"{int(page.samplesperpixel)} samples a pixel"
@@ -169,6 +167,8 @@ def _tiff_kind(path: Path) -> str:
             if page.compression not in LOSSLESS:
                 return f"compressed with loss ({page.compression!r})"
             return ""
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path}: not a readable TIFF: {error}; export it again") from None
 

@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from jaxcyto.brain.sections.gray import luma
-from jaxcyto.brain.sections.headers import check_chunks, check_pages
+from jaxcyto.brain.sections.headers import check_chunks, open_tiff
 from jaxcyto.brain.sections.resample import resample, source_range
 from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
 from jaxcyto.errors import InputError
@@ -226,9 +226,8 @@ def _open(path: Path) -> _TiffFile | _WholeImage:
 
 def _open_tiff(path: Path) -> _TiffFile:
     before = stamp(path)
-    check_pages(path)
     try:
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
+        with open_tiff(path) as tiff:
             series = tiff.series[0]
             axes = series.axes
             if set(axes) - set("YXS") or len(series.pages) != 1:
