@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -145,62 +145,119 @@ def tiff_level(
     Raises:
         InputError: a kind of image that has no gray value here, or tiles beyond the file's end.
     """
-    samples = page.samplesperpixel
-    separate = page.planarconfig == 2 and samples > 1
-    gray, used = gray_rule(path, page, bits_used) if as_gray else (_as_it_is, samples)
-    height, width = page.imagelength, page.imagewidth
+    gray, used = gray_rule(path, page, bits_used) if as_gray else (_as_it_is, page.samplesperpixel)
     _check_page(path, page)
-    tiled, segment = page.is_tiled, _segment(page)
-    grid = (-(-height // segment[0]), -(-width // segment[1]))
-    planes = samples if separate else 1
-    kind = "tile" if tiled else "strip"
-    number = planes * grid[0] * grid[1]
-    if min(len(page.dataoffsets), len(page.databytecounts)) < number:
+    layout = _page_layout(page)
+    offsets, counts = _segment_table(path, page, layout)
+    raw = _raw_type(page)
+    if raw is not None:
+        counts = np.where(counts == 0, 0, _raw_bytes(page, layout))
+    elif layout.segment_bytes > MAX_SEGMENT_BYTES:
         raise InputError(
-            f"{path}: {len(page.dataoffsets)} {kind}s where {width} x {height} px need {number}; "
-            "the file is truncated or damaged"
+            f"{path}: one {layout.kind} unpacks to {layout.segment_bytes >> 20} MiB; write it as "
+            "tiled TIFF"
         )
-    offsets = np.array(page.dataoffsets[:number], np.int64)
-    counts = np.array(page.databytecounts[:number], np.int64)
-    in_segment = 1 if separate else samples
-    raw = None
-    assert page.dtype is not None  # or there were no rule for gray values
-    stride = segment[1] * in_segment * page.dtype.itemsize
-    plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1
-    if plain and page.bitspersample in (8, 16) and not page.is_subsampled:
-        raw = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
-        rows = np.full((planes, *grid), segment[0])
-        if not tiled:
-            rows[:, -1] = height - (grid[0] - 1) * segment[0]
-        counts = np.where(counts == 0, 0, rows.ravel() * stride)
-    elif segment[0] * stride > MAX_SEGMENT_BYTES:
-        raise InputError(
-            f"{path}: one {kind} unpacks to {segment[0] * stride >> 20} MiB; write it as tiled TIFF"
-        )
-    size = page.parent.filehandle.size
-    beyond = np.flatnonzero((offsets + counts > size) & (offsets > 0) & (counts > 0))
-    if len(beyond):
-        raise InputError(
-            f"{path}: {kind} {beyond[0]} ends at byte {offsets[beyond[0]] + counts[beyond[0]]}, "
-            f"but the file has {size}; it is truncated: copy or export it again"
-        )
-    if raw is not None and not tiled and planes == 1 and counts.all():
-        if (offsets[1:] == offsets[:-1] + counts[:-1]).all():  # strips in a row: one large strip
-            offsets, counts = offsets[:1], counts.sum()[None]
-            grid, segment = (1, 1), (height, width)
-    shape = (planes, *grid)
+    _check_ends(path, page.parent.filehandle.size, layout, offsets, counts)
+    if raw is not None and _is_one_run(layout, offsets, counts):
+        offsets, counts = offsets[:1], counts.sum()[None]
+        layout = layout._replace(segment=(page.imagelength, page.imagewidth), grid=(1, 1, 1))
     return TiffLevel(
         path=path,
-        shape=(height, width),
-        segment=segment,
-        kind=kind,
-        offsets=offsets.reshape(shape)[:used],
-        counts=counts.reshape(shape)[:used],
+        shape=(page.imagelength, page.imagewidth),
+        segment=layout.segment,
+        kind=layout.kind,
+        offsets=offsets.reshape(layout.grid)[:used],
+        counts=counts.reshape(layout.grid)[:used],
         decode=_decoder(page),
         raw=raw,
-        samples=in_segment,
+        samples=layout.samples,
         gray=gray,
     )
+
+
+class _Layout(NamedTuple):
+    """How a page is divided into tiles or strips, both called segments."""
+
+    kind: str  # "tile" or "strip"
+    segment: tuple[int, int]  # (height, width) px
+    grid: tuple[int, int, int]  # planes, rows of segments, columns of segments
+    samples: int  # of one pixel in one segment
+    row_bytes: int  # of one row of pixels in a decoded segment
+
+    @property
+    def segment_bytes(self) -> int:
+        """Size of a decoded segment, bytes."""
+        return self.segment[0] * self.row_bytes
+
+
+def _page_layout(page: tifffile.TiffPage) -> _Layout:
+    height, width = _segment(page)
+    # Separate planes hold one sample of each pixel, and have segments of their own.
+    separate = page.planarconfig == 2 and page.samplesperpixel > 1
+    planes, samples = (page.samplesperpixel, 1) if separate else (1, page.samplesperpixel)
+    assert page.dtype is not None  # `gray_rule` and the callers have checked it
+    return _Layout(
+        kind="tile" if page.is_tiled else "strip",
+        segment=(height, width),
+        grid=(planes, -(-page.imagelength // height), -(-page.imagewidth // width)),
+        samples=samples,
+        row_bytes=width * samples * page.dtype.itemsize,
+    )
+
+
+def _segment_table(
+    path: Path, page: tifffile.TiffPage, layout: _Layout
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return offset and size in the file of each segment, int64 [segments], bytes.
+
+    Raises:
+        InputError: the file lists fewer segments than the page needs.
+    """
+    needed = math.prod(layout.grid)
+    if min(len(page.dataoffsets), len(page.databytecounts)) < needed:
+        raise InputError(
+            f"{path}: {len(page.dataoffsets)} {layout.kind}s where {page.imagewidth} x "
+            f"{page.imagelength} px need {needed}; the file is truncated or damaged"
+        )
+    offsets = np.array(page.dataoffsets[:needed], np.int64)
+    return offsets, np.array(page.databytecounts[:needed], np.int64)
+
+
+def _raw_type(page: tifffile.TiffPage) -> np.dtype | None:
+    """Return the type of samples that lie in the file as arrays, None if they must be decoded."""
+    plain = page.compression == 1 and page.predictor == 1 and page.fillorder == 1
+    if plain and page.bitspersample in (8, 16) and not page.is_subsampled:
+        return np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
+    return None
+
+
+def _raw_bytes(page: tifffile.TiffPage, layout: _Layout) -> np.ndarray:
+    """Return the size of each segment that is not compressed, int64 [segments], bytes."""
+    height = layout.segment[0]
+    rows = np.full(layout.grid, height)
+    if not page.is_tiled:  # tiles are padded to their full height, the last strip is not
+        rows[:, -1] = page.imagelength - (layout.grid[1] - 1) * height
+    return rows.ravel() * layout.row_bytes
+
+
+def _check_ends(
+    path: Path, file_size: int, layout: _Layout, offsets: np.ndarray, counts: np.ndarray
+) -> None:
+    """Raise InputError if a segment ends beyond the end of the file."""
+    ends = offsets + counts
+    beyond = np.flatnonzero((ends > file_size) & (offsets > 0) & (counts > 0))
+    if len(beyond):
+        raise InputError(
+            f"{path}: {layout.kind} {beyond[0]} ends at byte {ends[beyond[0]]}, but the file has "
+            f"{file_size}; it is truncated: copy or export it again"
+        )
+
+
+def _is_one_run(layout: _Layout, offsets: np.ndarray, counts: np.ndarray) -> bool:
+    """Return whether the strips follow each other in the file, so that they make one strip."""
+    if layout.kind != "strip" or layout.grid[0] != 1 or not counts.all():
+        return False
+    return bool((offsets[1:] == offsets[:-1] + counts[:-1]).all())
 
 
 def _check_page(path: Path, page: tifffile.TiffPage) -> None:
