@@ -6,21 +6,25 @@ other files, and packed arrays that unpack to far more than their dimensions say
 
 import base64
 import binascii
+import gzip
 import math
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
 import numpy as np
-from nibabel.gifti.gifti import GiftiImage
+from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiLabel, GiftiMetaData
 from nibabel.gifti.util import gifti_encoding_codes
 from nibabel.nifti1 import data_type_codes
 
 from jaxcyto.errors import InputError
+from jaxcyto.utils.files import atomic_write
 
 MAX_BYTES = 1 << 30  # of all arrays; a mesh of 10 million vertices stays below this
+NIFTI_TYPES = {"float32": "NIFTI_TYPE_FLOAT32", "int32": "NIFTI_TYPE_INT32"}
 PIECE, LONGEST_TAG = 1 << 16, 1 << 20  # bytes; time grows with the square of its attributes
 
 
@@ -110,3 +114,58 @@ def _array_bytes(attributes: dict[str, str], text: str) -> int:
     if len(packed) != wanted:
         raise ValueError(f"an array of {wanted} bytes by its dimensions holds others")
     return wanted
+
+
+def gifti_array(values: np.ndarray, intent: str, name: str | None = None) -> GiftiDataArray:
+    """Return an array for `write_gifti`, gzipped and base64-encoded in the file.
+
+    Args:
+        values: float32 or int32, any shape.
+        intent: what the values are, for example "NIFTI_INTENT_LABEL".
+        name: shown for the array by viewers.
+    """
+    return GiftiDataArray(
+        np.ascontiguousarray(values),
+        intent=intent,
+        datatype=NIFTI_TYPES[values.dtype.name],
+        encoding="GIFTI_ENCODING_B64GZ",
+        meta=None if name is None else {"Name": name},
+    )
+
+
+def write_gifti(
+    path: Path,
+    arrays: Sequence[GiftiDataArray],
+    hemisphere: str | None = None,
+    labels: Sequence[tuple[str, tuple[float, float, float, float]]] = (),
+) -> None:
+    """Write a GIFTI file atomically, gzipped if the name ends in .gz.
+
+    Args:
+        path: the file to write.
+        arrays: made by `gifti_array`.
+        hemisphere: name of the hemisphere. Connectome Workbench reads the structure from the file.
+        labels: name and color (red, green, blue, alpha in [0, 1]) of the keys 0, 1, 2, ...
+    """
+    meta = None if hemisphere is None else structure_meta(hemisphere)
+    image = GiftiImage(meta=meta, darrays=list(arrays))
+    for key, (name, rgba) in enumerate(labels):
+        label = GiftiLabel(key, *rgba)
+        label.label = name  # pyright: ignore[reportAttributeAccessIssue]
+        image.labeltable.labels.append(label)
+    data = image.to_bytes()
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)  # without the time, equal content gives equal bytes
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def structure_meta(hemisphere: str) -> GiftiMetaData:
+    """Return the metadata that tell Connectome Workbench which structure a file belongs to.
+
+    The side is inferred from the first letter of the hemisphere's name (left, lh, L, right, ...).
+    For other names the metadata are empty.
+    """
+    sides = {"l": "CortexLeft", "r": "CortexRight"}
+    structure = sides.get(hemisphere.strip().lower()[:1])
+    return GiftiMetaData({"AnatomicalStructurePrimary": structure} if structure else {})

@@ -7,19 +7,17 @@ the space the numbers stand in. A transform that would move the vertices is said
 """
 
 import dataclasses
-import gzip
 import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from nibabel.gifti.gifti import GiftiDataArray, GiftiImage
 
 from jaxcyto.brain.manifest import Hemisphere
 from jaxcyto.brain.surfaces.formats import load_bytes, parse_surface
+from jaxcyto.brain.surfaces.gifti import gifti_array, write_gifti
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,19 +55,8 @@ def write_surface(path: str | os.PathLike, surface: Surface) -> None:
     """Writes GIFTI (float32 mm, int32), atomically; gzipped if the name ends in .gz."""
     path = Path(path)
     vertices, faces = check_surface(path, surface.vertices, surface.faces)
-    arrays = [
-        GiftiDataArray(data, intent=intent, datatype=datatype, encoding="GIFTI_ENCODING_B64GZ")
-        for data, intent, datatype in (
-            (vertices.astype(np.float32), "NIFTI_INTENT_POINTSET", "NIFTI_TYPE_FLOAT32"),
-            (faces.astype(np.int32), "NIFTI_INTENT_TRIANGLE", "NIFTI_TYPE_INT32"),
-        )
-    ]
-    image = GiftiImage(darrays=arrays)
-    data = image.to_bytes()
-    if path.suffix == ".gz":
-        data = gzip.compress(data, mtime=0)
-    with atomic_write(path) as file:
-        file.write(data)
+    points = gifti_array(vertices.astype(np.float32), "NIFTI_INTENT_POINTSET")
+    write_gifti(path, [points, gifti_array(faces, "NIFTI_INTENT_TRIANGLE")])
 
 
 def check_surface(

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
 from scipy import sparse
 
+from jaxcyto.brain.surfaces.gifti import gifti_array, write_gifti
 from jaxcyto.brain.surfaces.smoothing import neighbor_mean
 from jaxcyto.brain.surfaces.surface import Surface
-from jaxcyto.utils.files import atomic_write
 
 
 def vertex_means(
@@ -45,25 +44,8 @@ def vertex_means(
 
 def write_maps(path: Path, hemisphere: str, names: Sequence[str], maps: np.ndarray) -> None:
     """Writes maps [V, C] as a GIFTI metric file, one array each with its name; NaN: no value."""
-    arrays = []
-    for name, values in zip(names, maps.T, strict=True):
-        array = GiftiDataArray(
-            np.ascontiguousarray(values, np.float32),
-            intent="NIFTI_INTENT_NONE",
-            datatype="NIFTI_TYPE_FLOAT32",
-            encoding="GIFTI_ENCODING_B64GZ",
-            meta={"Name": name},
-        )
-        arrays.append(array)
-    with atomic_write(path) as file:
-        file.write(GiftiImage(meta=structure_meta(hemisphere), darrays=arrays).to_bytes())
-
-
-def structure_meta(hemisphere: str) -> GiftiMetaData:
-    """Which structure a file belongs to, as Connectome Workbench wants to know it.
-
-    Told from the hemisphere's name (left, lh, L, right, ...); nothing for other names.
-    """
-    sides = {"l": "CortexLeft", "r": "CortexRight"}
-    found = sides.get(hemisphere.strip().lower()[:1])
-    return GiftiMetaData({"AnatomicalStructurePrimary": found} if found else {})
+    arrays = [
+        gifti_array(values.astype(np.float32), "NIFTI_INTENT_NONE", name)
+        for name, values in zip(names, maps.T, strict=True)
+    ]
+    write_gifti(path, arrays, hemisphere)
