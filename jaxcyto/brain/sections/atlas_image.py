@@ -151,7 +151,7 @@ def section_atlas(
     if atlas.channels != areas or not same_shape(atlas.shape, (height, width)):
         raise InputError(
             f"section {row.name}: atlas {row.atlas} has {atlas.channels} channels of "
-            f"{atlas.shape[0]} x {atlas.shape[1]} px; needed is one for each of the {areas} areas "
-            f"of brain.toml, {height} x {width} px at {LABEL_UM:g} um"
+            f"{atlas.shape[0]} x {atlas.shape[1]} px; expected one channel for each of the {areas} "
+            f"areas of brain.toml and {height} x {width} px at {LABEL_UM:g} um"
         )
     return atlas

@@ -113,8 +113,8 @@ def section_label(row: SectionRow, section_shape: tuple[int, int]) -> Section:
     if not same_shape(label.shape, (height, width)):
         raise InputError(
             f"section {row.name}: label {row.label} has {label.shape[0]} x {label.shape[1]} px, "
-            f"but the image calls for {height} x {width} px at {LABEL_UM:g} um; rasterize the "
-            "annotation at that size"
+            f"but {height} x {width} px at {LABEL_UM:g} um fit the image; rasterize the annotation "
+            "at that size"
         )
     return label
 

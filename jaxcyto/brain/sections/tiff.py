@@ -1,7 +1,8 @@
-"""Windows of one resolution of a TIFF, as 8-bit gray values (see `tiff_gray.py`).
+"""Read windows of one resolution of a TIFF as 8-bit gray values (see `gray.py`).
 
-Reads only the tiles or strips that a window touches, and of uncompressed ones only the rows it
-touches. Any number of threads may read at once: `os.pread` has no file position to share.
+A read touches only the tiles or strips of the window, and only the rows of the window in those that
+are not compressed. Any number of threads may read at once, because `os.preadv` uses no shared file
+position.
 """
 
 import dataclasses
@@ -18,32 +19,36 @@ from jaxcyto.brain.sections.gray import JPEG, Gray, gray_rule
 from jaxcyto.brain.sections.headers import jpeg_2000_pixels, jpeg_pixels
 from jaxcyto.errors import InputError
 
-MAX_SEGMENT_BYTES = 1 << 30  # of one decoded tile or strip
-WIDE_ROW_BYTES = 1 << 13  # of which reading more than is needed costs more than another system call
-MAX_SIDE_PX = 1 << 20  # half a meter at half a micrometer
+MAX_SEGMENT_BYTES = 1 << 30  # size of one decoded tile or strip
+# Rows up to this length are read whole, which costs less than a system call for each row.
+WIDE_ROW_BYTES = 1 << 13
+MAX_SIDE_PX = 1 << 20  # 0.5 m at 0.5 um
 JPEG_2000 = (33004, 33005, 34712)
-# None, LZW, deflate, PackBits, LZMA, zstd: their decoders never give more than they are asked for.
+# Uncompressed, LZW, deflate (two codes), PackBits, LZMA and zstd (two codes). Their decoders never
+# return more bytes than requested.
 SIZED = (1, 5, 8, 32946, 32773, 34925, 34926, 50000)
-# Of these, decoders that fill a tile of bytes by themselves: LZW, deflate, zstd.
+# LZW, deflate and zstd, whose decoders can decode into a tile of given size directly.
 FILLING = (5, 8, 32946, 50000)
-# To how much those can unpack, times; LZMA and zstd have no limit.
+# Largest ratio of decoded to encoded bytes. LZMA and zstd have no limit.
 MOST_TIMES = {1: 1, 5: 2800, 8: 1100, 32946: 1100, 32773: 128}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TiffLevel:
-    """One page of a TIFF, ready to be read.
+    """One page of a TIFF, prepared for reading by `tiff_level`.
 
     Attributes:
         path: the file, for messages.
         shape: (height, width) px.
         segment: (height, width) px of a tile or strip.
         kind: "tile" or "strip".
-        offsets, counts: int64 [planes, rows of segments, columns of segments], bytes.
-        decode: encoded bytes and index -> samples [h, w, samples in a segment].
-        raw: the type of the samples as they lie in the file, if they can be read unchanged.
-        samples: samples a pixel has in one segment.
-        gray: samples [h, w, samples of all planes] -> what is read; None: the first one, as it is.
+        offsets: int64 [planes, rows of segments, columns of segments], bytes. 0 if omitted.
+        counts: sizes in the file, like `offsets`.
+        decode: maps encoded bytes and the index of the segment to samples [h, w, samples].
+        raw: dtype of the samples in the file, None if they must be decoded.
+        samples: samples of one pixel in one segment.
+        gray: maps samples [h, w, samples of all planes] to the values that are read. None takes the
+            first sample unchanged.
     """
 
     path: Path
@@ -58,10 +63,17 @@ class TiffLevel:
     gray: Gray | None
 
     def read_into(self, fd: int, top: int, left: int, out: np.ndarray) -> None:
-        """Fills `out` uint8 [h, w] from a window that lies inside; left-out tiles change nothing.
+        """Fill an array with a window that lies inside the page.
+
+        Args:
+            fd: file descriptor of the file.
+            top: first row of the window, px.
+            left: first column of the window, px.
+            out: uint8 [h, w], the window, or [h, w, samples] if the page is not read as gray.
+                Pixels of omitted tiles are left unchanged.
 
         Raises:
-            InputError: a tile or strip that is cut off or damaged.
+            InputError: a tile or strip is truncated or damaged.
         """
         columns = _parts(left, out.shape[1], self.segment[1])
         for row, y, down in _parts(top, out.shape[0], self.segment[0]):
@@ -97,7 +109,7 @@ class TiffLevel:
                         f"decodes to {part.shape[2]} samples a pixel, not {self.samples}"
                     )
                 raise ValueError(f"decodes to {samples.shape[1]} x {samples.shape[0]} px")
-        except Exception as error:  # each decoder has its own kinds
+        except Exception as error:  # each decoder raises kinds of its own
             raise self._fault(index, f"cannot be decoded: {error}") from None
         return part
 
@@ -111,11 +123,11 @@ class TiffLevel:
             if 4 * width * pixel >= stride or stride <= WIDE_ROW_BYTES:
                 block = _pread(fd, height * stride, start).reshape(height, stride)
                 block = block[:, columns.start * pixel : columns.stop * pixel]
-            else:  # a narrow window of a wide image: its rows one by one
+            else:  # a narrow window of a wide image, read row by row
                 block = np.empty((height, width * pixel), np.uint8)
                 start += columns.start * pixel
-                for number, line in enumerate(block):
-                    if os.preadv(fd, [line], start + number * stride) != len(line):
+                for row, line in enumerate(block):
+                    if os.preadv(fd, [line], start + row * stride) != len(line):
                         raise EOFError
         except EOFError:
             raise self._fault(index, "is cut off; the file is truncated") from None
@@ -134,16 +146,16 @@ class TiffLevel:
 def tiff_level(
     path: Path, page: tifffile.TiffPage, bits_used: int | None, as_gray: bool = True
 ) -> TiffLevel:
-    """Prepares a page.
+    """Prepare a page for reading.
 
     Args:
         path: the file, for messages.
         page: the page.
-        bits_used: the bits of a sample in use, where metadata states them.
-        as_gray: else the samples stay as they are, and windows are read into [h, w, samples].
+        bits_used: the bits of a sample in use by the file's metadata, None if not stated.
+        as_gray: convert samples to gray values. Otherwise windows are read into [h, w, samples].
 
     Raises:
-        InputError: a kind of image that has no gray value here, or tiles beyond the file's end.
+        InputError: the kind of image is not supported, or a tile ends beyond the end of the file.
     """
     gray, used = gray_rule(path, page, bits_used) if as_gray else (_as_it_is, page.samplesperpixel)
     _check_page(path, page)
@@ -160,6 +172,7 @@ def tiff_level(
     _check_ends(path, page.parent.filehandle.size, layout, offsets, counts)
     if raw is not None and _is_one_run(layout, offsets, counts):
         offsets, counts = offsets[:1], counts.sum()[None]
+        # Strips in one run are read like one large strip, with fewer system calls.
         layout = layout._replace(segment=(page.imagelength, page.imagewidth), grid=(1, 1, 1))
     return TiffLevel(
         path=path,
@@ -261,7 +274,7 @@ def _is_one_run(layout: _Layout, offsets: np.ndarray, counts: np.ndarray) -> boo
 
 
 def _check_page(path: Path, page: tifffile.TiffPage) -> None:
-    """Raises InputError where sizes or compression are none that can be read."""
+    """Raise InputError if the sizes or the compression of a page are not supported."""
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     if page.imagedepth > 1 or min(height, width) < 1 or max(height, width) > MAX_SIDE_PX:
         raise InputError(
@@ -280,7 +293,7 @@ def _check_page(path: Path, page: tifffile.TiffPage) -> None:
 
 
 def _segment(page: tifffile.TiffPage) -> tuple[int, int]:
-    """(height, width) px of a tile or strip; an image of one strip may state endless rows."""
+    """Return (height, width) px of a tile or strip. A single strip may state too many rows."""
     if page.is_tiled:
         return page.tilelength, page.tilewidth
     return min(page.rowsperstrip, page.imagelength), page.imagewidth
@@ -296,9 +309,10 @@ def _decoder(page: tifffile.TiffPage) -> Callable[[np.ndarray, int], np.ndarray]
     sized = page.compression in SIZED
     announced = jpeg_pixels if page.compression in JPEG else jpeg_2000_pixels
     kind = page.dtype
-    assert kind is not None  # see `tiff_level`
+    assert kind is not None  # see `_page_layout`
     times = MOST_TIMES.get(page.compression)
-    # Of whole tiles of plain bytes, what `page.decode` does besides costs a tenth of the time.
+    # `page.decode` spends a tenth of the time outside of the decoder. Whole tiles of plain bytes
+    # need only the decoder.
     plain = page.bitspersample == 8 and kind == np.uint8 and not page.is_subsampled
     plain &= page.predictor == page.fillorder == 1
     whole = page.is_tiled and page.tiledepth == 1
@@ -308,10 +322,10 @@ def _decoder(page: tifffile.TiffPage) -> Callable[[np.ndarray, int], np.ndarray]
     size = math.prod(shape)
 
     def samples(data: Any, index: int) -> np.ndarray:
-        # What a decoder would allocate, before it does.
+        # Check what a decoder would allocate before it does.
         if not sized and announced(data) > 2 * pixels + (1 << 16):
             raise ValueError(f"its header announces {announced(data)} px")
-        if times and pixels > 8 * times * len(data) + (1 << 24):  # 8: an image of bits
+        if times and pixels > 8 * times * len(data) + (1 << 24):  # 8 px of 1 bit
             raise ValueError(f"{len(data)} bytes cannot hold {pixels} px")
         if fill is not None:
             tile = fill(data, out=size)
@@ -328,16 +342,21 @@ def _decoder(page: tifffile.TiffPage) -> Callable[[np.ndarray, int], np.ndarray]
 
 
 def _parts(start: int, size: int, segment: int) -> list[tuple[int, slice, slice]]:
-    """Along one axis, the segments that a window from `start` on touches.
+    """List the segments that a window touches along one axis.
+
+    Args:
+        start: first pixel of the window.
+        size: its pixels.
+        segment: pixels of a segment.
 
     Returns:
-        Of each its number, the part of it that lies in the window, and where that goes.
+        For each segment its index, the slice of it inside the window, and the slice of the window.
     """
     parts = []
-    for number in range(start // segment, -(-(start + size) // segment)):
-        first = number * segment
+    for index in range(start // segment, -(-(start + size) // segment)):
+        first = index * segment
         low, high = max(start, first), min(start + size, first + segment)
-        parts.append((number, slice(low - first, high - first), slice(low - start, high - start)))
+        parts.append((index, slice(low - first, high - first), slice(low - start, high - start)))
     return parts
 
 
@@ -346,7 +365,7 @@ def _as_it_is(samples: np.ndarray) -> np.ndarray:
 
 
 def _pread(fd: int, count: int, offset: int) -> np.ndarray:
-    """Bytes of the file as uint8 [count]. Raises EOFError where the file ends before."""
+    """Read bytes of a file, uint8 [count]. Raises EOFError if the file ends before."""
     block = np.empty(count, np.uint8)
     done = 0
     while done < count:
