@@ -56,7 +56,7 @@ def test_programs_are_found_again_and_damaged_ones_written_again(tmp_path):
         path.write_bytes(damaged[number % 3])
     third, said = run(XDG_CACHE_HOME=tmp_path)
     assert third["value"] == first["value"] and third["hits"] == 0
-    assert said.count("it is compiled, nothing else is lost") == len(said.splitlines()) > 0
+    assert said.count("the program is compiled again") == len(said.splitlines()) > 0
     fourth, said = run(XDG_CACHE_HOME=tmp_path)
     assert fourth["hits"] == len(entries) and not said
 
