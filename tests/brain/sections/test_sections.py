@@ -27,7 +27,7 @@ def luma(rgb: np.ndarray) -> np.ndarray:
 
 
 def image(height=150, width=203, dtype=np.uint8, samples=1, seed=0) -> np.ndarray:
-    """Return an image that is smooth enough for JPEG, has noise, and spans the range of its dtype."""
+    """Return a noisy image that is smooth enough for JPEG and spans the range of its dtype."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     channels = [
