@@ -1,8 +1,8 @@
-"""The one exception that a user's mistake raises."""
+"""The exception raised for mistakes in the user's input."""
 
 
 class InputError(ValueError):
-    """Bad input: the message names the file, the field and the remedy.
+    """An error in the input. The message names the file, the field and the remedy.
 
-    Command lines print it without a traceback and exit with status 2.
+    The command line prints it without a traceback and exits with status 2.
     """

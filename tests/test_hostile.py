@@ -506,7 +506,7 @@ def test_png(tmp_path):
     read_some(path)
     path.write_bytes(png(50, 40, length=1 << 31))
     for read in (read_some, open_label):
-        assert re.search("parts end behind the file", refused(read, path, MIB))
+        assert re.search("chunk ends beyond the end of the file", refused(read, path, MIB))
     path.write_bytes(png(1 << 20, 1 << 20))
     assert re.search("pixels", refused(read_some, path, MIB))
 

@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.brain.sections.headers import check_pages
+from jaxcyto.brain.sections.headers import open_tiff
 from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
 from jaxcyto.errors import InputError
 from jaxcyto.predict.planes import Plane, mean, mode
@@ -79,7 +79,7 @@ def colors(classes: Sequence[AreaClass]) -> np.ndarray:
 def settings_of(path: Path) -> str | None:
     """Return the digest of settings that a map was written with, or None without a valid map."""
     try:
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
+        with open_tiff(path) as tiff:
             return _annotation(tiff.ome_metadata or "").get(SETTINGS)
     except Exception:  # a missing, damaged or foreign file is not a finished map
         return None
@@ -147,8 +147,7 @@ def open_class_map(path: str | os.PathLike) -> ClassMap:
     """
     path = Path(path)
     try:
-        check_pages(path)
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
+        with open_tiff(path) as tiff:
             annotation = _annotation(tiff.ome_metadata or "")
             pages = [level.pages[0].aspage() for level in tiff.series[0].levels]  # pyright: ignore
             if any(page.samplesperpixel != 1 or page.dtype != np.uint8 for page in pages):

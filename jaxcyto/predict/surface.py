@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiLabel
 
 from jaxcyto.brain.manifest import AreaClass, Hemisphere, SectionRow
 from jaxcyto.brain.registration import Registration, registration
+from jaxcyto.brain.surfaces.gifti import gifti_array, write_gifti
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface
-from jaxcyto.brain.surfaces.vertex_maps import structure_meta
 from jaxcyto.predict.maps import ClassMap, colors
-from jaxcyto.utils.files import atomic_write
 
 BAND_ROWS = 1024  # rows of a map that are read at once
 
@@ -74,23 +72,11 @@ def write_surface_labels(
     written = []
     for hemisphere in hemispheres:
         labels = surface_classes(hemisphere_surface(hemisphere), maps, len(classes)) + 1
-        array = GiftiDataArray(
-            labels.astype(np.int32),
-            intent="NIFTI_INTENT_LABEL",
-            datatype="NIFTI_TYPE_INT32",
-            encoding="GIFTI_ENCODING_B64GZ",
-        )
-        image = GiftiImage(meta=structure_meta(hemisphere.name), darrays=[array])
         entries = [("unlabeled", (0.0, 0.0, 0.0, 0.0))]
         for entry, color in zip(classes, colors(classes) / 255, strict=True):
             entries.append((entry.name, (*color.tolist(), 1.0)))
-        for key, (name, rgba) in enumerate(entries):
-            label = GiftiLabel(key, *rgba)
-            label.label = name  # pyright: ignore[reportAttributeAccessIssue]
-            image.labeltable.labels.append(label)
         path = folder / f"{hemisphere.name}.label.gii"
-        with atomic_write(path) as file:
-            file.write(image.to_bytes())
+        write_gifti(path, [gifti_array(labels, "NIFTI_INTENT_LABEL")], hemisphere.name, entries)
         written.append((path, float((labels > 0).mean())))
     return written
 

@@ -1,1 +1,1 @@
-"""What has nothing to do with brains: files, processes, progress, settings of the process."""
+"""Utilities for files, processes, progress output and process-wide settings."""

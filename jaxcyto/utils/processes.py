@@ -1,4 +1,4 @@
-"""What every worker process does first."""
+"""Set up worker processes."""
 
 import multiprocessing
 import os
@@ -6,9 +6,9 @@ import threading
 
 
 def leave_with_parent() -> None:
-    """Ends this process when its parent is gone.
+    """End this process when its parent ends. Each worker calls this first.
 
-    A parent killed outright cannot tell its workers, which would wait for work forever.
+    A parent that is killed by SIGKILL cannot stop its workers, which would wait for work forever.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

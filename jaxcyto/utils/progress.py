@@ -1,4 +1,4 @@
-"""One line of progress on stderr: count, rate and time left."""
+"""Show progress on stderr as one line with count, rate and time left."""
 
 import sys
 import time
@@ -6,13 +6,18 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called with what is done and what there is; see `StderrProgress`."""
+    """A callable that receives the count of finished items and the total, see `StderrProgress`."""
 
     def __call__(self, done: int, total: int) -> None: ...
 
 
 class StderrProgress:
-    """Rewrites its line on a terminal; in a log file it writes one line every ten seconds."""
+    """A progress line that is rewritten on a terminal, and repeated every 10 s in a log file.
+
+    Args:
+        label: shown before the count.
+        unit: of the count, shown after it.
+    """
 
     def __init__(self, label: str, unit: str):
         self.label, self.unit = label, unit

@@ -1,9 +1,9 @@
-"""Settings of the process, made before JAX starts: the compilation cache and malloc.
+"""Configure the compilation cache and malloc for this process, before JAX starts.
 
-`keep_programs` sets JAX's persistent compilation cache, with what it leaves open: a folder, a
-bound, and entries that a full disk or a kill has cut off. The key of an entry covers the program,
-the versions of jaxlib and compiler, XLA_FLAGS and the device, of a CPU with its instruction set:
-what another machine that shares the folder has compiled is not found here.
+`keep_programs` enables JAX's persistent compilation cache. It adds a default folder, a size limit
+and the repair of entries that a full disk or a kill truncated. The key of an entry covers the
+program, the versions of jaxlib and the compiler, XLA_FLAGS, and the device including a CPU's
+instruction set. Machines of different kinds can therefore share the folder.
 """
 
 import ctypes
@@ -15,41 +15,41 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-FOLDER = "JAX_COMPILATION_CACHE_DIR"  # read by JAX when it is imported, as are the others
+FOLDER = "JAX_COMPILATION_CACHE_DIR"  # JAX reads this and the variables of LIMITS on import
 LIMITS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
-MAX_BYTES = 1 << 30  # some hundred programs of 0.1 to 5 MB
+MAX_BYTES = 1 << 30  # some hundred executables of 0.1 to 5 MB
 FAILED = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.+?)': (.*)")
 
 logger = logging.getLogger("jaxcyto")
-# glibc's malloc.h
+# Constants of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_programs() -> Path | None:
-    """Has JAX look for compiled programs in a folder, and keep them there; before JAX is imported.
+    """Enable JAX's persistent compilation cache. Call before importing JAX.
 
-    The folder is jaxcyto/programs under XDG_CACHE_HOME or ~/.cache; it must be the user's own, and
-    nobody else may write to it. If JAX_COMPILATION_CACHE_DIR is set, that folder is the user's
-    choice, and all is left to JAX. Children of this process inherit the setting.
+    The folder is jaxcyto/programs under XDG_CACHE_HOME or ~/.cache. It must belong to the user, and
+    nobody else may have write permission. If the user has set JAX_COMPILATION_CACHE_DIR, the cache
+    is left to JAX. Child processes inherit the setting.
 
     Returns:
-        The folder; None if JAX_COMPILATION_CACHE_DIR is set, or if the folder is not safe or cannot
-        be written: then everything is compiled anew.
+        The folder. None if JAX_COMPILATION_CACHE_DIR is set, or if the folder is unsafe or not
+        writable, in which case every program is compiled again.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))
         folder = (base if base.is_absolute() else Path.home() / ".cache") / "jaxcyto" / "programs"
-        if os.environ.get(FOLDER, str(folder)) != str(folder):  # the same: a child, a second call
+        if os.environ.get(FOLDER, str(folder)) != str(folder):  # equal in a child or a second call
             _mend(None)
             return None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:  # what lies there is run
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:  # entries are executed
             return None
         if not os.access(folder, os.W_OK | os.X_OK):
             return None
         remove_oldest(folder, MAX_BYTES)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+    except (OSError, RuntimeError):  # RuntimeError: no home folder
         return None
     os.environ[FOLDER] = str(folder)
     for name, value in LIMITS.items():
@@ -59,21 +59,21 @@ def keep_programs() -> Path | None:
 
 
 def remove_oldest(folder: Path, max_bytes: int) -> None:
-    """Removes the entries that were not used for longest, until all of them take `max_bytes`.
+    """Remove the least recently used entries until the rest takes at most `max_bytes`.
 
-    Done here because JAX's own bound (`jax_compilation_cache_max_size`) needs another package, and
-    without it there is no cache at all.
+    JAX's own limit (`jax_compilation_cache_max_size`) needs another package and disables the cache
+    without it.
     """
-    found = []
+    entries = []
     for path in folder.glob("*-cache"):
         try:
             stat = path.stat()
-        except FileNotFoundError:  # another process removes them, too
+        except FileNotFoundError:  # another process has removed it
             continue
-        # many file systems note a reading once a day, some never
-        found.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+        # Many file systems update the access time once a day, some never.
+        entries.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
         if total <= max_bytes:
             return
         path.unlink(missing_ok=True)
@@ -81,10 +81,14 @@ def remove_oldest(folder: Path, max_bytes: int) -> None:
 
 
 def _mend(folder: Path | None) -> None:
-    """Removes entries that JAX warns of, so that they are written again; None: leaves them.
+    """Remove cache entries that JAX warns about, so that JAX writes them again.
 
-    JAX writes in place: another process, or a later one after a kill or on a full disk, may read a
-    part. It then compiles, but never replaces what is there.
+    JAX writes entries in place. After a kill, on a full disk or during a write by another process
+    it can therefore read a truncated entry. JAX then compiles the program but never replaces the
+    entry.
+
+    Args:
+        folder: the folder of the cache. None leaves the entries.
     """
     show = warnings.showwarning
     if show.__name__ == "show_or_mend":  # a second call
@@ -97,7 +101,7 @@ def _mend(folder: Path | None) -> None:
             return
         doing, program, why = failed.groups()
         logger.warning(
-            "%s %s in %s: %s; it is compiled, nothing else is lost", doing, program, folder, why
+            "%s %s in %s: %s; the program is compiled again", doing, program, folder, why
         )
         try:
             for path in folder.glob(f"{glob.escape(program)}-*-cache"):
@@ -109,14 +113,14 @@ def _mend(folder: Path | None) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Asks glibc to keep freed memory instead of handing it back to the system.
+    """Set glibc's malloc to keep freed memory instead of returning it to the system.
 
-    XLA:CPU allocates the buffers of every step anew; large ones are otherwise mapped, faulted in
-    page by page and unmapped each time. The small network's step became 12 % faster on two cores.
-    Of no use where the buffers live on an accelerator.
+    XLA:CPU allocates the buffers of each step again. By default malloc maps large buffers, faults
+    them in page by page and unmaps them each time. With this setting a step of the small network
+    was 12 % faster on two cores. It has no effect on buffers in an accelerator's memory.
 
     Returns:
-        Whether the C library took the settings (others than glibc do not).
+        Whether the C library accepted the settings. Only glibc does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Files that are opened again and again must stay the files that they were."""
+"""Detect files that change between reads."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from jaxcyto.errors import InputError
 
-Stamp = tuple[int, int, int]  # inode, size in bytes, time of the last change in ns
+Stamp = tuple[int, int, int]  # inode, size in bytes, modification time in ns
 
 
 def stamp(path: str | os.PathLike) -> Stamp:
-    """What tells that a file has been changed or replaced.
+    """Return the state of a file, by which `opened_unchanged` detects changes.
 
     Raises:
-        InputError: it is missing, out of reach, or no file.
+        InputError: the file is missing, inaccessible or not a regular file.
     """
     try:
         status = os.stat(path)
@@ -28,15 +28,20 @@ def stamp(path: str | os.PathLike) -> Stamp:
 
 @contextlib.contextmanager
 def opened_unchanged(path: Path, expected: Stamp) -> Iterator[int]:
-    """A descriptor to read a file by, which must be the one of that stamp before and after.
+    """Yield a descriptor for reading, and compare the file with a stamp before and after.
 
-    Files are not mapped into memory: where a mapped file is cut off, a signal kills the process.
+    Files are read instead of memory-mapped, because SIGBUS kills a process that reads from a mapped
+    file after its truncation.
+
+    Args:
+        path: the file.
+        expected: its `stamp` when its headers were read.
 
     Raises:
-        InputError: the file is missing, out of reach, or another one by now.
+        InputError: the file is missing, inaccessible, changed or replaced.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe in its place, no waiting
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # do not block on a pipe
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     try:

@@ -1,4 +1,4 @@
-"""The cache of compiled programs: found again, bounded, and never in the way."""
+"""Test that the compilation cache is reused, limited in size, and optional."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from jaxcyto.utils import runtime as compilation
 
 ROOT = Path(__file__).resolve().parents[2]
-# what JAX says of its cache while a program of its own is compiled and run
+# Prints the events of JAX's cache while a small program is compiled and run.
 PROGRAM = """
 import json, sys
 from jaxcyto.utils.runtime import keep_programs
@@ -28,7 +28,7 @@ print(json.dumps({
 
 
 def run(code=PROGRAM, **changes):
-    """What it prints, and its stderr, in a process that has none of the tests' own settings."""
+    """Run code without the cache settings of the tests. Return its JSON output and its stderr."""
     env = {key: value for key, value in os.environ.items() if "CACHE" not in key}
     env |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     env |= {key: str(value) for key, value in changes.items()}
@@ -44,25 +44,25 @@ def test_programs_are_found_again_and_damaged_ones_written_again(tmp_path):
     folder = tmp_path / "jaxcyto" / "programs"
     assert first["folder"] == first["set"] == str(folder)
     assert first["hits"] == 0 and first["misses"] > 0
-    assert folder.stat().st_mode & 0o077 == 0  # nobody else may put code there
+    assert folder.stat().st_mode & 0o077 == 0  # no other user may write code there
     entries = sorted(folder.glob("*-cache"))
     second, said = run(XDG_CACHE_HOME=tmp_path)
     assert (second["hits"], second["misses"]) == (first["misses"], 0)
     assert second["value"] == first["value"] and not said
     whole = {path: path.read_bytes() for path in entries}
     for number, (path, content) in enumerate(whole.items()):
-        # cut off, emptied, and blocks that a power failure left without content
+        # truncated, emptied, and zeroed as after a power failure
         damaged = (content[: len(content) // 2], b"", bytes(len(content)))
         path.write_bytes(damaged[number % 3])
     third, said = run(XDG_CACHE_HOME=tmp_path)
     assert third["value"] == first["value"] and third["hits"] == 0
-    assert said.count("it is compiled, nothing else is lost") == len(said.splitlines()) > 0
+    assert said.count("the program is compiled again") == len(said.splitlines()) > 0
     fourth, said = run(XDG_CACHE_HOME=tmp_path)
     assert fourth["hits"] == len(entries) and not said
 
 
 def test_programs_with_convolutions_are_kept(tmp_path):
-    """Those that call oneDNN, too: the calls are found by name in the next process."""
+    """Cache programs that call oneDNN, too. The next process resolves the calls by name."""
     code = PROGRAM.replace(
         "value = jax.jit(lambda x: (x * 3 + 1).sum())(jax.numpy.arange(4.0)).item()",
         """
@@ -79,7 +79,7 @@ value = jax.jit(jax.grad(lambda kernel: conv(x, kernel).sum()))(kernel).sum().it
 
 
 def test_another_instruction_set_is_another_program(tmp_path):
-    """XLA_FLAGS are in the key by themselves; here the fingerprint of the processor must be."""
+    """Check that the fingerprint of the device, a part of the key, covers the instruction set."""
     code = """
 import jax
 from jax._src.lib import xla_client
@@ -128,7 +128,7 @@ def test_the_longest_unused_go_first(tmp_path):
         path.write_bytes(bytes(100))
         day = 1_700_000_000 - 86_400 * age
         os.utime(path, (day, day))
-    os.utime(tmp_path / "read-cache", (1_700_000_001, 0))  # written long ago, read last
+    os.utime(tmp_path / "read-cache", (1_700_000_001, 0))  # written first, read last
     (tmp_path / "other.txt").write_bytes(bytes(1000))
     compilation.remove_oldest(tmp_path, 250)
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -1,4 +1,4 @@
-"""Worker processes that cannot start end in an error within seconds, not in a hang."""
+"""Test that worker processes that cannot start raise an error, and end with their parent."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ except InputError as error:
 
 
 def test_script_from_standard_input_does_not_hang():
-    """Spawned children look for the main script, which is not there; the mesh outgrows a pipe."""
+    """Spawn children that fail on the missing main script while a large mesh fills their pipe."""
     done = subprocess.run(
         [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, timeout=100
     )
@@ -51,7 +51,7 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
-        os.kill(worker, 0)  # it is there
+        os.kill(worker, 0)  # raises if the worker does not exist
         parent.kill()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and alive(worker):

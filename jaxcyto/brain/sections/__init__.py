@@ -1,6 +1,6 @@
-"""Section images of any size: windows as 8-bit gray values, label images, atlas images."""
+"""Read windows of section images, label images and atlas images of any size."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. Each is imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,15 +1,17 @@
-"""Atlas images: the probability of each area, one 8-bit channel each (255 = probability 1)."""
+"""Read atlas images, which hold the probability of each area as one 8-bit channel.
+
+The value 255 stands for probability 1.
+"""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
 from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.brain.section_table import SectionRow
-from jaxcyto.brain.sections.headers import check_pages
+from jaxcyto.brain.sections.headers import open_tiff
 from jaxcyto.brain.sections.label_image import LABEL_UM, expected_shape, same_shape
 from jaxcyto.brain.sections.resample import resample
 from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
@@ -19,28 +21,45 @@ from jaxcyto.utils.unchanged import Stamp, opened_unchanged, stamp
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AtlasImage:
-    """An atlas image; made by `open_atlas`. Threads may share it.
+    """An atlas image, opened by `open_atlas`. Threads may share it.
 
-    `pages` together hold the channels, in order. Of each the table of its tiles stays in memory;
-    the file is open only while a window is read.
+    The tables of tiles stay in memory. The file is open only while a window is read.
+
+    Attributes:
+        path: the file.
+        shape: (height, width) px at full resolution.
+        channels: number of channels.
+        pages: the pages, which together hold the channels in order.
+        stamp: state of the file when it was opened, to detect changes.
+        factor: px of the file along one side of a pixel that `read` returns.
     """
 
     path: Path
-    shape: tuple[int, int]  # (height, width) px
+    shape: tuple[int, int]
     channels: int
     pages: tuple[TiffLevel, ...]
     stamp: Stamp
-    factor: int  # px of the file along one side of a pixel that is read
+    factor: int
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """uint8 [height, width, channels]; pixel m is the mean of px [m factor, (m + 1) factor).
+        """Read a window, with 0 outside of the image.
 
-        Outside of the image 0. Of pages that are not compressed only the rows touched are read,
-        else the tiles or strips touched, of all channels where they lie together: a file of large
-        compressed strips is slow.
+        Pixel m is the mean of px [m factor, (m + 1) factor) of the file. `read` reads the rows that
+        the window touches of an uncompressed page, and the whole tiles or strips that it touches of
+        a compressed page, with all channels of the page. Files with large compressed strips are
+        therefore slow.
+
+        Args:
+            top: first row, in pixels of `factor` px.
+            left: first column, in pixels of `factor` px.
+            height: rows.
+            width: columns.
+
+        Returns:
+            uint8 [height, width, channels].
 
         Raises:
-            InputError: a tile or strip of the file is cut off or damaged, or the file has changed.
+            InputError: a tile or strip is truncated or damaged, or the file has changed.
         """
         factor = self.factor
         window = self._read(top * factor, left * factor, height * factor, width * factor)
@@ -58,23 +77,22 @@ class AtlasImage:
         inside = out[y0 - top : y1 - top, x0 - left : x1 - left]
         share = self.channels // len(self.pages)
         with opened_unchanged(self.path, self.stamp) as fd:
-            for number, page in enumerate(self.pages):
-                page.read_into(fd, y0, x0, inside[:, :, number * share : (number + 1) * share])
+            for index, page in enumerate(self.pages):
+                page.read_into(fd, y0, x0, inside[:, :, index * share : (index + 1) * share])
         return out
 
 
 def open_atlas(path: Path, factor: int = 1) -> AtlasImage:
-    """Opens an atlas image to be read on a grid `factor` times coarser.
+    """Open an atlas image, to be read on a grid `factor` times coarser.
 
-    Its channels are the samples of one page or a page each.
+    The channels are the samples of one page, or one page each.
 
     Raises:
-        InputError: not a readable TIFF, of another kind, or truncated.
+        InputError: the file is not a readable TIFF, is truncated, or has no 8-bit channels.
     """
     before = stamp(path)
     try:
-        check_pages(path)
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
+        with open_tiff(path) as tiff:
             series = tiff.series[0]
             axes, shape, dtype = series.axes, series.shape, series.dtype
             others = [axis for axis in axes if axis not in "YX"]
@@ -101,7 +119,7 @@ def open_atlas(path: Path, factor: int = 1) -> AtlasImage:
             )
     except InputError:
         raise
-    except Exception as error:  # a damaged header shows in many ways
+    except Exception as error:  # tifffile raises many kinds on damaged headers
         raise InputError(
             f"{path}: not a readable TIFF ({error or type(error).__name__}); an atlas image is a "
             "TIFF with one 8-bit channel for each area: export it again"
@@ -114,11 +132,17 @@ def section_atlas(
     classes: Sequence[AreaClass],
     factor: int = 1,
 ) -> AtlasImage:
-    """Opens the atlas image of a section whose image has this shape.
+    """Open the atlas image of a section and check that it fits the section.
+
+    Args:
+        row: the section, with an atlas image.
+        section_shape: (height, width) px of the section image at full resolution.
+        classes: all classes of the brain.
+        factor: as in `open_atlas`.
 
     Raises:
-        InputError: not an atlas image (see `open_atlas`), of another size than the section, or
-            without one channel for each class of kind "area".
+        InputError: the file is not an atlas image (see `open_atlas`), has another size than the
+            section, or not one channel for each class of kind "area".
     """
     assert row.atlas is not None
     atlas = open_atlas(row.atlas, factor)
@@ -127,7 +151,7 @@ def section_atlas(
     if atlas.channels != areas or not same_shape(atlas.shape, (height, width)):
         raise InputError(
             f"section {row.name}: atlas {row.atlas} has {atlas.channels} channels of "
-            f"{atlas.shape[0]} x {atlas.shape[1]} px; needed is one for each of the {areas} areas "
-            f"of brain.toml, {height} x {width} px at {LABEL_UM:g} um"
+            f"{atlas.shape[0]} x {atlas.shape[1]} px; expected one channel for each of the {areas} "
+            f"areas of brain.toml and {height} x {width} px at {LABEL_UM:g} um"
         )
     return atlas

@@ -1,34 +1,33 @@
-"""Label images: numbers that stand for classes, not for gray.
+"""Read label images, whose pixels are class numbers.
 
-A label image holds class numbers, so it is read only where its samples are the numbers themselves:
-nothing that `sections` would turn into gray values (palettes, colors, other depths, MinIsWhite)
-and no lossy compression.
+The samples of a label image must be the class numbers themselves. Files that `open_section` would
+convert to gray values (palettes, colors, other bit depths, MinIsWhite) are refused, and so are
+files with lossy compression.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from PIL import Image
 
 from jaxcyto.brain.section_table import SectionRow
-from jaxcyto.brain.sections.headers import check_pages
+from jaxcyto.brain.sections.headers import open_tiff
 from jaxcyto.brain.sections.section import TIFF_MAGIC, Section, open_section
 from jaxcyto.errors import InputError
 from jaxcyto.utils.files import open_file
 
-LABEL_UM = 16.0  # of label and atlas images (the paper: the network's output resolution)
-UNLABELED = 255  # in label images: not annotated
-BAND_PX = 1 << 22  # read at once by `label_counts`
+LABEL_UM = 16.0  # pixel size of label and atlas images (the paper: the network's output resolution)
+UNLABELED = 255  # value of pixels that are not annotated
+BAND_PX = 1 << 22  # pixels of a band of rows, read at once
 REMEDY = (
     "write one 8-bit class number for each pixel, as plain gray values (no palette, no colors) in "
     "a TIFF or PNG without lossy compression"
 )
-# Uncompressed, LZW, deflate (2), PackBits, LZMA, zstd (2): what gives back the numbers written.
+# Uncompressed, LZW, deflate (two codes), PackBits, LZMA and zstd (two codes).
 LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 34926, 50000)
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# One class in one block; row and column of the block's first pixel.
+# One class in one block of the output grid. Row and column are those of its first pixel.
 BLOCK = np.dtype(
     [
         ("section", np.int32),
@@ -41,10 +40,10 @@ BLOCK = np.dtype(
 
 
 def open_label(path: Path) -> Section:
-    """Opens a label image; what lies outside of it is UNLABELED.
+    """Open a label image, whose outside reads as UNLABELED.
 
     Raises:
-        InputError: not a readable image, or one whose samples are not class numbers as they are.
+        InputError: the image is not readable, or its samples are not plain class numbers.
     """
     try:
         with open_file(path) as file:
@@ -52,21 +51,21 @@ def open_label(path: Path) -> Section:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if head[:4] in TIFF_MAGIC:
-        found = _tiff_kind(path)
+        fault = _tiff_fault(path)
     elif head[:8] == PNG_MAGIC:
-        bits, color = head[24:26] if len(head) == 26 else (8, 0)  # IHDR (PNG, 11.2.2)
+        bits, color = head[24:26] if len(head) == 26 else (8, 0)  # IHDR (PNG specification, 11.2.2)
         kinds = {0: "gray", 2: "colors", 3: "a palette", 4: "gray and alpha", 6: "colors"}
         kind = kinds.get(color, "unknown")
-        found = "" if (bits, color) == (8, 0) else f"a PNG with {kind} of {bits} bits"
+        fault = "" if (bits, color) == (8, 0) else f"a PNG with {kind} of {bits} bits"
     else:
-        found = "neither TIFF nor PNG"
-    if found:
-        raise InputError(f"{path}: a label image that is {found}; {REMEDY}")
+        fault = "neither TIFF nor PNG"
+    if fault:
+        raise InputError(f"{path}: a label image that is {fault}; {REMEDY}")
     return open_section(path, LABEL_UM, UNLABELED)
 
 
 def label_counts(label: Section) -> np.ndarray:
-    """How many pixels hold each number, int64 [256]; read in bands of rows."""
+    """Count the pixels of each value, int64 [256], in bands of rows."""
     height, width = label.shape
     counts = np.zeros(256, np.int64)
     rows = max(1, BAND_PX // width)
@@ -77,21 +76,37 @@ def label_counts(label: Section) -> np.ndarray:
 
 
 def expected_shape(section_shape: tuple[int, int], pixel_um: float) -> tuple[int, int]:
-    """(height, width) px of the label and atlas images that a section image calls for."""
+    """Return the size of the label and atlas images of a section image.
+
+    Args:
+        section_shape: (height, width) px of the section image at full resolution.
+        pixel_um: its pixel size.
+
+    Returns:
+        (height, width) px at LABEL_UM.
+    """
     height, width = (max(1, round(side * pixel_um / LABEL_UM)) for side in section_shape)
     return height, width
 
 
 def same_shape(found: tuple[int, ...], expected: tuple[int, int]) -> bool:
-    """To one pixel: images need not be whole multiples of a label pixel."""
+    """Return whether two shapes agree to one pixel on each side.
+
+    The size of a section image need not be a whole multiple of a label pixel.
+    """
     return all(abs(a - b) <= 1 for a, b in zip(found, expected, strict=True))
 
 
 def section_label(row: SectionRow, section_shape: tuple[int, int]) -> Section:
-    """Opens the label image of a section whose image has this shape.
+    """Open the label image of a section and check its size.
+
+    Args:
+        row: the section, with a label image.
+        section_shape: (height, width) px of the section image at full resolution.
 
     Raises:
-        InputError: not a label image (see `open_label`), or of another size than the section.
+        InputError: the file is not a label image (see `open_label`), or has another size than the
+            section.
     """
     assert row.label is not None
     label = open_label(row.label)
@@ -99,17 +114,22 @@ def section_label(row: SectionRow, section_shape: tuple[int, int]) -> Section:
     if not same_shape(label.shape, (height, width)):
         raise InputError(
             f"section {row.name}: label {row.label} has {label.shape[0]} x {label.shape[1]} px, "
-            f"but the image calls for {height} x {width} px at {LABEL_UM:g} um; rasterize the "
-            "annotation at that size"
+            f"but {height} x {width} px at {LABEL_UM:g} um fit the image; rasterize the annotation "
+            "at that size"
         )
     return label
 
 
 def check_numbers(row: SectionRow, counts: np.ndarray, num_classes: int) -> None:
-    """Of a label image that holds these numbers (see `label_counts`).
+    """Check that all values of a label image are classes.
+
+    Args:
+        row: the section, for messages.
+        counts: pixels of each value [256], see `label_counts`.
+        num_classes: number of classes.
 
     Raises:
-        InputError: some are not classes.
+        InputError: some values are neither a class nor UNLABELED.
     """
     unknown = [n for n in np.flatnonzero(counts[:UNLABELED]).tolist() if n >= num_classes]
     if unknown:
@@ -122,10 +142,10 @@ def check_numbers(row: SectionRow, counts: np.ndarray, num_classes: int) -> None
 
 
 def majority(label: np.ndarray, factor: int) -> np.ndarray:
-    """Labels on a grid `factor` times coarser: the most frequent class of each block.
+    """Reduce labels to a grid `factor` times coarser, by the most frequent class of each block.
 
-    Pixels that are not annotated do not count; of classes equally frequent the lowest is taken; a
-    block without annotated pixels is UNLABELED.
+    Pixels that are not annotated do not count. Ties go to the lowest class. A block without
+    annotated pixels becomes UNLABELED.
 
     Args:
         label: uint8 [factor * h, factor * w].
@@ -140,24 +160,23 @@ def majority(label: np.ndarray, factor: int) -> np.ndarray:
     out = np.full((height, width), UNLABELED, np.uint8)
     most = np.zeros((height, width), np.uint16)
     present = np.asarray(Image.fromarray(label).histogram())[:UNLABELED]
-    for number in np.flatnonzero(present):
-        found = label == number
+    for value in np.flatnonzero(present):
+        mask = label == value
         rows = np.zeros((height, label.shape[1]), np.uint16)
         count = np.zeros((height, width), np.uint16)
         for shift in range(factor):
-            rows += found[shift::factor]
+            rows += mask[shift::factor]
         for shift in range(factor):
             count += rows[:, shift::factor]
-        out[count > most] = number
+        out[count > most] = value
         np.maximum(most, count, out=most)
     return out
 
 
-def _tiff_kind(path: Path) -> str:
-    """What makes a TIFF no label image; empty if nothing does."""
-    check_pages(path)
+def _tiff_fault(path: Path) -> str:
+    """Describe why a TIFF is not a label image. The text is empty if it is one."""
     try:
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
+        with open_tiff(path) as tiff:
             page = tiff.series[0].pages[0].aspage()  # pyright: ignore[reportOptionalMemberAccess]
             if page.samplesperpixel != 1 or page.photometric in (2, 6):
                 return f"{int(page.samplesperpixel)} samples a pixel"
@@ -170,6 +189,8 @@ def _tiff_kind(path: Path) -> str:
             if page.compression not in LOSSLESS:
                 return f"compressed with loss ({page.compression!r})"
             return ""
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path}: not a readable TIFF: {error}; export it again") from None
 

@@ -1,7 +1,7 @@
-"""Windows of a resampled image grid that equal the same crop of the whole, bit for bit.
+"""Resample images such that a window equals the same crop of the whole image, bit for bit.
 
-Weights are whole multiples of 2^-16 and add up to 1 exactly, so every sum is a whole number that
-float64 holds exactly: no order of summation, and so no choice of window, changes a result.
+Weights are integer multiples of 2^-16 that add up to exactly 1, so float64 holds every partial sum
+exactly. Therefore neither the order of summation nor the choice of window changes a result.
 """
 
 import numpy as np
@@ -11,7 +11,10 @@ ONE = 1 << 16
 
 
 def source_range(start: int, size: int, ratio: float) -> tuple[int, int]:
-    """First and one past the last source pixel that output pixels [start, start + size) need."""
+    """Return the half-open range of source pixels that output pixels [start, start + size) need.
+
+    `ratio` is the number of source pixels along one side of an output pixel.
+    """
     if ratio < 1:  # linear interpolation between pixel centers
         first = np.floor(ratio * (start + 0.5) - 0.5)
         return int(first), int(np.floor(ratio * (start + size - 0.5) - 0.5)) + 2
@@ -19,10 +22,19 @@ def source_range(start: int, size: int, ratio: float) -> tuple[int, int]:
 
 
 def resample(source: np.ndarray, top: int, left: int, height: int, width: int, ratio: float):
-    """Resamples uint8 `source`, which covers `source_range` of both axes.
+    """Resample an image to the window of `height` x `width` pixels from (left, top).
 
-    Output pixel m covers source pixels [m ratio, (m + 1) ratio): their mean by covered area if
-    ratio >= 1, else linear interpolation at its center ratio (m + 0.5) - 0.5. Halves round up.
+    Output pixel m covers source pixels [m ratio, (m + 1) ratio). For ratio >= 1 its value is their
+    mean by covered area. For ratio < 1 it is interpolated linearly at the center of the output
+    pixel, ratio (m + 0.5) - 0.5. Halves round up.
+
+    Args:
+        source: uint8, the `source_range` of both axes.
+        top: first row of the window, in output pixels.
+        left: first column of the window, in output pixels.
+        height: rows of the window.
+        width: columns of the window.
+        ratio: source pixels along one side of an output pixel.
 
     Returns:
         uint8 [height, width].
@@ -33,7 +45,7 @@ def resample(source: np.ndarray, top: int, left: int, height: int, width: int, r
         return _block_means(source, int(ratio))
     down = _weights(top, height, ratio)
     across = _weights(left, width, ratio)
-    # 24 bits after the first pass, 40 after the second.
+    # Values need 24 bits after the first pass and 40 after the second; float64 holds 53.
     half = np.ascontiguousarray((down @ source.astype(np.float64)).T)
     total = (across @ half).T
     return ((total + ONE * ONE / 2) * (1 / (ONE * ONE))).astype(np.uint8)
@@ -50,7 +62,10 @@ def _block_means(source: np.ndarray, ratio: int) -> np.ndarray:
 
 
 def _weights(start: int, size: int, ratio: float) -> sp.csr_array:
-    """Rows: output pixels; columns: source pixels from `source_range`; each row adds up to ONE."""
+    """Return the weight of each source pixel in each output pixel, in units of 1 / ONE.
+
+    The matrix is [output pixels, source pixels of `source_range`]. Each row adds up to ONE.
+    """
     first, last = source_range(start, size, ratio)
     output = np.arange(start, start + size)
     if ratio < 1:
@@ -62,10 +77,10 @@ def _weights(start: int, size: int, ratio: float) -> sp.csr_array:
     else:
         begin, end = output * ratio, (output + 1) * ratio
         indices = np.floor(begin).astype(np.int64)[:, None] + np.arange(int(ratio) + 2)
-        # Differences of the rounded covered share up to each border: they add up to ONE.
+        # Round the cumulative share and take differences, so that a row adds up to ONE.
         borders = np.concatenate([indices, indices[:, -1:] + 1], axis=1)
         covered = np.clip((borders - begin[:, None]) / (end - begin)[:, None], 0, 1)
         weights = np.diff(np.round(covered * ONE), axis=1)
-        indices = np.minimum(indices, last - 1)  # beyond the end the weight is 0
+        indices = np.minimum(indices, last - 1)  # the weight beyond the end is 0
     rows = np.arange(0, indices.size + 1, indices.shape[1])
     return sp.csr_array((weights.ravel(), (indices - first).ravel(), rows), (size, last - first))

@@ -1,8 +1,9 @@
-"""Windows of section images of any size, at full resolution or resampled.
+"""Read windows of section images of any size, at full resolution or resampled.
 
-Pixel (column, row) has its center at whole numbers at full resolution (level 0). What lies
-outside of the image, and tiles that the file leaves out, are background. The order of pixels is
-that of the file: an orientation tag changes nothing. How samples become gray values: `tiff_gray`.
+At full resolution (level 0) the center of pixel (column, row) lies at these integer coordinates.
+Pixels outside of the image and in tiles that the file omits have the background value. Pixels keep
+the order of the file, whatever its orientation tag states. `gray.py` describes how samples become
+gray values.
 """
 
 import math
@@ -17,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from jaxcyto.brain.sections.gray import luma
-from jaxcyto.brain.sections.headers import check_chunks, check_pages
+from jaxcyto.brain.sections.headers import check_chunks, open_tiff
 from jaxcyto.brain.sections.resample import resample, source_range
 from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
 from jaxcyto.errors import InputError
@@ -25,23 +26,25 @@ from jaxcyto.utils.files import open_file
 from jaxcyto.utils.unchanged import Stamp, opened_unchanged, stamp
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_PIXELS = 1 << 26  # of images that are decoded as a whole (PNG, JPEG)
-MAX_SOURCE_PX = 1 << 23  # read at once by `read_at`
-SCREEN_UM = (25400 / 72, 25400 / 96)  # 72 and 96 dpi: what programs write that know no resolution
+MAX_PIXELS = 1 << 26  # of PNG and JPEG images, which are decoded as a whole
+MAX_SOURCE_PX = 1 << 23  # source pixels that `read_at` reads at once
+# 72 and 96 dpi, which programs write when they know no resolution.
+SCREEN_UM = (25400 / 72, 25400 / 96)
 
 
 def open_section(
     path: str | os.PathLike, file_pixel_um: float | None = None, background: int = 255
 ) -> "Section":
-    """Opens a section image: TIFF of most kinds, or a small PNG or JPEG.
+    """Open a section image, a TIFF of most kinds or a small PNG or JPEG.
 
     Args:
         path: the image.
-        file_pixel_um: pixel size at full resolution; None takes what the file states.
+        file_pixel_um: pixel size at full resolution, um. None takes the size that the file states.
         background: gray value outside of the image.
 
     Raises:
-        InputError: not such an image, truncated, or of a kind that has no gray value.
+        InputError: the file is no such image, is truncated, or has samples or colors that are not
+            supported.
     """
     section = Section(path, file_pixel_um, background)
     section._opened()
@@ -49,11 +52,11 @@ def open_section(
 
 
 def array_section(gray: np.ndarray, pixel_um: float, background: int = 255) -> "Section":
-    """A section whose pixels are in memory already; not to be closed before its last use.
+    """Make a section of pixels in memory. Do not close it before its last use.
 
     Args:
         gray: uint8 [H, W].
-        pixel_um: size of a pixel.
+        pixel_um: pixel size, um.
         background: gray value outside of the image.
     """
     section = Section("array", pixel_um, background)
@@ -62,11 +65,11 @@ def array_section(gray: np.ndarray, pixel_um: float, background: int = 255) -> "
 
 
 class Section:
-    """One section image; made by `open_section` or `array_section`.
+    """A section image, made by `open_section` or `array_section`.
 
-    Threads may share it. Pickled by its path: a copy in another process reads the headers on first
-    use. The file itself is open only while a window is read, so that any number of sections can be
-    held at once; of each, the table of its tiles stays in memory until `close`.
+    Threads may share it. It is pickled by its path, and the copy in another process reads the
+    headers on first use. The file is open only while a window is read, so a process can hold any
+    number of sections. The table of tiles stays in memory until `close`.
     """
 
     def __init__(self, path, file_pixel_um=None, background=255):
@@ -88,25 +91,25 @@ class Section:
         self.close()
 
     def close(self) -> None:
-        """Forgets what is kept of the file: its table of tiles, or the pixels of a small image."""
+        """Free the table of tiles or the pixels of a small image. The next use reads them again."""
         self._file = None
 
     def _opened(self) -> "_TiffFile | _WholeImage":
         file = self._file
         if file is None:
-            with self._lock:  # threads that start together read the headers once
+            with self._lock:  # threads that start together must read the headers once
                 file = self._file or _open(self.path)
                 self._file = file
         return file
 
     @property
     def levels(self) -> list[tuple[int, int]]:
-        """(height, width) px of every resolution, the full one first."""
+        """(height, width) px of each resolution, from the full one to the coarsest."""
         return list(self._opened().shapes)
 
     @property
     def factors(self) -> list[int]:
-        """Pixels of level 0 along one side of a pixel of each level."""
+        """Number of level 0 pixels along one side of a pixel, for each level."""
         return list(self._opened().factors)
 
     @property
@@ -116,27 +119,47 @@ class Section:
 
     @property
     def pixel_um(self) -> float | None:
-        """Pixel size at full resolution; None where neither the caller nor the file states it."""
+        """Pixel size at full resolution, um. None if neither the caller nor the file states it."""
         return self._file_pixel_um or self._opened().pixel_um
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """uint8 [height, width] at full resolution from pixel (column left, row top).
+        """Read a window at full resolution.
+
+        Args:
+            top: first row, px. It may lie outside of the image.
+            left: first column, px, likewise.
+            height: rows.
+            width: columns.
+
+        Returns:
+            uint8 [height, width].
 
         Raises:
-            InputError: a tile or strip of the file is cut off or damaged.
+            InputError: a tile or strip is truncated or damaged, or the file has changed.
         """
         return self._read_level(0, top, left, height, width)
 
     def read_at(self, um_per_px: float, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """uint8 [height, width] on the grid of pixels of `um_per_px`.
+        """Read a window on a grid of pixels of `um_per_px`.
 
         With f = um_per_px / pixel_um, pixel m of that grid covers pixels [m f, (m + 1) f) of
-        level 0, so its center is at f (m + 0.5) - 0.5 there. Taken from the coarsest level that
-        is at least as fine, by mean over the covered area; finer than level 0 by linear
-        interpolation. Any window equals the same crop of a larger one.
+        level 0, where its center lies at f (m + 0.5) - 0.5. Its value is the mean over that area
+        in the coarsest level that is at least as fine as the grid. On a grid finer than level 0 it
+        is interpolated linearly. Each window equals the same crop of a larger one.
+
+        Args:
+            um_per_px: pixel size of the grid, um.
+            top: first row, in pixels of the grid. It may lie outside of the image.
+            left: first column, likewise.
+            height: rows.
+            width: columns.
+
+        Returns:
+            uint8 [height, width].
 
         Raises:
-            InputError: the pixel size is not known, or a tile or strip is cut off or damaged.
+            InputError: the pixel size is unknown, a tile or strip is truncated or damaged, or the
+                file has changed.
         """
         pixel_um = self.pixel_um
         if pixel_um is None:
@@ -152,13 +175,13 @@ class Section:
         ratio /= factors[level]
         if math.isclose(ratio, round(ratio), rel_tol=1e-9):
             ratio = float(round(ratio))
-        if ratio == 1:  # the usual case in training: nothing to resample
+        if ratio == 1:  # the usual case in training, without resampling
             return self._read_level(level, top, left, height, width)
         out = np.empty((_size(height), _size(width)), np.uint8)
         if out.size == 0:
             return out
         x0, x1 = source_range(left, width, ratio)
-        # In bands of rows, so that memory does not grow with the ratio.
+        # Read bands of rows, so that memory does not grow with the ratio.
         band = max(1, int(MAX_SOURCE_PX / (max(x1 - x0, width) * max(ratio, 1))))
         for row in range(0, height, band):
             rows = min(band, height - row)
@@ -181,7 +204,7 @@ class Section:
 
 
 class _TiffFile:
-    """The levels of a TIFF. `stamp` tells whether the file is still the one they were read from."""
+    """The levels of a TIFF, with the stamp of the file that they were read from."""
 
     def __init__(self, path: Path, stamp: Stamp, levels: list[TiffLevel], factors, pixel_um):
         self._path, self._stamp, self._levels = path, stamp, levels
@@ -195,7 +218,7 @@ class _TiffFile:
 
 
 class _WholeImage:
-    """A small image, decoded as a whole."""
+    """A small image that is decoded as a whole."""
 
     sparse = False
     pixel_um = None
@@ -209,10 +232,10 @@ class _WholeImage:
         out[:] = self._gray[top : top + out.shape[0], left : left + out.shape[1]]
 
 
-def _size(number: int) -> int:
-    if number < 0:
-        raise ValueError(f"a window cannot be {number} px high or wide")
-    return number
+def _size(side: int) -> int:
+    if side < 0:
+        raise ValueError(f"a window cannot be {side} px high or wide")
+    return side
 
 
 def _open(path: Path) -> _TiffFile | _WholeImage:
@@ -226,9 +249,8 @@ def _open(path: Path) -> _TiffFile | _WholeImage:
 
 def _open_tiff(path: Path) -> _TiffFile:
     before = stamp(path)
-    check_pages(path)
     try:
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
+        with open_tiff(path) as tiff:
             series = tiff.series[0]
             axes = series.axes
             if set(axes) - set("YXS") or len(series.pages) != 1:
@@ -238,7 +260,7 @@ def _open_tiff(path: Path) -> _TiffFile:
                 )
             pages = [level.pages[0].aspage() for level in series.levels]  # pyright: ignore
             if any(page.parent is not tiff for page in pages):
-                raise InputError(f"{path}: its image lies in other files; export it as one file")
+                raise InputError(f"{path}: its pixels are in other files; export it as one file")
             ome = tiff.ome_metadata or ""
             used = re.search(r'SignificantBits="(\d+)"', ome)
             bits_used = int(used[1]) if used else None
@@ -251,14 +273,17 @@ def _open_tiff(path: Path) -> _TiffFile:
             return _TiffFile(path, before, levels, factors, _pixel_um(tiff, pages[0], ome))
     except InputError:
         raise
-    except Exception as error:  # a damaged header shows in many ways
+    except Exception as error:  # tifffile raises many kinds on damaged headers
         raise InputError(
             f"{path}: not a readable TIFF: {error or type(error).__name__}; copy or export it again"
         ) from None
 
 
 def _factor(finer: tuple[int, int], shape: tuple[int, int]) -> int | None:
-    """The whole number that a level is smaller by; None for a picture that is no such level."""
+    """Return by which integer a level is smaller than the finer one.
+
+    None means that the page is no reduced image, for example a thumbnail of another shape.
+    """
     factor = round(math.sqrt(math.prod(finer) / math.prod(shape)))
     if factor > 1 and all(abs(f / factor - s) < 1 for f, s in zip(finer, shape, strict=True)):
         return factor
@@ -266,20 +291,24 @@ def _factor(finer: tuple[int, int], shape: tuple[int, int]) -> int | None:
 
 
 def _pixel_um(tiff: tifffile.TiffFile, page: tifffile.TiffPage, ome: str) -> float | None:
-    """The pixel size that the file states; None if none, or if pixels are not square."""
-    found = re.search(r'PhysicalSizeX="([^"]+)"', ome)
-    if found:
+    """Return the pixel size that the file states, um.
+
+    The OME-XML comes first, then Aperio's MPP, then the resolution tags. None means that the file
+    states no size, only a screen resolution, or pixels that are not square.
+    """
+    match = re.search(r'PhysicalSizeX="([^"]+)"', ome)
+    if match:
         unit = re.search(r'PhysicalSizeXUnit="([^"]+)"', ome)
         scale = {"nm": 1e-3, "µm": 1, "μm": 1, "um": 1, "mm": 1e3}.get(unit[1] if unit else "µm")
-        return _positive(found[1], scale)
-    found = re.search(r"\bMPP\s*=\s*([\d.eE+-]+)", page.description or "") if tiff.is_svs else None
-    if found:
-        return _positive(found[1], 1)
+        return _positive(match[1], scale)
+    match = re.search(r"\bMPP\s*=\s*([\d.eE+-]+)", page.description or "") if tiff.is_svs else None
+    if match:
+        return _positive(match[1], 1)
     scale = {2: 25400, 3: 10000}.get(page.tags.valueof(296, 2))  # per inch, per cm
     resolution = page.tags.valueof(282), page.tags.valueof(283)
     if scale is None or None in resolution:
         return None
-    x, y = (number / unit if unit else 0 for number, unit in resolution)
+    x, y = (upper / lower if lower else 0 for upper, lower in resolution)
     if x <= 0 or y <= 0 or abs(x / y - 1) > 0.01:
         return None
     pixel_um = _positive(scale / x, 1)
@@ -293,7 +322,7 @@ def _positive(text: str | float, scale: float | None) -> float | None:
         number = float(text) * (scale or math.nan)
     except ValueError:
         return None
-    return number if 0.01 <= number <= 10_000 else None  # as in the section table
+    return number if 0.01 <= number <= 10_000 else None  # the limits of the section table
 
 
 def _open_whole(path: Path) -> _WholeImage:

@@ -1,4 +1,7 @@
-"""Section images written as tiled BigTIFF by rows: memory does not grow with the image."""
+"""Write section images as tiled BigTIFF, by bands of rows.
+
+Memory does not grow with the height of the image.
+"""
 
 import math
 import os
@@ -25,22 +28,23 @@ def write_section(
     levels: int = 1,
     workers: int = 1,
 ) -> None:
-    """Writes a gray image under a temporary name, then renames it into place.
+    """Write a gray image atomically, under a temporary name that is renamed at the end.
 
     Args:
         path: the file to write.
         image: uint8 [height, width], or its rows from the top in blocks uint8 [any, width].
-        pixel_um: pixel size, written as the resolution.
-        shape: (height, width) px; needed for blocks.
+        pixel_um: pixel size, um, written as the resolution.
+        shape: (height, width) px, required for blocks.
         tile: side of a tile, px, a multiple of 16.
         compression: None, "zstd" or "deflate".
-        levels: number of resolutions, each half of the one before (means of 2 x 2 px; the last
-            row or column of an odd side repeated), kept as sub-IFDs of the first.
+        levels: number of resolutions. Each has half the resolution of the one before, by means of
+            2 x 2 px, and is a sub-IFD of the first. The last row or column of an odd side is
+            repeated.
         workers: threads that compress.
 
     Raises:
         InputError: the file cannot be written.
-        ValueError: blocks that do not add up to `shape`.
+        ValueError: the blocks do not add up to `shape`.
     """
     path = Path(path)
     if isinstance(image, np.ndarray):
@@ -63,7 +67,7 @@ def write_section(
     try:
         with tifffile.TiffWriter(temporary, bigtiff=True) as tiff:
             for level in range(levels):
-                # A reduced image waits on disk until the one above it is written.
+                # Reduce this level while it is written. The result waits on disk for its turn.
                 smaller = None
                 if level < levels - 1:
                     smaller = _scratch(path.parent, (-(-size[0] // 2), -(-size[1] // 2)))
@@ -87,9 +91,9 @@ def write_section(
 
 
 def _scratch(folder: Path, size: tuple[int, int]) -> np.ndarray:
-    """An array on disk, in a file without a name that goes when the array goes."""
+    """Create a uint8 array in an unnamed file, which is deleted together with the array."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # a map of a disk that fills up ends in a signal
+        if hasattr(os, "posix_fallocate"):  # writing to a memory map of a full disk raises SIGBUS
             os.posix_fallocate(file.fileno(), 0, math.prod(size))
         return np.memmap(file, np.uint8, "w+", shape=size)
 
@@ -97,7 +101,7 @@ def _scratch(folder: Path, size: tuple[int, int]) -> np.ndarray:
 def _bands(
     blocks: Iterable[np.ndarray], shape: tuple[int, int], height: int
 ) -> Iterator[np.ndarray]:
-    """Blocks of any height -> bands of `height` rows, the last one shorter."""
+    """Yield blocks of any height as bands of `height` rows. The last band may be shorter."""
     band, filled, total = np.empty((height, shape[1]), np.uint8), 0, 0
     for block in blocks:
         if block.ndim != 2 or block.shape[1] != shape[1] or block.dtype != np.uint8:
@@ -123,7 +127,7 @@ def _bands(
 def _tiles(
     bands: Iterable[np.ndarray], tile: int, smaller: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """Bands -> tiles row by row; on the way the means of 2 x 2 px go to `smaller`."""
+    """Yield the tiles of bands, row by row, and write the means of 2 x 2 px to `smaller`."""
     row = 0
     for band in bands:
         if smaller is not None:

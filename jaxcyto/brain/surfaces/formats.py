@@ -1,8 +1,8 @@
-"""Surface files as bytes -> vertices and triangles; the format is told from the content.
+"""Parse surface files into vertices and triangles, in a format inferred from the content.
 
-GIFTI and FreeSurfer binary through nibabel, MNI text .obj by `mni_obj.py`, PLY, OFF, STL, Wavefront
-.obj and legacy VTK through meshio. Counts in a header are compared with the size of the file before
-anything is allocated by them.
+nibabel reads GIFTI and FreeSurfer binary files. `parse_mni_obj` reads MNI text .obj. meshio reads
+PLY, OFF, STL, Wavefront .obj and legacy VTK. The counts in a header are compared with the size of
+the file before a reader allocates memory for them.
 """
 
 import contextlib
@@ -25,22 +25,22 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import open_file
 
 MAX_BYTES = 1 << 30  # a mesh of 10 million vertices as text stays below this
-# What the first bytes look like in those formats of meshio that hold surfaces. Its formats of
-# volume meshes are left out: their readers open further files, or allocate by what a header counts.
+# First bytes of the meshio formats that hold surfaces. Its formats for volume meshes are omitted,
+# because their readers open other files or allocate whatever a header states.
 MESHIO_SIGNATURES = (
     (rb"# vtk DataFile", "vtk"),
     (rb"ply\s", "ply"),
-    (rb"OFF[ \r]*\n(?>(?:#[^\n]*\n|\s)*)\d", "off"),  # meshio seeks the counts without end
+    (rb"OFF[ \r]*\n(?>(?:#[^\n]*\n|\s)*)\d", "off"),  # meshio searches for the counts without end
     (rb"\s*solid\b", "stl"),
     (rb"(?>(?:#[^\n]*\n|(?:mtllib|usemtl|o|g|s|vn|vt)\s[^\n]*\n|\s)*)v\s", "obj"),
 )
 
 Parsed = tuple[np.ndarray, np.ndarray, list[str]]
-MAX_LETTERS = 64  # of a number
+MAX_LETTERS = 64  # of a number in a text file
 
 
 def load_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """The content of a file, gunzipped if it is gzipped.
+    """Read the content of a file and gunzip it if it is gzipped.
 
     Raises:
         InputError: the file cannot be read, is empty, or holds more than `limit` bytes.
@@ -65,7 +65,7 @@ def load_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def unpacked_limit(packed: int) -> int:
-    """To how many bytes so many packed ones may unpack; more is made to fill memory."""
+    """Return to how many bytes `packed` gzipped bytes may unpack. More is taken for a bomb."""
     return max(1 << 25, 100 * packed)
 
 
@@ -74,7 +74,18 @@ def _too_large(path: Path, limit: int) -> InputError:
 
 
 def parse_surface(path: Path, data: bytes) -> Parsed:
-    """Vertices [V, 3], faces [F, 3] (as stored, not yet checked) and remarks for the user."""
+    """Parse a surface file.
+
+    Args:
+        path: the file, for messages.
+        data: its content, gunzipped.
+
+    Returns:
+        Vertices [V, 3] and faces [F, 3] as stored and not yet checked, and notes for the user.
+
+    Raises:
+        InputError: the format is unknown, or the file is damaged or holds no triangle mesh.
+    """
     if data[:3] in (b"\xff\xff\xfe", b"\xff\xff\xff", b"\xff\xff\xfd"):
         return *_freesurfer(path, data), []
     root = xml_root(data)
@@ -86,23 +97,23 @@ def parse_surface(path: Path, data: bytes) -> Parsed:
 
 
 def xml_root(data: bytes) -> bytes | None:
-    """The name of the root element, None if this is not XML."""
+    """Return the name of the XML root element, None if the data are not XML."""
     head = data[:65536].removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head.startswith(b"<"):
         return None
     # Declarations, comments and a document type may come before the root.
-    found = re.search(rb"<([A-Za-z_][\w.-]*)", re.sub(rb"<!--.*?-->", b"", head, flags=re.S))
-    return found[1] if found else None
+    tag = re.search(rb"<([A-Za-z_][\w.-]*)", re.sub(rb"<!--.*?-->", b"", head, flags=re.S))
+    return tag[1] if tag else None
 
 
 def _gifti(path: Path, data: bytes) -> Parsed:
     image = load_gifti(path, data)
     arrays = {}
     for intent, name in ((1008, "vertices (POINTSET)"), (1009, "triangles (TRIANGLE)")):
-        found = [array for array in image.darrays if array.intent == intent]
-        if len(found) != 1:
-            raise InputError(f"{path}: a GIFTI surface has one array of {name}, not {len(found)}")
-        arrays[intent] = found[0]
+        matches = [array for array in image.darrays if array.intent == intent]
+        if len(matches) != 1:
+            raise InputError(f"{path}: a GIFTI surface has one array of {name}, not {len(matches)}")
+        arrays[intent] = matches[0]
     notes = []
     system = arrays[1008].coordsys
     if system is not None and not np.array_equal(system.xform, np.eye(4)):
@@ -111,11 +122,11 @@ def _gifti(path: Path, data: bytes) -> Parsed:
 
 
 def _freesurfer(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    if data[:3] == b"\xff\xff\xfe":  # triangles: two lines of text, then two counts
+    if data[:3] == b"\xff\xff\xfe":  # triangle file: two lines of text, then two counts
         counts = data.split(b"\n", 2)[-1][:8]
         vertices, faces = np.frombuffer(counts, ">i4") if len(counts) == 8 else (-1, -1)
         size = 12 * (int(vertices) + int(faces))
-    else:  # quadrangles: 3-byte counts, int16 or float32 coordinates, 3-byte indices
+    else:  # quadrangle file: 3-byte counts, int16 or float32 coordinates, 3-byte indices
         vertices, faces = (int.from_bytes(data[i : i + 3]) for i in (3, 6))
         size = (6 if data[2] == 0xFF else 12) * vertices + 12 * faces
     if vertices < 0 or faces < 0 or size > len(data):
@@ -154,18 +165,18 @@ def _through_meshio(path: Path, data: bytes, name: str) -> tuple[np.ndarray, np.
         raise InputError(f"{path}: a PLY whose header does not end; export it again")
     if any(len(count) > 18 or int(count) > len(data) for count in counts):
         raise InputError(f"{path}: its header counts more than its {len(data)} bytes can hold")
-    said = io.StringIO()  # meshio prints its reasons, then exits
+    output = io.StringIO()  # meshio prints its reason, then exits
     with _as_file(path, data) as file:
         try:
             with (
-                contextlib.redirect_stdout(said),
-                contextlib.redirect_stderr(said),
+                contextlib.redirect_stdout(output),
+                contextlib.redirect_stderr(output),
                 warnings.catch_warnings(),
             ):
-                warnings.simplefilter("ignore")  # of its own doing: overflows, old NumPy calls
+                warnings.simplefilter("ignore")  # meshio's own: overflows, deprecated NumPy calls
                 mesh = meshio.read(file, file_format=name)
         except SystemExit:
-            reason = said.getvalue().partition("Error:")[0].strip() or "it gives no reason"
+            reason = output.getvalue().partition("Error:")[0].strip() or "it gives no reason"
             raise InputError(
                 f"{path}: meshio cannot read it as {name}: {reason}; convert it to GIFTI"
             ) from None
@@ -186,7 +197,7 @@ def _through_meshio(path: Path, data: bytes, name: str) -> tuple[np.ndarray, np.
 
 @contextlib.contextmanager
 def _as_file(path: Path, data: bytes) -> Iterator[str]:
-    """A name under which the gunzipped content lies on disk."""
+    """Yield the path of a file with the gunzipped content."""
     with open(path, "rb") as start:
         gzipped = start.read(2) == b"\x1f\x8b"
     if not gzipped:
@@ -199,29 +210,40 @@ def _as_file(path: Path, data: bytes) -> Iterator[str]:
 
 
 def numbers_of(words: list[bytes]) -> np.ndarray:
-    """float64 [N] of N words. Raises ValueError where one is no number."""
-    # As an array every word takes as much memory as the longest.
+    """Convert N words to float64 [N]. Raises ValueError if one is not a number."""
+    # In a NumPy array every word takes as much memory as the longest.
     if max(map(len, words), default=0) > MAX_LETTERS:
         raise ValueError(f"a word of over {MAX_LETTERS} letters")
     return np.array(words, "S").astype(np.float64)
 
 
 def parse_mni_obj(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices float64 [V, 3] and faces int [F, 3] of a text file; all items must be triangles."""
+    """Parse an MNI text .obj file. All its items must be triangles.
+
+    Args:
+        path: the file, for messages.
+        data: its content.
+
+    Returns:
+        Vertices float64 [V, 3] and faces int64 [F, 3].
+
+    Raises:
+        InputError: the file is binary, truncated, damaged or holds other items.
+    """
     if data[:1] == b"p":
         raise InputError(f"{path}: a binary MNI .obj; convert it to text or to GIFTI first")
     words = data.split()
-    place = 1
+    position = 1
 
     def take(count: int, what: str) -> np.ndarray:
-        nonlocal place
-        if count < 0 or place + count > len(words):
+        nonlocal position
+        if count < 0 or position + count > len(words):
             raise InputError(
                 f"{path}: an MNI .obj that ends before its {what} ({count} numbers expected, "
-                f"{len(words) - place} left); the file is truncated or damaged"
+                f"{len(words) - position} left); the file is truncated or damaged"
             )
-        chunk = words[place : place + count]
-        place += count
+        chunk = words[position : position + count]
+        position += count
         try:
             return numbers_of(chunk)
         except ValueError:

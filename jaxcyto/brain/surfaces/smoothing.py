@@ -7,26 +7,36 @@ from scipy.sparse.linalg import splu
 
 from jaxcyto.brain.surfaces.surface import Surface
 
-STEPS = 8  # implicit ones: the variance is right with any number, the Gaussian's shape needs some
-STEP = 0.9  # toward the neighbors' mean; at 1 a vertex would forget its own place
-SPAN = 0.25  # of the mesh, that neighbors' means reach: sqrt(rounds) edges. Looked at, no more
+# Implicit steps. The variance is right with any number, the shape of a Gaussian needs several.
+STEPS = 8
+STEP = 0.9  # share of the way to the neighbors' mean. At 1 a vertex's own position has no effect
+# Reach of the rounds, 2 sqrt(rounds) edges, as a share of the mesh's extent. Chosen by eye.
+SPAN = 0.25
 MOST_ROUNDS = 2000
 
 
 def smooth(surface: Surface, values: np.ndarray, fwhm_mm: float) -> np.ndarray:
-    """Values [V, C] smoothed by about a Gaussian of this full width at half maximum.
+    """Smooth values along a surface by approximately a Gaussian.
 
-    Heat flow over the time sigma^2 / 2, where FWHM = sigma sqrt(8 ln 2), by implicit steps with the
-    cotangent Laplacian (Crane et al. 2013, "Geodesics in heat", section 3.2). Sums over the
-    surface, weighted by area, stay as they are; values stay within their range but for the
-    rounding of obtuse triangles, which is cut off.
+    The values follow the heat equation for the time sigma^2 / 2, where FWHM = sigma sqrt(8 ln 2),
+    in implicit steps with the cotangent Laplacian (Crane et al. 2013, "Geodesics in heat", section
+    3.2). The steps keep the sum over the surface, weighted by area. Obtuse triangles can push
+    values slightly out of their range, so the result is clipped to the range of the input.
+
+    Args:
+        surface: the mesh.
+        values: [V, C].
+        fwhm_mm: full width at half maximum of the Gaussian, mm.
+
+    Returns:
+        float32 [V, C].
     """
     time = fwhm_mm**2 / (8 * np.log(2)) / 2 / STEPS
     vertices, faces = surface.vertices, surface.faces
     area = pp3d.vertex_areas(vertices, faces)
     mass = sparse.diags(np.maximum(area, 1e-9 * area.mean()))
     matrix = sparse.csc_matrix(mass + time * pp3d.cotan_laplacian(vertices, faces))
-    # For symmetric matrices: several times as fast as the default order of columns.
+    # This column order for symmetric matrices is several times as fast as the default.
     solver = splu(matrix, "MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True})
     low, high = values.min(), values.max()
     for _ in range(STEPS):
@@ -35,17 +45,17 @@ def smooth(surface: Surface, values: np.ndarray, fwhm_mm: float) -> np.ndarray:
 
 
 def inflate(surface: Surface) -> tuple[Surface, np.ndarray]:
-    """Moves each vertex toward the mean of its neighbors, again and again.
+    """Move each vertex toward the mean of its neighbors, repeatedly.
 
-    The area is kept by scaling after the last round. Distances and angles are not: this is for
-    looking at, not for measuring.
+    The result is scaled to the area of the input. Distances and angles change, so use the inflated
+    surface for figures and not for measurements.
 
     Args:
-        surface: any mesh; vertices without a triangle stay where they are.
+        surface: any mesh. Vertices without a triangle are not smoothed.
 
     Returns:
-        The inflated surface, with the same triangles; and for each vertex whether it lay in a
-        valley of the mesh as given, bool [V].
+        The inflated surface with the same triangles, and whether each vertex lies in a valley of
+        the input mesh, bool [V].
     """
     vertices, faces = surface.vertices, surface.faces
     mean = neighbor_mean(len(vertices), faces)
@@ -66,7 +76,14 @@ def inflate(surface: Surface) -> tuple[Surface, np.ndarray]:
 
 
 def neighbor_mean(number: int, faces: np.ndarray) -> sparse.csr_array:
-    """The matrix [V, V] that takes the mean over each vertex's neighbors; 1 where it has none."""
+    """Build the matrix [V, V] that takes the mean over each vertex's neighbors.
+
+    A vertex without neighbors keeps its value.
+
+    Args:
+        number: number of vertices.
+        faces: [F, 3].
+    """
     start, end = faces.ravel(), np.roll(faces, 1, axis=1).ravel()
     rows, columns = np.concatenate([start, end]), np.concatenate([end, start])
     linked = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(number, number))
@@ -77,13 +94,16 @@ def neighbor_mean(number: int, faces: np.ndarray) -> sparse.csr_array:
 
 
 def areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Areas [F] of the triangles, mm^2."""
+    """Calculate the area of each triangle, [F] in mm^2."""
     first, second, third = (vertices[faces[:, k]] for k in range(3))
     return np.linalg.norm(np.cross(second - first, third - first), axis=1) / 2
 
 
 def vertex_normals(surface: Surface) -> np.ndarray:
-    """Unit normals [V, 3], triangles weighted by area; 0 where a vertex has no triangle."""
+    """Calculate the unit normal of each vertex, [V, 3].
+
+    The normals of its triangles are averaged, weighted by area. The result is 0 without triangles.
+    """
     vertices, faces = surface.vertices, surface.faces
     first, second, third = (vertices[faces[:, k]] for k in range(3))
     normal = np.cross(second - first, third - first)

@@ -1,25 +1,23 @@
-"""Surface meshes in millimeters, whatever format they come in.
+"""Read, check and write surface meshes in millimeters.
 
-Formats are recognized by content (see `surface_files.py`). Coordinates are taken as the file
-stores them: a GIFTI coordinate transform and FreeSurfer's `c_ras` are not applied, as in nibabel
-and FreeSurfer itself, so that all surfaces of a brain and the affines of its sections must share
-the space the numbers stand in. A transform that would move the vertices is said in a warning.
+The format of a file is inferred from its content (see `formats.py`). Coordinates are used as
+stored: a GIFTI coordinate transform and FreeSurfer's `c_ras` are not applied, as in nibabel and in
+FreeSurfer itself. The stored coordinates of all surfaces of a brain and the affines of its sections
+must therefore share one space. A warning reports a GIFTI transform that would move the vertices.
 """
 
 import dataclasses
-import gzip
 import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from nibabel.gifti.gifti import GiftiDataArray, GiftiImage
 
 from jaxcyto.brain.manifest import Hemisphere
 from jaxcyto.brain.surfaces.formats import load_bytes, parse_surface
+from jaxcyto.brain.surfaces.gifti import gifti_array, write_gifti
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,15 +33,15 @@ class Surface:
     faces: np.ndarray
 
 
-MAX_MM = 1e6  # of a coordinate: beyond, squares could overflow, and nothing is a brain
+MAX_MM = 1e6  # largest coordinate. Squares of larger ones could overflow, and no brain is as large
 
 
 def read_surface(path: str | os.PathLike) -> Surface:
-    """Reads a surface of any supported format; warns of what `surface_warnings` finds.
+    """Read a surface of any supported format, with a warning for each of `surface_warnings`.
 
     Raises:
-        InputError: not a readable surface, no vertices or triangles, a vertex that is not
-            finite, or a triangle that names a vertex which is not there.
+        InputError: the surface is not readable, has no vertices or no triangles, has a vertex that
+            is not finite, or a triangle with the index of a missing vertex.
     """
     path = Path(path)
     vertices, faces, notes = parse_surface(path, load_bytes(path))
@@ -54,31 +52,35 @@ def read_surface(path: str | os.PathLike) -> Surface:
 
 
 def write_surface(path: str | os.PathLike, surface: Surface) -> None:
-    """Writes GIFTI (float32 mm, int32), atomically; gzipped if the name ends in .gz."""
+    """Write a surface as GIFTI (vertices float32 in mm, faces int32), atomically.
+
+    The file is gzipped if its name ends in .gz.
+
+    Raises:
+        InputError: as `check_surface`.
+    """
     path = Path(path)
     vertices, faces = check_surface(path, surface.vertices, surface.faces)
-    arrays = [
-        GiftiDataArray(data, intent=intent, datatype=datatype, encoding="GIFTI_ENCODING_B64GZ")
-        for data, intent, datatype in (
-            (vertices.astype(np.float32), "NIFTI_INTENT_POINTSET", "NIFTI_TYPE_FLOAT32"),
-            (faces.astype(np.int32), "NIFTI_INTENT_TRIANGLE", "NIFTI_TYPE_INT32"),
-        )
-    ]
-    image = GiftiImage(darrays=arrays)
-    data = image.to_bytes()
-    if path.suffix == ".gz":
-        data = gzip.compress(data, mtime=0)
-    with atomic_write(path) as file:
-        file.write(data)
+    points = gifti_array(vertices.astype(np.float32), "NIFTI_INTENT_POINTSET")
+    write_gifti(path, [points, gifti_array(faces, "NIFTI_INTENT_TRIANGLE")])
 
 
 def check_surface(
     path: Path, vertices: np.ndarray, faces: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices float64 [V, 3] and faces int32 [F, 3] of the file `path`.
+    """Check vertices and faces and convert their types.
+
+    Args:
+        path: the file, for messages.
+        vertices: [V, 3], mm.
+        faces: [F, 3], indices of vertices.
+
+    Returns:
+        Vertices float64 [V, 3] and faces int32 [F, 3].
 
     Raises:
-        InputError: as `read_surface`.
+        InputError: an array has another shape or type or is empty, a vertex is not finite or beyond
+            MAX_MM, or a triangle has the index of a missing vertex.
     """
     vertices, faces = np.asarray(vertices), np.asarray(faces)
     if vertices.ndim != 2 or vertices.shape[1] != 3 or not len(vertices):
@@ -87,7 +89,7 @@ def check_surface(
         raise InputError(f"{path}: no triangles; a surface of triangles is needed")
     if vertices.dtype.kind not in "biuf":
         raise InputError(f"{path}: coordinates are {vertices.dtype} numbers; export it again")
-    with np.errstate(all="ignore"):  # of numbers that are none
+    with np.errstate(all="ignore"):  # NaN and huge values may warn when converted
         vertices = np.ascontiguousarray(vertices, np.float64)
     finite = np.isfinite(vertices).all(axis=1)
     if not finite.all():
@@ -109,16 +111,18 @@ def check_surface(
 
 
 def vertex_matched(first: Surface, second: Surface) -> bool:
-    """Whether the vertices and triangles of two surfaces correspond one by one."""
-    same_number = len(first.vertices) == len(second.vertices)
-    return same_number and np.array_equal(first.faces, second.faces)
+    """Return whether two surfaces have the same number of vertices and the same triangles."""
+    same_count = len(first.vertices) == len(second.vertices)
+    return same_count and np.array_equal(first.faces, second.faces)
 
 
 def hemisphere_surface(hemisphere: Hemisphere) -> Surface:
-    """The surface that carries sampling and distances: see `Hemisphere.surface`.
+    """Read the surface used for sampling and distances, see `Hemisphere.surface`.
+
+    The mid surface is its own file if there is one, else the mean of the pial and white vertices.
 
     Raises:
-        InputError: a file cannot be read, or pial and white are not vertex-matched.
+        InputError: a file cannot be read or is missing, or pial and white are not vertex-matched.
     """
     if hemisphere.surface != "mid" or hemisphere.mid is not None:
         path = getattr(hemisphere, hemisphere.surface)
@@ -138,21 +142,23 @@ def hemisphere_surface(hemisphere: Hemisphere) -> Surface:
 
 
 def surface_warnings(surface: Surface) -> list[str]:
-    """What is unusual about a mesh that can still be used, one sentence each."""
+    """Describe what is unusual about a usable mesh, one text each."""
     faces = surface.faces.astype(np.int64)
-    number = len(surface.vertices)
+    num_vertices = len(surface.vertices)
     notes = []
-    used = np.zeros(number, bool)
+    used = np.zeros(num_vertices, bool)
     used[faces] = True
     if not used.all():
-        notes.append(f"{number - used.sum()} of {number} vertices belong to no triangle")
-    # An edge as one number, so that equal edges sort together.
+        notes.append(
+            f"{num_vertices - used.sum()} of {num_vertices} vertices belong to no triangle"
+        )
+    # Each edge as one integer, so that equal edges are neighbors after sorting.
     start, end = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
-    edges = np.sort(np.minimum(start, end) * number + np.maximum(start, end))
+    edges = np.sort(np.minimum(start, end) * num_vertices + np.maximum(start, end))
     first = np.flatnonzero(np.r_[True, edges[1:] != edges[:-1]])
     count = np.diff(np.r_[first, len(edges)])
-    low, high = np.divmod(edges[first], number)
-    graph = sp.coo_array((np.ones(len(low), np.int8), (low, high)), (number, number))
+    low, high = np.divmod(edges[first], num_vertices)
+    graph = sp.coo_array((np.ones(len(low), np.int8), (low, high)), (num_vertices, num_vertices))
     component = sp.csgraph.connected_components(graph, directed=False)[1]
     sizes = np.sort(np.bincount(component[used]))[::-1]
     sizes = sizes[sizes > 0]

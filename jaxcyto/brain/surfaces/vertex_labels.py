@@ -1,11 +1,13 @@
-"""Read area labels, one whole number for each vertex of a surface, in the formats of the field.
+"""Read area labels, one integer for each vertex of a surface, in the formats of the field.
 
-FreeSurfer's .annot is parsed here: big-endian int32 throughout. The number of vertices; for each
-its number and its color code (red + 256 green + 65536 blue); 1; the table. A table of version 2:
--2, the highest index + 1, the length and name of the file it came from, the number of entries, and
-for each its index, the length and text of its name, and red, green, blue and transparency. In older
-tables the number of entries takes the place of the first two and of the fourth, and entries have no
-index.
+This module parses FreeSurfer's .annot format, which consists of big-endian int32:
+* the number of vertices, and for each its index and color code (red + 256 green + 65536 blue)
+* the value 1, followed by the table of areas
+* version 2 of the table: -2, the highest index + 1, the length and name of the file it came from,
+  the number of entries, and for each entry its index, the length and text of its name, and red,
+  green, blue and transparency
+* older tables: the number of entries, the length and name of the file, and the entries without
+  their index.
 """
 
 import os
@@ -20,17 +22,25 @@ from jaxcyto.brain.surfaces.formats import load_bytes, numbers_of, xml_root
 from jaxcyto.brain.surfaces.gifti import load_gifti
 from jaxcyto.errors import InputError
 
-MAX_ENTRIES = 1 << 16
+MAX_ENTRIES = 1 << 16  # of the table of an .annot file
 
 
 def read_labels(path: str | os.PathLike, num_vertices: int) -> np.ndarray:
-    """Labels int32 [num_vertices] from GIFTI label or shape, FreeSurfer .annot or .mgz, or text.
+    """Read labels from GIFTI label or shape files, FreeSurfer .annot or .mgz, or text.
 
-    The format is told from the content. An .annot gives the index into its own table of areas
-    (-1 where it names none); text holds one whole number a line.
+    The format is inferred from the content. Labels of an .annot file are indices into its table of
+    areas, -1 for vertices without an area. A text file holds one integer a line.
+
+    Args:
+        path: the file.
+        num_vertices: vertices of the surface.
+
+    Returns:
+        int32 [num_vertices].
 
     Raises:
-        InputError: not such a file, a number that is not whole, or another number of vertices.
+        InputError: the format is unknown, the file is damaged, a value is not an integer, or the
+            number of labels is not `num_vertices`.
     """
     path = Path(path)
     data = load_bytes(path)
@@ -55,7 +65,7 @@ def read_labels(path: str | os.PathLike, num_vertices: int) -> np.ndarray:
                 f"{path}: not labels in a known format; known are GIFTI, FreeSurfer .annot and "
                 ".mgz, and text with one whole number a line"
             )
-        # Of another surface: said below, whatever else may be wrong.
+        # The file of another surface gets the error below, whatever else is wrong with it.
         other = np.broadcast_to(np.int32(0), count)
         values = parse_annot(path, data)[0] if count == num_vertices else other
     if len(values) != num_vertices:
@@ -69,9 +79,9 @@ def read_labels(path: str | os.PathLike, num_vertices: int) -> np.ndarray:
 
 
 def read_label_names(path: str | os.PathLike) -> dict[int, str]:
-    """Names of the numbers that `read_labels` gives: of a GIFTI label table or an .annot.
+    """Read the names of the labels that `read_labels` returns.
 
-    Empty for formats that hold none.
+    GIFTI label tables and .annot files have names. The result is empty for other formats.
 
     Raises:
         InputError: the file cannot be read.
@@ -80,8 +90,8 @@ def read_label_names(path: str | os.PathLike) -> dict[int, str]:
     data = load_bytes(path)
     kind = _kind(data)
     if kind == "gifti":
-        found = load_gifti(path, data).labeltable.labels
-        names = {int(entry.key): getattr(entry, "label", None) for entry in found}
+        entries = load_gifti(path, data).labeltable.labels
+        names = {int(entry.key): getattr(entry, "label", None) for entry in entries}
         return {key: str(name) for key, name in names.items() if name}
     if kind == "annot":
         return parse_annot(path, data)[1]
@@ -108,16 +118,24 @@ def _mgh(path: Path, data: bytes) -> np.ndarray:
 
 
 def annot_vertices(data: bytes) -> int | None:
-    """The number of vertices by the header; None if the content cannot be an .annot of so many."""
+    """Return the number of vertices in the header of an .annot, None if they cannot fit in it."""
     count = int.from_bytes(data[:4], signed=True)
     return count if 0 < count <= (len(data) - 4) // 8 else None
 
 
 def parse_annot(path: Path, data: bytes) -> tuple[np.ndarray, dict[int, str]]:
-    """Index int32 [V] into the table of areas, -1 where a vertex is of none; names by index.
+    """Parse an .annot file.
+
+    Args:
+        path: the file, for messages.
+        data: its content.
+
+    Returns:
+        The index of each vertex into the table of areas, int32 [V] and -1 for vertices without an
+        area. And the names by index.
 
     Raises:
-        InputError: truncated, damaged, or a vertex is not named exactly once.
+        InputError: the file is truncated or damaged, or does not list each vertex exactly once.
     """
     count = annot_vertices(data)
     if count is None:
@@ -125,52 +143,52 @@ def parse_annot(path: Path, data: bytes) -> tuple[np.ndarray, dict[int, str]]:
     pairs = np.frombuffer(data, ">i4", 2 * count, 4).reshape(count, 2)
     order = np.argsort(pairs[:, 0], kind="stable")
     if not np.array_equal(pairs[order, 0], np.arange(count)):
-        raise InputError(f"{path}: an .annot that does not name every vertex once")
+        raise InputError(f"{path}: an .annot that does not list every vertex once")
     try:
         table = _table(data, 4 + 8 * count)
     except (struct.error, ValueError) as error:
         raise InputError(f"{path}: an .annot with a damaged table of areas: {error}") from None
     codes = {code: index for index, (code, _) in reversed(table.items())}
-    found, inverse = np.unique(pairs[order, 1], return_inverse=True)
-    # Code 0 means no area, whatever the table says.
-    index = [codes.get(code, -1) if code else -1 for code in found.tolist()]
+    unique, inverse = np.unique(pairs[order, 1], return_inverse=True)
+    # Code 0 means no area, even if the table has an entry of this color.
+    index = [codes.get(code, -1) if code else -1 for code in unique.tolist()]
     return np.array(index, np.int32)[inverse], {key: name for key, (_, name) in table.items()}
 
 
-def _table(data: bytes, place: int) -> dict[int, tuple[int, str]]:
-    """Color code and name of each index."""
+def _table(data: bytes, position: int) -> dict[int, tuple[int, str]]:
+    """Parse the table of areas at a position into the color code and name of each index."""
 
-    def number() -> int:
-        nonlocal place
-        place += 4
-        return struct.unpack_from(">i", data, place - 4)[0]
+    def integer() -> int:
+        nonlocal position
+        position += 4
+        return struct.unpack_from(">i", data, position - 4)[0]
 
     def text() -> str:
-        nonlocal place
-        length = number()
-        if not 0 <= length <= len(data) - place:
+        nonlocal position
+        length = integer()
+        if not 0 <= length <= len(data) - position:
             raise ValueError(f"a text of {length} bytes")
-        place += length
-        return data[place - length : place].rstrip(b"\0").decode("utf-8", "replace")
+        position += length
+        return data[position - length : position].rstrip(b"\0").decode("utf-8", "replace")
 
-    if number() != 1:
+    if integer() != 1:
         raise ValueError("there is none")
-    entries, version = number(), 1
+    entries, version = integer(), 1
     if entries < 0:
-        version, highest = -entries, number()
+        version, highest = -entries, integer()
     if version > 2:
         raise ValueError(f"version {version}")
     text()
     if version == 2:
-        entries = number()
+        entries = integer()
     if not 0 < entries <= MAX_ENTRIES:
         raise ValueError(f"{entries} entries")
     table = {}
     for entry in range(entries):
-        index = number() if version == 2 else entry
+        index = integer() if version == 2 else entry
         if version == 2 and not 0 <= index < highest:
             raise ValueError(f"index {index} of {highest}")
         name = text()
-        red, green, blue, _ = number(), number(), number(), number()
+        red, green, blue, _ = integer(), integer(), integer(), integer()
         table[index] = red + (green << 8) + (blue << 16), name
     return table

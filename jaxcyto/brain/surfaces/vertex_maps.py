@@ -1,69 +1,64 @@
-"""Values of patches as maps on a surface, and such maps as GIFTI for Connectome Workbench."""
+"""Turn values of patches into maps on a surface, and write maps as GIFTI metric files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from nibabel.gifti.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
 from scipy import sparse
 
+from jaxcyto.brain.surfaces.gifti import gifti_array, write_gifti
 from jaxcyto.brain.surfaces.smoothing import neighbor_mean
 from jaxcyto.brain.surfaces.surface import Surface
-from jaxcyto.utils.files import atomic_write
 
 
 def vertex_means(
     surface: Surface, face: np.ndarray, bary: np.ndarray, values: np.ndarray, reach_mm: float
 ) -> np.ndarray:
-    """The mean over the patches near each vertex, float32 [V, C]; NaN where none is near.
+    """Calculate a weighted mean over the patches near each vertex.
 
-    A patch counts at the nearest corner of its triangle and from there on along the edges of the
-    mesh, never across a sulcus: as far as a random walk comes that stays or goes on, each with
-    probability 1/2, in reach / mean edge steps. Its weight is the walk's, near patches weigh more.
+    A patch belongs to the nearest corner of its triangle. Its weight at a vertex is the probability
+    that a random walk along the edges of the mesh leads there from the vertex, in reach / mean edge
+    length steps that stay or move with probability 1/2 each. Nearby patches therefore weigh more,
+    and none counts across a sulcus.
 
     Args:
         surface: the mesh.
-        face: triangles of the patches [N].
-        bary: barycentric coordinates [N, 3].
-        values: of the patches [N, C].
-        reach_mm: how far a patch stands for the surface around it.
+        face: [N], triangle of each patch.
+        bary: [N, 3], its barycentric coordinates.
+        values: [N, C], values of the patches.
+        reach_mm: distance that limits the walk, mm.
+
+    Returns:
+        float32 [V, C], NaN for vertices without a patch in reach.
     """
-    number = len(surface.vertices)
+    num_vertices = len(surface.vertices)
     corner = surface.faces[face, bary.argmax(axis=1)]
-    at = sparse.csr_array((np.ones(len(face)), (corner, np.arange(len(face)))), (number, len(face)))
+    at = sparse.csr_array(
+        (np.ones(len(face)), (corner, np.arange(len(face)))), (num_vertices, len(face))
+    )
     total = np.column_stack([at @ values.astype(np.float64), at.sum(axis=1)])
     sides = surface.vertices[surface.faces] - surface.vertices[np.roll(surface.faces, 1, axis=1)]
     edge_mm = max(float(np.linalg.norm(sides, axis=2).mean()), 1e-9)
-    mean = neighbor_mean(number, surface.faces)
+    mean = neighbor_mean(num_vertices, surface.faces)
     for _ in range(int(np.ceil(reach_mm / edge_mm))):
         total = (total + mean @ total) / 2
     weight = total[:, -1:]
-    found = np.full((number, values.shape[1]), np.nan)
-    np.divide(total[:, :-1], weight, out=found, where=weight > 0)
-    return found.astype(np.float32)
+    means = np.full((num_vertices, values.shape[1]), np.nan)
+    np.divide(total[:, :-1], weight, out=means, where=weight > 0)
+    return means.astype(np.float32)
 
 
 def write_maps(path: Path, hemisphere: str, names: Sequence[str], maps: np.ndarray) -> None:
-    """Writes maps [V, C] as a GIFTI metric file, one array each with its name; NaN: no value."""
-    arrays = []
-    for name, values in zip(names, maps.T, strict=True):
-        array = GiftiDataArray(
-            np.ascontiguousarray(values, np.float32),
-            intent="NIFTI_INTENT_NONE",
-            datatype="NIFTI_TYPE_FLOAT32",
-            encoding="GIFTI_ENCODING_B64GZ",
-            meta={"Name": name},
-        )
-        arrays.append(array)
-    with atomic_write(path) as file:
-        file.write(GiftiImage(meta=structure_meta(hemisphere), darrays=arrays).to_bytes())
+    """Write maps as a GIFTI metric file for Connectome Workbench.
 
-
-def structure_meta(hemisphere: str) -> GiftiMetaData:
-    """Which structure a file belongs to, as Connectome Workbench wants to know it.
-
-    Told from the hemisphere's name (left, lh, L, right, ...); nothing for other names.
+    Args:
+        path: the file to write.
+        hemisphere: name of the hemisphere, from which the structure is inferred.
+        names: [C], a name for each map.
+        maps: [V, C], written as float32. NaN means no value.
     """
-    sides = {"l": "CortexLeft", "r": "CortexRight"}
-    found = sides.get(hemisphere.strip().lower()[:1])
-    return GiftiMetaData({"AnatomicalStructurePrimary": found} if found else {})
+    arrays = [
+        gifti_array(values.astype(np.float32), "NIFTI_INTENT_NONE", name)
+        for name, values in zip(names, maps.T, strict=True)
+    ]
+    write_gifti(path, arrays, hemisphere)

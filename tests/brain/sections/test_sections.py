@@ -1,4 +1,4 @@
-"""Windows of sections: any window equals the same crop of the whole image as others decode it."""
+"""Test that each window of a section equals the same crop of the image decoded by tifffile."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ def luma(rgb: np.ndarray) -> np.ndarray:
 
 
 def image(height=150, width=203, dtype=np.uint8, samples=1, seed=0) -> np.ndarray:
-    """Smooth enough for JPEG, with a little noise; every value of the type may occur."""
+    """Return a noisy image that is smooth enough for JPEG and spans the range of its dtype."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     channels = [
@@ -41,7 +41,7 @@ def image(height=150, width=203, dtype=np.uint8, samples=1, seed=0) -> np.ndarra
 
 
 def check_windows(section, whole: np.ndarray, number: int = 25, seed: int = 0) -> None:
-    """Random windows, most of them across the border, against a padded image."""
+    """Compare random windows, most of them across the border, with crops of the padded image."""
     rng = np.random.default_rng(seed)
     margin = 20
     padded = np.pad(whole, margin, constant_values=section.background)
@@ -244,7 +244,7 @@ def test_writer_leaves_nothing_behind(tmp_path):
 
 
 def exact_resample(whole, ratio, top, left, height, width, background) -> np.ndarray:
-    """Means of covered area, or linear interpolation, one axis after the other in float64."""
+    """Resample by area or linear interpolation in float64, one axis after the other."""
 
     def weights(start, size, length):
         matrix = np.zeros((size, length + 1))  # the last column is the background
@@ -375,7 +375,9 @@ def test_many_sections_need_no_descriptors(tmp_path):
     used = {int(name) for name in os.listdir("/dev/fd")}
     held += [open_section(path) for _ in range(20)]
     assert all(section.read(0, 0, 9, 9).shape == (9, 9) for section in held)
-    assert len(set(map(int, os.listdir("/dev/fd"))) - used) <= 1  # the listing itself
+    assert (
+        len(set(map(int, os.listdir("/dev/fd"))) - used) <= 1
+    )  # the descriptor of the listing itself
 
 
 def test_only_the_rows_of_a_window_are_read(tmp_path, monkeypatch):
@@ -403,7 +405,7 @@ def test_small_images(tmp_path):
     ):
         picture = Image.fromarray(pixels)
         assert picture.mode == mode
-        picture.save(tmp_path / "section.tif", "PNG")  # by content, not by name
+        picture.save(tmp_path / "section.tif", "PNG")  # the content decides, not the name
         check_windows(open_section(tmp_path / "section.tif"), expected.astype(np.uint8), 5)
 
 
@@ -453,7 +455,7 @@ def test_truncated_and_corrupt(tmp_path, compression):
         open_section(path)
     path.write_bytes(data)
     section = open_section(path)
-    path.write_bytes(data[: offset + count // 2])  # while it is open
+    path.write_bytes(data[: offset + count // 2])  # while the section is in use
     with pytest.raises(InputError, match=r"section\.tif: changed while"):
         section.read(0, 0, *section.shape)
     if compression in ("zstd", "jpeg"):
@@ -502,7 +504,7 @@ def test_a_lying_jpeg_is_not_unpacked(tmp_path):
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 def test_pages_that_lead_back_are_refused(tmp_path, bigtiff, byteorder):
-    """The last page's link to the next points at the first: tifffile alone would go on and on."""
+    """Refuse a last page that links to the first. tifffile alone would follow the loop."""
     path = tmp_path / "loop.tif"
     with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as writer:
         for _ in range(3):

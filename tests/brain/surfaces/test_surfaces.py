@@ -1,4 +1,4 @@
-"""Surfaces and labels: every format by its content, faults in words."""
+"""Test that surfaces and labels are read by content, and that faults raise clear errors."""
 
 import gzip
 import warnings
@@ -51,7 +51,7 @@ REAL = {
 def test_real_surfaces(shared_data, name):
     surface = read_surface(shared_data / name)
     number = REAL[name]
-    # A sphere by its topology: V - E + F = 2 with E = 3 F / 2.
+    # A mesh with the topology of a sphere has V - E + F = 2 and E = 3 F / 2.
     assert surface.vertices.shape == (number, 3) and surface.vertices.dtype == np.float64
     assert surface.faces.shape == (2 * number - 4, 3)
     assert surface_warnings(surface) == []
@@ -105,12 +105,12 @@ MESHIO_FORMATS = ["ply", "off", "obj", "vtk", "stl"]
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.parametrize("format_", MESHIO_FORMATS)
 def test_meshio_formats_by_content(tmp_path, format_, gzipped):
-    path = tmp_path / "surface.gii"  # a name that says something else
+    path = tmp_path / "surface.gii"  # a name of another format
     meshio.Mesh(OCTAHEDRON.vertices, [("triangle", OCTAHEDRON.faces)]).write(path, format_)
     if gzipped:
         path.write_bytes(gzip.compress(path.read_bytes()))
     surface = read_surface(path)
-    # STL holds triangles only: compare corners.
+    # STL holds triangles without shared vertices, so compare their corners.
     np.testing.assert_allclose(
         surface.vertices[surface.faces], OCTAHEDRON.vertices[OCTAHEDRON.faces], atol=1e-6
     )
@@ -281,7 +281,7 @@ def test_warnings(tmp_path):
         "1 of 13 vertices belong to no triangle",
         "2 components",
         "1 triangles name a vertex twice",
-        # 0-2 and 2-1 gain a third triangle; 3-4 the one that is a line, twice.
+        # The edges 0-2 and 2-1 get a third triangle. The degenerate triangle adds 3-4 twice.
         "3 non-manifold edges",
     ]
     with warnings.catch_warnings(record=True) as caught:
@@ -327,7 +327,7 @@ def test_real_labels(shared_data):
     )
     assert area.dtype == np.int32 and set(area) == set(range(9))
     glasser = read_labels(shared_data / "bigbrain/labels/glasser_360_bigbrain_lh.txt", 163_842)
-    # Two atlases made by two groups: most of hOc1 is Glasser's V1.
+    # Two groups made these atlases independently. Most of hOc1 is Glasser's V1.
     assert (glasser[area == 1] == 181).mean() > 0.7
     path = shared_data / "labels/fsaverage/lh.rosenke18_vcatlas.v1_0.mgz"
     oracle = np.asarray(nib.load(path).dataobj).ravel()
