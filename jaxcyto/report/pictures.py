@@ -153,15 +153,15 @@ def section_pictures(gathered: Gathered) -> tuple[list[SectionPicture], list[str
     Returns:
         The pictures, and one message for each section that cannot be read.
     """
-    found, faults = [], []
+    predicted, faults = [], []
     for data in gathered.data:
         if not data.fault:
-            found += _predicted(Path(gathered.path), data.path)
-    wanted = [entry for entry in found if entry[2].split == "test" and entry[2].label is not None]
-    wanted = wanted or found
-    chosen = np.linspace(0, len(wanted) - 1, min(SECTIONS, len(wanted))).astype(int)
+            predicted += _predicted(Path(gathered.path), data.path)
+    test = [entry for entry in predicted if entry[2].split == "test" and entry[2].label is not None]
+    candidates = test or predicted
+    chosen = np.linspace(0, len(candidates) - 1, min(SECTIONS, len(candidates))).astype(int)
     pictures = []
-    for brain, background, row, path in (wanted[k] for k in chosen):
+    for brain, background, row, path in (candidates[k] for k in chosen):
         try:
             picture = _section(brain, background, row, open_class_map(path), gathered.classes)
         except (InputError, OSError) as error:
@@ -235,16 +235,16 @@ def _names(numbers: np.ndarray, classes: tuple[AreaClass, ...]) -> list[tuple[fl
     classes.
     """
     candidates = []
-    for number in np.unique(numbers):
-        if number >= len(classes) or classes[number].kind != "area":
+    for index in np.unique(numbers):
+        if index >= len(classes) or classes[index].kind != "area":
             continue
-        parts: Any = label(np.pad(numbers == number, 1))[0]  # type: ignore[index]
+        parts: Any = label(np.pad(numbers == index, 1))[0]  # type: ignore[index]
         sizes = np.bincount(parts.ravel())[1:]
         if sizes.max() < NAMED * numbers.size:
             continue
         depth: Any = distance_transform_cdt(parts == 1 + sizes.argmax())
         y, x = np.unravel_index(depth.argmax(), depth.shape)
-        candidates.append((int(sizes.max()), float(x) - 1, float(y) - 1, classes[number].name))
+        candidates.append((int(sizes.max()), float(x) - 1, float(y) - 1, classes[index].name))
     names: list[tuple[float, float, str]] = []
     across, down = (share * numbers.shape[1] for share in APART)
     for _, x, y, name in sorted(candidates, reverse=True):

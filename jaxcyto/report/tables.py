@@ -36,15 +36,17 @@ def errors(gathered: Gathered) -> Content:
 
 
 def _predictions(gathered: Gathered) -> Content:
-    found = read_predictions(Path(gathered.path))
-    if found is None:
+    predictions = read_predictions(Path(gathered.path))
+    if predictions is None:
         return hint(gathered.missing.get("predictions"))
     charts = [
-        points_chart("Distance", found["distance_mm"], found["predicted_distance_mm"], "mm"),
+        points_chart(
+            "Distance", predictions["distance_mm"], predictions["predicted_distance_mm"], "mm"
+        ),
     ]
     x = "|x|" if gathered.config["data"].get("absolute_x") else "x"
     true, predicted = (
-        found[key].reshape(-1, 3) for key in ("coordinates_mm", "predicted_coordinates_mm")
+        predictions[key].reshape(-1, 3) for key in ("coordinates_mm", "predicted_coordinates_mm")
     )
     for axis, name in enumerate((x, "y", "z")):
         charts.append(points_chart(f"Position {name}", true[:, axis], predicted[:, axis], "mm"))
@@ -63,7 +65,7 @@ def _pretraining(gathered: Gathered) -> Html:
             change = 100 * (error / constant - 1)
         return [name, number(error), number(constant), number(change, "+.0f"), number(other)]
 
-    def found(key: str, axis: int | None = None) -> list[float | None]:
+    def results(key: str, axis: int | None = None) -> list[float | None]:
         tables = (test, key), (test, f"{key}_constant"), (batch, key)
         values = [entry.get(name) for entry, name in tables]
         if axis is None:
@@ -71,10 +73,10 @@ def _pretraining(gathered: Gathered) -> Html:
         return [value[axis] if value is not None else None for value in values]
 
     rows = [
-        row("Distance", found("distance_mae_mm")),
-        row("Position", found("coordinate_mae_mm")),
+        row("Distance", results("distance_mae_mm")),
+        row("Position", results("coordinate_mae_mm")),
         *(
-            row(tag("span", name, class_="inner"), found("coordinate_mae_mm_per_axis", axis))
+            row(tag("span", name, class_="inner"), results("coordinate_mae_mm_per_axis", axis))
             for axis, name in enumerate((x, "y", "z"))
         ),
     ]
@@ -200,12 +202,12 @@ def _by_section(scores: Scores) -> Html:
     rows = [
         [
             name,
-            number(found["err_seg_percent"]),
-            number(found["dice_macro_areas"], ".3f"),
-            number(found["dice_macro"], ".3f"),
-            count(found["pixels"]),
+            number(section["err_seg_percent"]),
+            number(section["dice_macro_areas"], ".3f"),
+            number(section["dice_macro"], ".3f"),
+            count(section["pixels"]),
         ]
-        for name, found in scores.sections.items()
+        for name, section in scores.sections.items()
     ]
     head = ["Section", "Wrong, %", "Dice, mean of areas", "Dice, mean of classes", "Annotated px"]
     shown = table(head, rows, "By section")

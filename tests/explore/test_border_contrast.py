@@ -196,9 +196,7 @@ def test_a_step_at_the_border_gives_one_and_noise_a_half():
     found = gap_statistics(neighbor_gaps(step, curve, areas), *geometry)
     assert found["auc"] == 1 and found["border"] == 299 and found["within"] == 300 * 7
     assert found["median_border"] == pytest.approx(2) and found["median_within"] == 0
-    assert (
-        found["spearman_curvature"] is None
-    )  # the rank correlation with a constant is not defined
+    assert found["spearman_curvature"] is None  # not defined for constant distances
     noise = rng.normal(size=(len(areas), 8))
     found = gap_statistics(neighbor_gaps(noise, curve, areas), *geometry)
     assert abs(found["auc"] - 0.5) < 0.06

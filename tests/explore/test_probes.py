@@ -25,9 +25,7 @@ def clusters(spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_same_as_scikit_learn():
     features, areas = clusters(1.2)
-    features = (
-        features * np.array([1, 100, 1, 1, 1e-3, 1, 1, 1]) + 50
-    )  # the result must not depend on scales
+    features = features * np.array([1, 100, 1, 1, 1e-3, 1, 1, 1]) + 50  # must have no effect
     found = probe_areas(features, areas, TRAIN, TEST)
     for name, model in (
         ("knn", KNeighborsClassifier(20)),

@@ -149,9 +149,8 @@ def test_patches_are_those_of_training(tiny_brain):
     patches = load_patches(tiny_brain / "patches.npz", brain)
     config = DataConfig(brains=(str(tiny_brain),), patch_px=32, um_per_px=64.0)
     source = PairSource(open_pairs(config), config)
-    some = np.random.default_rng(0).permutation(len(patches))[
-        :50
-    ]  # the sections are in random order
+    # in random order, so that sections alternate
+    some = np.random.default_rng(0).permutation(len(patches))[:50]
     for number, image in zip(some, read_patches(brain, patches.select(some)), strict=True):
         np.testing.assert_array_equal(image, source.read_patch(number))
 
@@ -204,6 +203,5 @@ def test_areas_are_those_of_the_label_files_and_of_the_painted_sections(tiny_bra
             painted[number] = tifffile.imread(row.label)[y, x]
     known = painted != UNLABELED
     assert known.sum() > 30
-    assert (painted == areas)[
-        known
-    ].mean() > 0.9  # they may differ within half a triangle of a border
+    # they may differ within half a triangle of a border
+    assert (painted == areas)[known].mean() > 0.9
