@@ -2,7 +2,7 @@
 
 The section table gives a registration in one of two forms:
 
-* `affine` [3, 4]: mm = affine @ [column, row, 0, 1], with pixel centers at whole numbers.
+* `affine` [3, 4]: mm = affine @ [column, row, 0, 1], with pixel centers at integers.
 * A coordinate map, for a non-linear registration. It is a float32 (or float64) `.npy` file
   [h, w, 3] of positions in mm. Its nodes cover the image evenly from corner pixel to corner pixel.
   In an image of H x W px, node (i, j) lies at column j (W - 1) / (w - 1) and row

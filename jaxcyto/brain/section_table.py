@@ -30,7 +30,7 @@ class SectionRow:
     """One row of the section table. Paths are absolute.
 
     Either `affine` or `coordinates` is set. `affine` [3, 4] maps pixels at full resolution to mm:
-    mm = affine @ [column, row, 0, 1], with pixel centers at whole numbers. `coordinates` is the
+    mm = affine @ [column, row, 0, 1], with pixel centers at integers. `coordinates` is the
     file of a coarse coordinate map (see `registration.py`).
     """
 

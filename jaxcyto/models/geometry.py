@@ -6,8 +6,8 @@ convolutions. They are 3x3, except for the very first convolution (the stem). A 
 lies between two blocks. The expansive path of the U-Net has two steps fewer than there are blocks.
 It ends on the grid of the second block, so the pooling after block 1 is never undone.
 
-Sides and positions are in px of the input image, for one axis at a time. Pixel centers are at whole
-numbers.
+Sides and positions are in px of the input image, for one axis at a time. Pixel centers are at
+integers.
 """
 
 from __future__ import annotations

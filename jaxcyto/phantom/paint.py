@@ -41,7 +41,8 @@ class Tissue:
     Attributes:
         tissue: 1 where there is tissue, float32 [height + 2, width]. It has one more row above and
             below, which interpolation needs.
-        darkness: darkness of the tissue without cells, float32 [height + 2, width], likewise.
+        darkness: darkness of the tissue without cells, float32 [height + 2, width]. It has the same
+            two additional rows.
         class_map: class of each pixel, uint8 [height, width].
         coverage: share of the area that cells cover, float32 [height, width].
         diameter_um: median cell diameter, float32 [height, width].

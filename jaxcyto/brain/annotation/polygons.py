@@ -129,7 +129,7 @@ def rasterize(
     """Paint polygons into a label image, in the given order.
 
     Args:
-        polygons: polygons on the label grid, with pixel centers at whole numbers.
+        polygons: polygons on the label grid, with pixel centers at integers.
         shape: (height, width) of the label image, px.
         over: is incremented by the number of painted-over pixels, by (old class, new class).
 
@@ -210,7 +210,7 @@ def _label_shape(row: SectionRow) -> tuple[int, int]:
 def _on_label_grid(
     path: Path, row: SectionRow, polygons: list[Polygon], unit: str
 ) -> list[Polygon]:
-    """Scale polygons to the label grid, with pixel centers at whole numbers.
+    """Scale polygons to the label grid, with pixel centers at integers.
 
     Raises:
         InputError: if a polygon lies outside of the section.

@@ -15,7 +15,7 @@ from jaxcyto.brain.annotation.scanline import edge_rows, expand, winding_number
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """The cut in grid coordinates (column, row), with pixel centers at whole numbers.
+    """The cut in grid coordinates (column, row), with pixel centers at integers.
 
     Attributes:
         corner: corners of T planar triangles, float64 [T, 3, 2].

@@ -1,4 +1,4 @@
-"""Fill polygons on a pixel grid, row by row. Pixel centers lie at whole numbers.
+"""Fill polygons on a pixel grid, row by row. Pixel centers lie at integers.
 
 A pixel center on a left or upper edge is inside, and a center on a right or lower edge is outside.
 Shapes that share an edge therefore divide the pixels along it: none belongs to both and none to

@@ -100,11 +100,13 @@ def _run(function: Callable[..., object], *arguments: Any) -> None:
     done = threading.Lock()
     done.acquire()
     outcome: list[BaseException | None] = []
-    asked, interrupt = False, None
+    submitted, interrupt = False, None
     while not outcome:
         try:
-            if not asked:
-                asked = True
+            if not submitted:
+                # Set before `put`: an interrupt is raised right after `put` has queued the work,
+                # and the work must not be queued twice.
+                submitted = True
                 _waiting.put((function, arguments, outcome, done))
             done.acquire()
         except BaseException as error:

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 PACKAGE = "onednn-cpu-gomp"
-# Constants of dnnl_types.h and dnnl_common_types.h: dnnl_cpu, dnnl_stream_in_order, dnnl_f32,
-# dnnl_format_tag_any; dnnl_forward_training, dnnl_forward_inference, dnnl_convolution_direct,
-# dnnl_pooling_max, dnnl_eltwise_relu, dnnl_scratchpad_mode_user; dnnl_query_*_md; DNNL_ARG_*.
+# Constants of dnnl_types.h and dnnl_common_types.h, in this order: dnnl_cpu, dnnl_stream_in_order,
+# dnnl_f32, dnnl_format_tag_any, dnnl_forward_training, dnnl_forward_inference,
+# dnnl_convolution_direct, dnnl_pooling_max, dnnl_eltwise_relu, dnnl_scratchpad_mode_user. Then
+# follow the queries dnnl_query_..._md and the indices of arguments DNNL_ARG_....
 CPU, IN_ORDER, FLOAT32, ANY_FORMAT = 1, 1, 3, 1
 TRAINING, INFERENCE, DIRECT, MAX, RELU, USER = 64, 96, 1, 0x1FF, 0x20, 1
 QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS, QUERY_SCRATCHPAD = 131, 132, 136
