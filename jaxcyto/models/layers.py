@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from jaxcyto.models.cpu import kernels
@@ -58,13 +60,22 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
     Returns:
         [B, H', W', C'] in the dtype of `x`.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
     """
+    _check_shapes(x, kernel)
     # The cast stays outside of the custom gradient, so that JAX differentiates it and the gradient
     # of the kernel has the kernel's own dtype.
     return _conv(x, kernel.astype(x.dtype), stride)
 
 
-# JAX cannot differentiate the calls into oneDNN, so both passes choose their library explicitly.
+# JAX cannot differentiate the calls into oneDNN, so each pass chooses its library explicitly. A
+# convolution is linear in its input x and in its kernel k, and its gradients are linear, too:
+#
+#     _conv(x, k) -> y        _input_gradient(y, k) -> x        _kernel_gradient(y, x) -> k
+#
+# The gradient of each of the three is made of the other two, so derivatives exist to any order.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     by_xla = functools.partial(_by_xla, stride=stride)
@@ -72,34 +83,60 @@ def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return _on_backend(by_xla, by_onednn, x, kernel)
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, stride), (x, kernel)
-
-
-def _backward(
-    stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-
-    def x_by_xla(gradient: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _input_gradient(
+    gradient: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: int
+) -> jax.Array:
+    def by_xla(gradient: jax.Array, kernel: jax.Array) -> jax.Array:
+        x = jnp.zeros(shape, gradient.dtype)
         return jax.vjp(lambda x: _by_xla(x, kernel, stride), x)[1](gradient)[0]
 
-    def kernel_by_xla(gradient: jax.Array, x: jax.Array) -> jax.Array:
+    by_onednn = functools.partial(kernels.input_gradient, shape=shape, stride=stride)
+    return _on_backend(by_xla, by_onednn, gradient, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _kernel_gradient(gradient: jax.Array, x: jax.Array, side: int, stride: int) -> jax.Array:
+    def by_xla(gradient: jax.Array, x: jax.Array) -> jax.Array:
+        kernel = jnp.zeros((side, side, x.shape[-1], gradient.shape[-1]), x.dtype)
         return jax.vjp(lambda kernel: _by_xla(x, kernel, stride), kernel)[1](gradient)[0]
 
-    x_by_onednn = functools.partial(kernels.input_gradient, shape=x.shape, stride=stride)
-    kernel_by_onednn = functools.partial(
-        kernels.kernel_gradient, side=kernel.shape[0], stride=stride
-    )
+    by_onednn = functools.partial(kernels.kernel_gradient, side=side, stride=stride)
+    return _on_backend(by_xla, by_onednn, gradient, x)
+
+
+def _conv_backward(stride, saved, gradient):
+    x, kernel = saved
     return (
-        _on_backend(x_by_xla, x_by_onednn, gradient, kernel),
-        _on_backend(kernel_by_xla, kernel_by_onednn, gradient, x),
+        _input_gradient(gradient, kernel, x.shape, stride),
+        _kernel_gradient(gradient, x, kernel.shape[0], stride),
     )
 
 
-_conv.defvjp(_forward, _backward)
+def _input_gradient_backward(shape, stride, saved, x):
+    del shape  # that of x, the cotangent
+    gradient, kernel = saved
+    return _conv(x, kernel, stride), _kernel_gradient(gradient, x, kernel.shape[0], stride)
+
+
+def _kernel_gradient_backward(side, stride, saved, kernel):
+    del side  # that of kernel, the cotangent
+    gradient, x = saved
+    return _conv(x, kernel, stride), _input_gradient(gradient, kernel, x.shape, stride)
+
+
+_conv.defvjp(lambda x, kernel, stride: (_conv(x, kernel, stride), (x, kernel)), _conv_backward)
+_input_gradient.defvjp(
+    lambda gradient, kernel, shape, stride: (
+        _input_gradient(gradient, kernel, shape, stride),
+        (gradient, kernel),
+    ),
+    _input_gradient_backward,
+)
+_kernel_gradient.defvjp(
+    lambda gradient, x, side, stride: (_kernel_gradient(gradient, x, side, stride), (gradient, x)),
+    _kernel_gradient_backward,
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -118,7 +155,19 @@ def affine_block(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bo
 
     Returns:
         [B, H', W', C'] in the dtype of `x`.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
     """
+    channels = x.shape[-1]
+    for kernel, a, b in layers:
+        _check_shapes(jax.ShapeDtypeStruct((*x.shape[:-1], channels), x.dtype), kernel)
+        channels = kernel.shape[3]
+        if a.shape != (channels,) or b.shape != (channels,):
+            raise ValueError(
+                f"factors {a.shape} and offsets {b.shape} of a kernel {kernel.shape}; expected "
+                f"({channels},)"
+            )
     folded = [
         ((kernel * _spread(a, 4)).astype(x.dtype), b.astype(x.dtype)) for kernel, a, b in layers
     ]
@@ -129,7 +178,10 @@ def affine_block(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bo
             x = nn.relu(x) if relu else x
         return max_pool(x) if pool else x
 
-    by_onednn = functools.partial(kernels.block, stride=stride, relu=relu, pool=pool)
+    def by_onednn(x: jax.Array, folded: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+        x = kernels.block(x, folded, stride, relu)
+        return max_pool(x) if pool else x  # oneDNN's pooling drops NaN, and is no faster
+
     return _on_backend(by_xla, by_onednn, x, folded)
 
 
@@ -160,14 +212,30 @@ def _by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _on_backend(by_xla: Callable, by_onednn: Callable, x: jax.Array, y: object) -> jax.Array:
-    """Return by_onednn(x, y) for float32 on the CPU, and by_xla(x, y) otherwise.
+    """Return by_onednn(x, y) for float32 in compiled programs on the CPU, else by_xla(x, y).
 
-    Empty arrays always go to XLA.
+    Empty arrays always go to XLA. So do calls outside of `jax.jit`, because XLA runs a program of
+    few operations in the thread that calls it. If that is the main thread, Ctrl-C at the very entry
+    of a Python handler ends the process (see `cpu/ffi.py`).
     """
-    if x.dtype == jnp.float32 and x.size and kernels.available():
+    traced = isinstance(x, Tracer)
+    if traced and x.dtype == jnp.float32 and x.size and kernels.available():
         # The platform is unknown while JAX traces. It picks the branch when it lowers the program.
         return jax.lax.platform_dependent(x, y, cpu=by_onednn, default=by_xla)
     return by_xla(x, y)
+
+
+def _check_shapes(x: Any, kernel: jax.Array) -> None:
+    """Raise ValueError unless a kernel fits its input. A library would read beyond its memory."""
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise ValueError(
+            f"input {x.shape} and kernel {kernel.shape}; expected [B, H, W, C] and [k, k, C, C']"
+        )
+    if kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[3]:
+        raise ValueError(
+            f"a kernel {kernel.shape} does not fit an input {x.shape}; expected [k, k, C, C'] "
+            f"with C = {x.shape[3]}"
+        )
 
 
 def _spread(channels: jax.Array, dimensions: int) -> jax.Array:
@@ -244,19 +312,28 @@ def max_pool(x: jax.Array) -> jax.Array:
     Returns:
         [B, ceil(H / 2), ceil(W / 2), C].
     """
-    return _pool_forward(x)[0]
+    a, b, c, d = _corners(x)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+def _corners(x: jax.Array) -> list[jax.Array]:
+    """Return the four pixels of all 2x2 windows, row by row, each [B, H', W', C]."""
+    height, width = x.shape[1:3]
+    padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    x = jnp.pad(x, padding, constant_values=-jnp.inf)
+    return [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
 def _pool_forward(x: jax.Array) -> tuple[jax.Array, Saved]:
     height, width = x.shape[1:3]
-    padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
-    x = jnp.pad(x, padding, constant_values=-jnp.inf)
-    a, b, c, d = (x[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
+    a, b, c, d = _corners(jax.lax.stop_gradient(x))
     top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
     # Greater or equal in each comparison: the first of equal pixels wins, as in `nn.max_pool`.
     winner = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
     shape = jnp.zeros((height, 0)), jnp.zeros((width, 0))
-    return jnp.maximum(top, bottom), (winner.astype(jnp.uint8), *shape)
+    # max_pool and not `top` and `bottom`: a second derivative must use its gradient, too. The
+    # compiler computes the common subexpressions once.
+    return max_pool(x), (winner.astype(jnp.uint8), *shape)
 
 
 def _pool_backward(saved: Saved, gradient: jax.Array) -> tuple[jax.Array]:

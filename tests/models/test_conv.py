@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcyto.models import SiameseNet, UNet
 from jaxcyto.models import layers as conv
 from jaxcyto.models.cpu import kernels as cpu
 from jaxcyto.models.cpu import onednn
@@ -321,3 +322,193 @@ def test_without_the_library(names, monkeypatch, tmp_path):
     assert onednn.library.__wrapped__() is None
     monkeypatch.setattr(onednn, "library", lambda: None)
     assert not cpu.available.__wrapped__()
+
+
+# ---- second derivatives --------------------------------------------------------------------------
+
+
+def gradient_penalty(function, *arguments):
+    """Return the gradient of the squared norm of a gradient, for all arguments."""
+    chosen = tuple(range(len(arguments)))
+
+    def penalty(*arguments):
+        gradients = jax.grad(lambda *a: jnp.sum(function(*a) ** 3), chosen)(*arguments)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradients))
+
+    return jax.jit(jax.grad(penalty, chosen))(*arguments)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_second_derivatives_of_a_convolution(stride, library):
+    x, kernel, _ = drawn(2, 12, 3, 4, 3, stride)
+    ours = gradient_penalty(lambda x, kernel: conv.conv(x, kernel, stride), x, kernel)
+    for one, other in zip(
+        ours, gradient_penalty(lambda x, k: conv._by_xla(x, k, stride), x, kernel), strict=True
+    ):
+        assert far(one, other) < 1e-5
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_second_derivatives_of_pooling(side):
+    """The penalty is the sum of (3 m^2)^2 over all maxima m, so its gradient is 36 m^3.
+
+    It goes to the first of equal pixels, as the first derivative does.
+    """
+    x = np.random.default_rng(0).integers(-3, 3, (2, side, side, 3)).astype(np.float32)
+    expected = np.zeros_like(x)
+    for b, row, column, c in np.ndindex(2, -(-side // 2), -(-side // 2), 3):
+        window = x[b, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2, c]
+        y, z = np.unravel_index(window.argmax(), window.shape)
+        expected[b, 2 * row + y, 2 * column + z, c] = 36 * window.max() ** 3
+    (ours,) = gradient_penalty(conv.max_pool, x)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("net", ["siamese", "unet"])
+def test_second_derivatives_of_the_networks(net, train, monkeypatch):
+    """A gradient penalty through a whole network, in oneDNN, equals that of XLA alone."""
+    if not ON_LINUX:
+        pytest.skip("no oneDNN here")
+    small: dict = {"stem_kernel": 3, "stem_stride": 1, "widths": (4, 4, 8)}
+    if net == "siamese":
+        model, shape = SiameseNet(features=5, **small), (2, 2, 32, 32, 1)
+    else:
+        model, shape = UNet(num_classes=3, **small), (1, 44, 44, 1)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    variables = dict(jax.jit(model.init)(jax.random.key(0), x))
+
+    def penalty(params, x):
+        def output(x):
+            outputs, _ = model.apply(
+                variables | {"params": params}, x, train, mutable=["batch_stats"]
+            )
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs))
+
+        if net == "unet":
+
+            def output(x):  # the atlas comes before `train`
+                logits, _ = model.apply(
+                    variables | {"params": params}, x, None, train, mutable=["batch_stats"]
+                )
+                return jnp.sum(jnp.sin(logits))
+
+        return jnp.sum(jax.grad(output)(x) ** 2)
+
+    found = []
+    for on in (True, False):
+        jax.clear_caches()
+        if not on:
+            monkeypatch.setenv("JAXCYTO_ONEDNN", "0")
+        program = jax.jit(jax.grad(penalty)).lower(variables["params"], x)
+        assert ("jaxcyto" in program.as_text()) == on
+        found.append(program.compile()(variables["params"], x))
+    jax.clear_caches()
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[1]))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4 * scale)
+
+
+# ---- values that are not finite, shapes, the switch ----------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("pool", [True, False])
+def test_values_that_are_not_finite_stay(value, pool, library):
+    """At inference the same outputs are not finite as in plain XLA, for a value at any position."""
+    rng = np.random.default_rng(0)
+    layers = [
+        (*(np.float32(rng.normal(size=shape)) for shape in ((3, 3, a, 8), (8,), (8,))),)
+        for a in (3, 8)
+    ]
+
+    def plain(x):
+        for kernel, a, b in layers:
+            x = nn.relu(conv._by_xla(x, kernel * a[None, None, None], 1) + b[None, None, None])
+        return conv.max_pool(x) if pool else x
+
+    ours = jax.jit(lambda x: conv.affine_block(x, layers, 1, True, pool))
+    for row, column in ((0, 0), (7, 8), (8, 7), (15, 15)):
+        x = rng.normal(size=(1, 16, 16, 3)).astype(np.float32)
+        x[0, row, column, 1] = value
+        found, wanted = np.isnan(ours(x)), np.isnan(jax.jit(plain)(x))
+        assert wanted.any() and not (wanted & ~found).any()
+        if np.isnan(value):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel"),
+    [
+        ((1, 8, 8, 3), (3, 3, 4, 2)),
+        ((1, 8, 8, 3), (3, 2, 3, 2)),
+        ((8, 8, 3), (3, 3, 3, 2)),
+        ((1, 8, 8, 3), (3, 3, 2)),
+    ],
+)
+@pytest.mark.parametrize("jitted", [True, False])
+def test_shapes_that_do_not_fit_are_refused_before_a_library_sees_them(x, kernel, jitted):
+    x, kernel = jnp.zeros(x), jnp.zeros(kernel)
+    convolve = jax.jit(conv.conv) if jitted else conv.conv
+    with pytest.raises(ValueError, match="kernel"):
+        convolve(x, kernel)
+    if x.ndim == kernel.ndim == 4:
+        layers = [(kernel, jnp.ones(2), jnp.zeros(2))]
+        with pytest.raises(ValueError, match="does not fit"):
+            conv.affine_block(x, layers, 1, True, False)
+
+
+def test_factors_of_another_length_are_refused():
+    layers = [(jnp.zeros((3, 3, 3, 2)), jnp.ones(2), jnp.zeros(3))]
+    with pytest.raises(ValueError, match=r"offsets \(3,\).*expected \(2,\)"):
+        conv.affine_block(jnp.zeros((1, 8, 8, 3)), layers, 1, True, False)
+
+
+def test_the_switches_and_eager_calls(monkeypatch):
+    """The environment, the config's switch, and calls outside of jit all leave the work to XLA."""
+    if not ON_LINUX:
+        pytest.skip("no oneDNN here")
+    x, kernel, _ = drawn(1, 9, 2, 2)
+
+    def uses_onednn() -> bool:
+        jax.clear_caches()
+        return "jaxcyto" in jax.jit(conv.conv).lower(x, kernel).as_text()
+
+    assert uses_onednn()
+    monkeypatch.setenv("JAXCYTO_ONEDNN", "0")
+    assert not uses_onednn()
+    monkeypatch.delenv("JAXCYTO_ONEDNN")
+    cpu.switch(False)
+    try:
+        assert not uses_onednn()
+    finally:
+        cpu.switch(True)
+    assert uses_onednn()
+    monkeypatch.setattr(cpu, "convolve", lambda *a, **k: pytest.fail("an eager call of oneDNN"))
+    conv.conv(x, kernel)
+
+
+def test_a_forked_child_raises_instead_of_waiting():
+    """The thread that calls oneDNN does not exist in a fork, and OpenMP does not survive one."""
+    if not ON_LINUX:
+        pytest.skip("no oneDNN here")
+    code = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+import jax, numpy as np
+from jaxcyto.models.cpu import ffi
+from jaxcyto.models import layers
+x, k = np.ones((1, 9, 9, 2), np.float32), np.ones((3, 3, 2, 2), np.float32)
+jax.jit(layers.conv)(x, k).block_until_ready()
+child = os.fork()
+if child == 0:
+    try:
+        ffi._run(int)
+    except RuntimeError as error:
+        os.write(1, str(error).encode())
+        os._exit(7)
+    os._exit(0)
+print("", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split()[-1] == "7" and "fork" in done.stdout, done

@@ -18,6 +18,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import os
 import queue
 import threading
 import time
@@ -97,6 +98,11 @@ def _run(function: Callable[..., object], *arguments: Any) -> None:
     runs signal handlers, which may raise KeyboardInterrupt, in the main thread only. The work is
     therefore never interrupted halfway.
     """
+    if os.getpid() != _process:
+        raise RuntimeError(
+            "oneDNN cannot be called in a forked process: start processes with the method spawn, "
+            "or set JAXCYTO_ONEDNN=0 before the fork"
+        )
     done = threading.Lock()
     done.acquire()
     outcome: list[BaseException | None] = []
@@ -131,6 +137,7 @@ def _work() -> None:
 
 _waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
 _worker = threading.Thread(target=_work, name="ffi", daemon=True)
+_process = os.getpid()  # a fork copies the module, but not the thread
 
 
 # `atexit` runs functions in reverse order. JAX registered its own earlier, so this one runs first.

@@ -7,8 +7,8 @@ along which mesh axes their results vary, so `jax.shard_map` needs check_vma=Fal
 from __future__ import annotations
 
 import functools
-import itertools
 import math
+import os
 from collections.abc import Sequence
 
 import jax
@@ -29,13 +29,28 @@ from jaxcyto.models.cpu.onednn import (
     Shape,
 )
 
+_switched_off = False
+
+
+def available() -> bool:
+    """Return whether convolutions on the CPU use oneDNN.
+
+    oneDNN is a dependency on x86-64 Linux only. The environment variable JAXCYTO_ONEDNN=0 and the
+    config's `onednn = False` turn it off. A function that is compiled already keeps what it was
+    traced with.
+    """
+    return not _switched_off and os.environ.get("JAXCYTO_ONEDNN", "1") != "0" and _registered()
+
+
+def switch(on: bool) -> None:
+    """Turn oneDNN on or off for functions that this process traces from now on."""
+    global _switched_off
+    _switched_off = not on
+
 
 @functools.cache
-def available() -> bool:
-    """Return whether oneDNN can be loaded. If it can, register the functions below with XLA.
-
-    oneDNN is a dependency on x86-64 Linux only.
-    """
+def _registered() -> bool:
+    """Load oneDNN and register the functions below with XLA. Return whether it can be loaded."""
     if onednn.library() is None:
         return False
     for function in (_block, _input_gradient, _kernel_gradient):
@@ -45,7 +60,7 @@ def available() -> bool:
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolve x [B, H, W, C] with a kernel [k, k, C, C'] to [B, H', W', C'], without padding."""
-    return _block_call(x, [(kernel,)], stride, relu=False, pool=False)
+    return _block_call(x, [(kernel,)], stride, relu=False)
 
 
 def input_gradient(gradient: jax.Array, kernel: jax.Array, shape: Shape, stride: int) -> jax.Array:
@@ -78,48 +93,39 @@ def kernel_gradient(gradient: jax.Array, x: jax.Array, side: int, stride: int) -
 
 
 def block(
-    x: jax.Array,
-    layers: Sequence[tuple[jax.Array, jax.Array]],
-    stride: int,
-    relu: bool,
-    pool: bool,
+    x: jax.Array, layers: Sequence[tuple[jax.Array, jax.Array]], stride: int, relu: bool
 ) -> jax.Array:
-    """Run convolutions with bias, each followed by ReLU, and then 2x2 max pooling, in one call.
+    """Run convolutions with bias, each followed by ReLU, in one call.
 
     oneDNN fuses bias and ReLU into the convolution. The maps between the layers lie in buffers that
     all calls share, so that the operating system need not map fresh pages on every call. Cutting
     the maps into strips that fit into the processor's cache was slower, because each call wakes
-    oneDNN's threads.
-
-    oneDNN's ReLU turns NaN into 0, unlike XLA's. NaN in the weights could thus go unnoticed, so
-    weights that are not finite are rejected when they are loaded.
+    oneDNN's threads. See `onednn.SLOPE` for values that are not finite.
 
     Args:
         x: [B, H, W, C].
         layers: kernel [k, k, C, C'] and bias [C'] of each convolution.
         stride: stride of the first convolution.
         relu: whether ReLU follows each convolution.
-        pool: whether 2x2 max pooling follows, with odd edges padded.
 
     Returns:
         [B, H', W', C'].
     """
-    return _block_call(x, layers, stride, relu, pool)
+    return _block_call(x, layers, stride, relu)
 
 
 def _block_call(
-    x: jax.Array, layers: Sequence[tuple[jax.Array, ...]], stride: int, relu: bool, pool: bool
+    x: jax.Array, layers: Sequence[tuple[jax.Array, ...]], stride: int, relu: bool
 ) -> jax.Array:
-    shapes = _sizes(x.shape, [layer[0].shape for layer in layers], stride, pool)
+    shapes = _sizes(x.shape, [layer[0].shape for layer in layers], stride)
     flat = [array for layer in layers for array in layer]
     result = jax.ShapeDtypeStruct(shapes[-1], jnp.float32)
     call = jax.ffi.ffi_call("jaxcyto_block", result, vmap_method="sequential")
     bias = np.int64(len(layers[0]) > 1)
-    settings = {"stride": np.int64(stride), "relu": np.int64(relu), "pool": np.int64(pool)}
-    return call(x, *flat, bias=bias, **settings)
+    return call(x, *flat, bias=bias, stride=np.int64(stride), relu=np.int64(relu))
 
 
-def _sizes(x: Shape, kernels: Sequence[Shape], stride: int, pool: bool) -> list[Shape]:
+def _sizes(x: Shape, kernels: Sequence[Shape], stride: int) -> list[Shape]:
     """Return the shape of the input and the shapes of the outputs of all layers."""
     shapes = [x]
     for kernel in kernels:
@@ -127,9 +133,6 @@ def _sizes(x: Shape, kernels: Sequence[Shape], stride: int, pool: bool) -> list[
         step = stride if len(shapes) == 1 else 1
         sides = (max(0, (side - kernel[0]) // step + 1) for side in sides)
         shapes.append((batch, *sides, kernel[3]))
-    if pool:
-        batch, height, width, channels = shapes[-1]
-        shapes.append((batch, -(-height // 2), -(-width // 2), channels))
     return shapes
 
 
@@ -137,30 +140,24 @@ class _Block:
     """The oneDNN primitives of a block, for fixed shapes."""
 
     def __init__(
-        self, x: Shape, kernels: tuple[Shape, ...], stride: int, bias: bool, relu: bool, pool: bool
+        self, x: Shape, kernels: tuple[Shape, ...], stride: int, bias: bool, relu: bool
     ) -> None:
-        shapes = _sizes(x, kernels, stride, pool)
+        shapes = _sizes(x, kernels, stride)
         self.between = shapes[1:-1]
         self.layers = []
         for n, kernel in enumerate(kernels):
             conv = Conv(shapes[n], kernel, shapes[n + 1], stride if n == 0 else 1)
             self.layers.append(onednn.convolution(conv, bias, relu))
-        self.primitives = list(self.layers)
-        if pool:
-            self.primitives.append(onednn.max_pooling(*shapes[-2:]))
 
     def __call__(self, x: int, weights: Sequence[int], y: int) -> None:
         maps = [x, *(_between(n % 2, shape) for n, shape in enumerate(self.between)), y]
-        for primitive, (source, result) in zip(
-            self.primitives, itertools.pairwise(maps), strict=True
-        ):
-            primitive.point({SRC: source, DST: result})
         parts = len(weights) // len(self.layers)
         for n, layer in enumerate(self.layers):
             given = weights[n * parts : (n + 1) * parts]
+            layer.point({SRC: maps[n], DST: maps[n + 1]})
             layer.point(dict(zip((WEIGHTS, BIAS)[:parts], given, strict=True)))
-        for primitive in self.primitives:
-            primitive.execute()
+        for layer in self.layers:
+            layer.execute()
 
 
 # oneDNN generates machine code when it creates a primitive, so primitives are cached by shape.
@@ -187,9 +184,9 @@ def _made_gradient(make, *conv) -> onednn.Primitive:
 
 def _block(given: list[Buffer], y: Buffer, settings: dict[str, int]) -> None:
     x, *weights = given
-    bias, relu, pool = (bool(settings[name]) for name in ("bias", "relu", "pool"))
+    bias, relu = bool(settings["bias"]), bool(settings["relu"])
     kernels = tuple(each.shape for each in weights[:: 1 + bias])
-    made = _made_block(x.shape, kernels, settings["stride"], bias, relu, pool)
+    made = _made_block(x.shape, kernels, settings["stride"], bias, relu)
     made(x.address, [each.address for each in weights], y.address)
 
 

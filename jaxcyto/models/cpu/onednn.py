@@ -1,4 +1,4 @@
-"""Call oneDNN for convolutions, their two gradients and max pooling on the CPU.
+"""Call oneDNN for convolutions and their two gradients on the CPU.
 
 XLA:CPU's own convolutions are slow for large maps of few channels, above all the gradients of the
 kernels. oneDNN is the library that other frameworks use there. It is called through its C interface
@@ -26,10 +26,15 @@ PACKAGE = "onednn-cpu-gomp"
 # dnnl_convolution_direct, dnnl_pooling_max, dnnl_eltwise_relu, dnnl_scratchpad_mode_user. Then
 # follow the queries dnnl_query_..._md and the indices of arguments DNNL_ARG_....
 CPU, IN_ORDER, FLOAT32, ANY_FORMAT = 1, 1, 3, 1
-TRAINING, INFERENCE, DIRECT, MAX, RELU, USER = 64, 96, 1, 0x1FF, 0x20, 1
+TRAINING, INFERENCE, DIRECT, RELU, USER = 64, 96, 1, 0x20, 1
 QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS, QUERY_SCRATCHPAD = 131, 132, 136
 SRC, DST, WEIGHTS, BIAS, SCRATCHPAD = 1, 17, 33, 41, 80
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS = 129, 145, 161
+# The slope of ReLU below 0. With a slope of exactly 0, oneDNN computes max(x, 0), which turns NaN
+# into 0. With any other slope it multiplies, so NaN stays NaN. This slope is far below the rounding
+# of float32, and its results are no denormal numbers, which are slow. Minus infinity stays as well,
+# where XLA gives 0: a map that has overflowed does not look sound.
+SLOPE = 1e-30
 
 Shape = tuple[int, ...]
 
@@ -146,18 +151,6 @@ def kernel_gradient(conv: Conv) -> Primitive:
     return Primitive(described, {index: layouts[of] for index, of in held.items()})
 
 
-def max_pooling(x: Shape, y: Shape) -> Primitive:
-    """Create the primitive that computes the 2x2 max pooling DST of SRC, with odd edges padded."""
-    layouts = {SRC: _channels_last(x), DST: _channels_last(y)}
-    # Padding at the lower and right edge: 1 px for odd sides, else 0.
-    edges = tuple(2 * small - large for large, small in zip(x[1:3], y[1:3], strict=True))
-    described = _made(
-        "pooling_forward_primitive_desc_create", *_start(INFERENCE, MAX), layouts[SRC],
-        layouts[DST], _sizes((2, 2)), *map(_sizes, ((2, 2), (0, 0), (0, 0), edges)), _attributes(),
-    )  # fmt: skip
-    return Primitive(described, layouts)
-
-
 class _Reorder:
     def __init__(self, source: c_void_p, result: c_void_p) -> None:
         made = "reorder_primitive_desc_create"
@@ -240,7 +233,7 @@ def _attributes(relu: bool = False) -> c_void_p:
     _call("primitive_attr_set_scratchpad_mode", found, USER)
     if relu:
         after = _made("post_ops_create")
-        _call("post_ops_append_eltwise", after, RELU, c_float(0), c_float(0))
+        _call("post_ops_append_eltwise", after, RELU, c_float(SLOPE), c_float(0))
         _call("primitive_attr_set_post_ops", found, after)
     return found
 
