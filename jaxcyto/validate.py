@@ -65,6 +65,7 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
         ("data.brains", data.brains, _names, "folders with a brain.toml; of several: ('a', 'b')"),
         ("data.um_per_px", data.um_per_px, _positive, "micrometers above 0"),
         ("data.threads", data.threads, _whole(1), "at least 1"),
+        ("onednn", config.onednn, lambda v: type(v) is bool, "True or False"),
         ("weights", config.weights, ("last", "best").__contains__, "last or best"),
         ("data.on_error", data.on_error, ("raise", "skip").__contains__, "raise or skip"),
         ("model.widths", model.widths, _widths, "a tuple of whole numbers, at least one"),

@@ -61,7 +61,7 @@ class _Tile:
     """A window in the pipeline.
 
     `window` is set after reading and None without tissue. `output` is set after the network has
-    run. `error` is set if the window cannot be read.
+    run. `error` is set if the window cannot be read, or if the output is not finite.
     """
 
     source: SectionSource
@@ -227,6 +227,12 @@ def _land(tiles: list[_Tile], outputs: Any) -> None:
     outputs = parallel.join_devices(outputs)
     for number, tile in enumerate(tiles):
         tile.output = {key: value[number] for key, value in outputs.items()}
+        if not tile.output["finite"]:
+            tile.error = InputError(
+                f"section {tile.source.name}: the output of the network is not finite in the tile "
+                f"at row {tile.row}, column {tile.column} of its map. The weights overflow on this "
+                "image: train with a lower learning rate or with optim.clip_norm"
+            )
 
 
 def forward(
@@ -252,15 +258,18 @@ def forward(
         axis_name: Not used, because windows are independent.
 
     Returns:
-        `classes` uint8 [B, n, n] and, if requested, `probabilities` uint8 [B, n, n, C] with
-        255 = probability 1.
+        `classes` uint8 [B, n, n], whether all logits of an example are `finite` [B] and, if
+        requested, `probabilities` uint8 [B, n, n, C] with 255 = probability 1.
     """
     del axis_name
     atlas = batch.get("atlas")
     if atlas is not None:
         atlas = normalize_atlas(atlas)
     logits: Any = model.apply(variables, normalize(batch["image"], mean, std), atlas)
-    outputs = {"classes": jnp.argmax(logits, axis=-1).astype(jnp.uint8)}
+    outputs = {
+        "classes": jnp.argmax(logits, axis=-1).astype(jnp.uint8),
+        "finite": jnp.all(jnp.isfinite(logits), axis=(1, 2, 3)),
+    }
     if probabilities:
         outputs["probabilities"] = jnp.round(255 * jax.nn.softmax(logits)).astype(jnp.uint8)
     return outputs

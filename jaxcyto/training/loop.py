@@ -24,6 +24,7 @@ from jaxcyto.config_io import to_json
 from jaxcyto.data.loading import iterate
 from jaxcyto.data.skipping import Skipped
 from jaxcyto.errors import InputError
+from jaxcyto.models.cpu import kernels
 from jaxcyto.runs import record
 from jaxcyto.runs.load import save_weights
 from jaxcyto.runs.metrics_file import SKIPPED, read_metrics, skipped_files
@@ -70,6 +71,7 @@ def train(config: Config | SegmentConfig, workdir: str | os.PathLike) -> dict[st
         OSError: a file could not be written. The last checkpoint is intact.
     """
     validate(config)
+    kernels.switch(config.onednn)
     parallel.check_batch(*batch_size(config))
     distributed.check_same("config", to_json(config))
     workdir = Path(workdir).resolve()

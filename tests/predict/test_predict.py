@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from minimal_brain import PIXEL_UM, SIDE_PX, make_ball, replace
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from scipy.ndimage import distance_transform_cdt
 from segment_run import CLASSES, write_run
 
@@ -478,6 +479,25 @@ def test_a_bad_section_is_reported_and_the_others_are_finished(run, ball):
     assert "tile 10" in result.stderr and "2 section(s) failed" in result.stderr
     names = {path.name for path in (run / "predictions" / "ball").iterdir()}
     assert names == {"c.ome.tif", "c.png"}
+
+
+@pytest.mark.parametrize("library", ["onednn", "xla"])
+def test_outputs_that_are_not_finite_are_no_classes(ball, tmp_path, library, monkeypatch):
+    """Finite weights that overflow: the section and the tile are named, and no map is written."""
+    if library == "xla":
+        monkeypatch.setenv("JAXCYTO_ONEDNN", "0")
+    jax.clear_caches()
+    run = write_run(tmp_path / "overflow", SMALL)
+    leaves = load_file(run / "weights.safetensors")
+    for name, leaf in leaves.items():
+        if name.endswith("kernel"):
+            leaves[name] = leaf * np.float32(1e12)
+    save_file(leaves, run / "weights.safetensors")
+    report = predict_brain(run, ball)
+    jax.clear_caches()
+    assert len(report.failures) == 3 and not list(run.rglob("*.ome.tif"))
+    for name, message in zip("abc", report.failures, strict=True):
+        assert f"section {name}: the output of the network is not finite in the tile" in message
 
 
 def test_a_missing_image_does_not_stop_the_others(run, ball):
