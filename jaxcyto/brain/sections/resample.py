@@ -45,7 +45,7 @@ def resample(source: np.ndarray, top: int, left: int, height: int, width: int, r
         return _block_means(source, int(ratio))
     down = _weights(top, height, ratio)
     across = _weights(left, width, ratio)
-    # Values need 24 bits after the first pass and 40 after the second; float64 holds 53.
+    # Values need 24 bits after the first pass and 40 after the second. float64 has 53.
     half = np.ascontiguousarray((down @ source.astype(np.float64)).T)
     total = (across @ half).T
     return ((total + ONE * ONE / 2) * (1 / (ONE * ONE))).astype(np.uint8)

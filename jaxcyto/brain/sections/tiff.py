@@ -157,7 +157,7 @@ def tiff_level(
     Raises:
         InputError: the kind of image is not supported, or a tile ends beyond the end of the file.
     """
-    gray, used = gray_rule(path, page, bits_used) if as_gray else (_as_it_is, page.samplesperpixel)
+    gray, used = gray_rule(path, page, bits_used) if as_gray else (_unchanged, page.samplesperpixel)
     _check_page(path, page)
     layout = _page_layout(page)
     offsets, counts = _segment_table(path, page, layout)
@@ -360,7 +360,7 @@ def _parts(start: int, size: int, segment: int) -> list[tuple[int, slice, slice]
     return parts
 
 
-def _as_it_is(samples: np.ndarray) -> np.ndarray:
+def _unchanged(samples: np.ndarray) -> np.ndarray:
     return samples
 
 
