@@ -60,10 +60,8 @@ def pairs_within(
         seed: of the draw.
 
     Raises:
-        InputError: `within_mm` is not above 0, or so large that pairs do not fit into memory.
+        InputError: `within_mm` is so large that the pairs do not fit into memory.
     """
-    if not within_mm > 0:
-        raise InputError(f"within_mm = {within_mm}; a length above 0")
     rng = np.random.default_rng(seed)
     parts = [np.empty((0, 2), np.int64)]
     for number in np.unique(group):

@@ -13,7 +13,7 @@ from jaxcyto.brain.manifest import SPLITS, Brain, read_brain
 from jaxcyto.brain.registration import AffineRegistration
 from jaxcyto.brain.sampling.patches import load_patches
 from jaxcyto.brain.sampling.ribbon import CutSurface
-from jaxcyto.brain.sampling.sampling import sample_patches
+from jaxcyto.brain.sampling.sampling import PatchSettings, sample_patches
 from jaxcyto.brain.sampling.splits import assign_splits, blocks, split_distances_mm
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, write_surface
 from jaxcyto.errors import InputError
@@ -101,7 +101,7 @@ def test_no_cut_beside_the_surface():
 
 
 def test_patches_lie_where_they_say(brain):
-    patches = sample_patches(brain, num_patches=1000, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=1000, patch_px=20, um_per_px=100))
     assert len(patches) == 1000
     surface = hemisphere_surface(brain.hemispheres[0])
     corners = surface.vertices[surface.faces[patches.face]]
@@ -127,19 +127,19 @@ def test_patches_lie_where_they_say(brain):
 
 def test_same_seed_same_patches_whatever_the_workers(brain):
     settings = {"num_patches": 60, "patch_px": 20, "um_per_px": 100}
-    one = sample_patches(brain, **settings, seed=3, workers=1)
-    two = sample_patches(brain, **settings, seed=3, workers=2)
-    other = sample_patches(brain, **settings, seed=4)
+    one = sample_patches(brain, PatchSettings(**settings, seed=3), workers=1)
+    two = sample_patches(brain, PatchSettings(**settings, seed=3), workers=2)
+    other = sample_patches(brain, PatchSettings(**settings, seed=4))
     assert np.array_equal(one.center_px, two.center_px)
     assert not np.array_equal(one.center_px, other.center_px)
 
 
 def test_spacing_and_depth(brain):
     settings = {"patch_px": 20, "um_per_px": 100}
-    by_spacing = sample_patches(brain, spacing_mm=1.0, **settings)
+    by_spacing = sample_patches(brain, PatchSettings(spacing_mm=1.0, **settings))
     lengths = 2 * np.pi * np.sqrt(49 - np.array([-3.0, 0.5, 4.0]) ** 2)
     assert abs(len(by_spacing) - lengths.sum()) < 2
-    deep = sample_patches(brain, num_patches=200, depth=0.75, **settings)
+    deep = sample_patches(brain, PatchSettings(num_patches=200, depth=0.75, **settings))
     np.testing.assert_allclose(np.linalg.norm(deep.position_mm, axis=1), 6.5, atol=0.02)
     # The point that carries the distances lies on the mid surface, radially outside.
     surface = hemisphere_surface(brain.hemispheres[0])
@@ -153,14 +153,16 @@ def test_windows_without_tissue_are_drawn_again(tmp_path):
     image[:, :100] = 255  # the left half has been lost
     Image.fromarray(image).save(tmp_path / "0.png")
     with pytest.warns(UserWarning, match="on background"):
-        patches = sample_patches(brain, num_patches=300, patch_px=20, um_per_px=100, min_tissue=0.6)
+        patches = sample_patches(
+            brain, PatchSettings(num_patches=300, patch_px=20, um_per_px=100, min_tissue=0.6)
+        )
     assert len(patches) == 300
     assert patches.center_px[:, 0].min() > 95
     assert patches.settings["without_tissue"] > 200
     image[:] = 255
     Image.fromarray(image).save(tmp_path / "0.png")
     with pytest.raises(InputError, match="tissue"):
-        sample_patches(brain, num_patches=300, patch_px=20, um_per_px=100)
+        sample_patches(brain, PatchSettings(num_patches=300, patch_px=20, um_per_px=100))
 
 
 def test_what_the_image_does_not_cover_is_not_sampled(tmp_path):
@@ -168,7 +170,7 @@ def test_what_the_image_does_not_cover_is_not_sampled(tmp_path):
     shifted[0, 3] += 10  # the image begins at x = 0
     brain = make_brain(tmp_path, [0.0], ["train"], affines=[shifted])
     Image.fromarray(np.full((200, 200), 100, np.uint8)).save(tmp_path / "0.png")
-    patches = sample_patches(brain, num_patches=100, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=100, patch_px=20, um_per_px=100))
     assert patches.center_px.min() > -1 and patches.center_px.max() < 200
     np.testing.assert_allclose(patches.settings["ribbon_mm"], np.pi * 7, rtol=0.02)
 
@@ -179,10 +181,10 @@ def test_thin_cortex_is_left_out(tmp_path):
     squeeze = white.vertices[:, 0] > 0
     white.vertices[squeeze] *= 7.9 / 6
     write_surface(tmp_path / "white.gii", white)
-    patches = sample_patches(brain, num_patches=100, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=100, patch_px=20, um_per_px=100))
     assert patches.position_mm[:, 0].max() < 0.6
     everywhere = sample_patches(
-        brain, num_patches=100, patch_px=20, um_per_px=100, min_thickness_mm=0
+        brain, PatchSettings(num_patches=100, patch_px=20, um_per_px=100, min_thickness_mm=0)
     )
     assert everywhere.position_mm[:, 0].max() > 6
 
@@ -190,13 +192,15 @@ def test_thin_cortex_is_left_out(tmp_path):
 def test_no_overlap_says_by_how_much(tmp_path):
     brain = make_brain(tmp_path, [9.5, 12.0], ["train", "test"])
     with pytest.raises(InputError, match=r"misses it by 2\.50 mm") as error:
-        sample_patches(brain, num_patches=10, patch_px=20, um_per_px=100)
+        sample_patches(brain, PatchSettings(num_patches=10, patch_px=20, um_per_px=100))
     assert "-70.01 + 0.02 s" in str(error.value) and "2.5 mm" in str(error.value)
     away = coronal(0.0)
     away[0, 3] += 100
     beside = make_brain(tmp_path / "b", [0.0], affines=[away])
     with pytest.raises(InputError, match="no image covers"):
-        sample_patches(beside, num_patches=10, patch_px=20, um_per_px=100, split_axis="z")
+        sample_patches(
+            beside, PatchSettings(num_patches=10, patch_px=20, um_per_px=100, split_axis="z")
+        )
 
 
 @pytest.mark.parametrize("number", [12, 40, 200])
@@ -243,7 +247,9 @@ def make_brain_table(root: Path, positions) -> Brain:
 def test_sections_beyond_the_cortex_do_not_count(tmp_path):
     """Half of the sections miss the sphere on one side: every split still gets ribbon."""
     brain = make_brain_table(tmp_path, np.linspace(-6.5, 20, 80))
-    patches = sample_patches(assign_splits(brain), num_patches=200, patch_px=20, um_per_px=100)
+    patches = sample_patches(
+        assign_splits(brain), PatchSettings(num_patches=200, patch_px=20, um_per_px=100)
+    )
     assert set(np.unique(patches.split)) == {0, 1, 2}
 
 
@@ -255,7 +261,7 @@ def test_too_thin_and_partly_filled_are_refused(tmp_path):
     with pytest.raises(InputError, match="s1"):
         assign_splits(partly)
     with pytest.raises(InputError, match="assign_splits"):
-        sample_patches(partly, num_patches=10)
+        sample_patches(partly, PatchSettings(num_patches=10))
 
 
 def test_blocks_keep_gap_and_shares():
@@ -274,7 +280,9 @@ def test_blocks_keep_gap_and_shares():
 
 def test_split_along_an_axis(tmp_path):
     brain = make_brain(tmp_path, [-2.0, 2.0])
-    patches = sample_patches(brain, num_patches=400, patch_px=20, um_per_px=100, split_axis="x")
+    patches = sample_patches(
+        brain, PatchSettings(num_patches=400, patch_px=20, um_per_px=100, split_axis="x")
+    )
     x = patches.position_mm[:, 0]
     train, val, test = (x[patches.split == split] for split in range(3))
     gap = patches.settings["gap_mm"]
@@ -285,13 +293,15 @@ def test_split_along_an_axis(tmp_path):
     assert split_distances_mm(patches)["train-test"] > 2 * gap
     filled = make_brain(tmp_path / "f", [-2.0, 2.0], ["train", "test"])
     with pytest.raises(InputError, match="rules"):
-        sample_patches(filled, num_patches=10, split_axis="x")
+        sample_patches(filled, PatchSettings(num_patches=10, split_axis="x"))
     with pytest.raises(InputError, match="no room"):
-        sample_patches(brain, num_patches=10, patch_px=80, um_per_px=100, split_axis="x")
+        sample_patches(
+            brain, PatchSettings(num_patches=10, patch_px=80, um_per_px=100, split_axis="x")
+        )
 
 
 def test_split_distance_closed_form(brain):
-    patches = sample_patches(brain, num_patches=900, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=900, patch_px=20, um_per_px=100))
     # Circles in parallel planes: radii sqrt(49 - y^2) at y = -3, 0.5, 4.
     radius = np.sqrt(49 - np.array([-3.0, 0.5, 4.0]) ** 2)
     expected = {
@@ -306,7 +316,7 @@ def test_split_distance_closed_form(brain):
 
 
 def test_saved_and_loaded(brain, tmp_path):
-    patches = sample_patches(brain, num_patches=50, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=50, patch_px=20, um_per_px=100))
     path = tmp_path / "patches.npz"
     patches.save(path)
     again = load_patches(path, brain)
@@ -349,7 +359,7 @@ def test_saved_and_loaded(brain, tmp_path):
 )
 def test_bad_settings_are_refused(brain, settings):
     with pytest.raises(InputError):
-        sample_patches(brain, **settings)
+        sample_patches(brain, PatchSettings(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +392,7 @@ def real_brain(shared_data, tmp_path_factory):
 def test_real_section(real_brain):
     brain = real_brain()
     settings = {"patch_px": 128, "um_per_px": 40, "split_axis": "z"}
-    patches = sample_patches(brain, num_patches=2000, **settings)
+    patches = sample_patches(brain, PatchSettings(num_patches=2000, **settings))
     assert len(patches) == 2000
     assert patches.position_mm[:, 0].max() < 0.5  # the left hemisphere only
     np.testing.assert_allclose(patches.position_mm[:, 1], 2.79672, atol=1e-4)
@@ -397,4 +407,4 @@ def test_real_section(real_brain):
     distance = split_distances_mm(patches)
     assert min(distance.values()) >= patches.settings["gap_mm"] > 5
     with pytest.warns(UserWarning, match=r"origin \(-72\.5\)"):
-        sample_patches(real_brain(2.5), num_patches=500, **settings)
+        sample_patches(real_brain(2.5), PatchSettings(num_patches=500, **settings))
