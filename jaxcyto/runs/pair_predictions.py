@@ -12,23 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.utils.files import Array, atomic_write, naming_damage, read_arrays
 
 FILE = "pair_predictions.npz"
 PREDICTIONS_FORMAT = "jaxcyto predictions 1"
-SHAPES = {
-    "pair": (),
-    "distance_mm": (),
-    "predicted_distance_mm": (),
-    "coordinates_mm": (2, 3),
-    "predicted_coordinates_mm": (2, 3),
+SCHEMA = {
+    "pair": Array(np.integer, ("P",)),
+    "distance_mm": Array(np.floating, ("P",)),
+    "predicted_distance_mm": Array(np.floating, ("P",)),
+    "coordinates_mm": Array(np.floating, ("P", 2, 3)),
+    "predicted_coordinates_mm": Array(np.floating, ("P", 2, 3)),
 }
 
 
 def save_predictions(run: Path, predictions: dict[str, np.ndarray]) -> None:
     """Writes the arrays above, whole or not at all."""
-    arrays: dict[str, Any] = {name: predictions[name] for name in SHAPES}
+    arrays: dict[str, Any] = {name: predictions[name] for name in SCHEMA}
     with atomic_write(run / FILE) as file:
         np.savez(file, format=PREDICTIONS_FORMAT, **arrays)
 
@@ -42,19 +41,12 @@ def read_predictions(run: Path) -> dict[str, np.ndarray] | None:
     path = run / FILE
     if not path.exists():
         return None
-    try:
-        found = read_npz(path, PREDICTIONS_FORMAT)
-        arrays = {name: found[name] for name in SHAPES}
+    remedy = (
+        "remove it and start the training command again, which only repeats the test if the run "
+        "is finished"
+    )
+    with naming_damage(path, "file of predictions", remedy):
+        arrays = read_arrays(path, PREDICTIONS_FORMAT, SCHEMA)
         if not len(arrays["pair"]):
             raise ValueError("it holds no pair")
-        for name, shape in SHAPES.items():
-            if arrays[name].shape != (len(arrays["pair"]), *shape):
-                raise ValueError(f"{name} has the shape {arrays[name].shape}")
-            if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{name} is not finite")
-        return arrays
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: damaged ({error}); remove it and start the training command again: a "
-            "finished run only repeats its test"
-        ) from None
+    return arrays

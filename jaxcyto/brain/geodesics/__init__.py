@@ -14,10 +14,11 @@ Distances are symmetric, zero from a point to itself and infinite between compon
 no triangle is a component of its own.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxcyto.brain.geodesics.mesh import NO_TRIANGLES, check_mesh, clean_faces, mesh_sha256
 from jaxcyto.brain.geodesics.oracle import ORACLE_FORMAT, Oracle, load_oracle
@@ -26,10 +27,18 @@ from jaxcyto.brain.geodesics.single_source import GEODESICS_FORMAT, Geodesics, h
 from jaxcyto.brain.geodesics.solvers import METHODS, check_exact
 from jaxcyto.brain.surfaces.surface import Surface, check_surface
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, npz_format, read_npz
+from jaxcyto.utils.files import Array, Schema, naming_damage, npz_format, read_arrays
 from jaxcyto.utils.progress import Progress
 
 CALIBRATION_SOURCES = 5
+SCHEMA: Schema = {
+    "method": str,
+    "bias": Array(np.floating, ()),
+    "settings": dict,
+    "vertices": Array(np.number, ("V", 3)),
+    "faces": Array(np.integer, ("F", 3)),
+    "mesh_sha256": str,
+}
 
 
 def build(
@@ -83,21 +92,14 @@ def load(path: str | os.PathLike) -> Geodesics | Oracle:
         InputError: if the file is missing, damaged or not one of ours.
     """
     path = Path(path)
-    try:
+    with naming_damage(path, "oracle of distances", "build it again"):
         if npz_format(path) == ORACLE_FORMAT:
             return load_oracle(path)
-        file = read_npz(path, GEODESICS_FORMAT)
+        file = read_arrays(path, GEODESICS_FORMAT, SCHEMA)
         surface = Surface(*check_surface(path, file["vertices"], file["faces"]))
-        method, bias = str(file["method"]), float(file["bias"])
-        settings = json.loads(str(file["settings"]))
-        if str(file["mesh_sha256"]) != mesh_sha256(surface):
+        if file["mesh_sha256"] != mesh_sha256(surface):
             raise ValueError("the mesh does not match its hash")
-        if method not in METHODS or not 0.5 < bias < 2 or not isinstance(settings, dict):
+        method, bias = file["method"], float(file["bias"])
+        if method not in METHODS or not 0.5 < bias < 2:
             raise ValueError(f"method {method!r}, bias {bias}")
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: not a saved oracle of distances: {error}; build it again"
-        ) from None
-    return Geodesics(surface, method, bias, settings)
+    return Geodesics(surface, method, bias, file["settings"])

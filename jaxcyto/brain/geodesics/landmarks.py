@@ -27,12 +27,22 @@ from jaxcyto.brain.geodesics.mesh import (
 from jaxcyto.brain.geodesics.solvers import exact_solver
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.utils.files import READ_ERRORS, Array, Schema, atomic_write, read_arrays
 
 # Random vertices no two of which are nearer than r stand for this many r^2 each (measured: 1.21 to
 # 1.26 on a cortex, for any r above its sides).
 AREA_PER_SPACING = 1.24
 CHUNK = 64  # anchors solved as one part
+# The parts of an oracle, by the first word of their name: distances from anchors to the vertices
+# around them, and from C anchors to all others through the network.
+SCHEMAS: dict[str, Schema] = {
+    "field": {
+        "count": Array(np.integer, ("C",), low=0),
+        "target": Array(np.integer, ("K",), low=0),
+        "distance": Array(np.float32, ("K",), low=0),
+    },
+    "row": {"row": Array(np.float32, ("C", "A"), low=0, finite=False)},
+}
 TINY = 1e-9  # mm; a length of 0 would be no link in a sparse graph
 
 
@@ -274,8 +284,8 @@ class Parts:
         if self.folder is None:
             return None
         try:
-            part = read_npz(self.folder / f"{name}.npz", self.key, "key")
-            return {field: array for field, array in part.items() if field != "key"}
+            schema = SCHEMAS[name.split("_")[0]]
+            return read_arrays(self.folder / f"{name}.npz", self.key, schema, field="key")
         except READ_ERRORS:
             return None
 

@@ -29,10 +29,23 @@ from jaxcyto.brain.geodesics.single_source import Geodesics
 from jaxcyto.brain.geodesics.solvers import exact_solver
 from jaxcyto.brain.surfaces.surface import Surface, check_surface
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.utils.files import Array, Schema, atomic_write, naming_damage, read_arrays
 from jaxcyto.utils.progress import Progress
 
 ORACLE_FORMAT = "jaxcyto oracle 1"
+SCHEMA: Schema = {
+    "key": str,
+    "settings": dict,
+    "vertices": Array(np.number, ("V", 3)),
+    "faces": Array(np.integer, ("F", 3)),
+    # spacing_mm, excess, mean_error, p95_error; errors are NaN where none could be measured
+    "measured": Array(np.floating, (4,), finite=False),
+    # distances from W vertices to the anchors around them, as a sparse matrix
+    "indptr": Array(np.integer, ("W + 1",)),
+    "indices": Array(np.integer, ("K",)),
+    "data": Array(np.floating, ("K",), low=0),
+    "far": Array(np.float32, ("A", "A"), low=0, finite=False),  # infinite between components
+}
 ANCHORS = 7500
 # In spacings of the anchors: how far around an anchor distances are solved, and up to where pairs
 # are solved exactly. Both by measurement, docs/geodesics.md.
@@ -313,40 +326,26 @@ def load_oracle(path: str | os.PathLike) -> Oracle:
         InputError: if the file is missing, damaged or not one of ours.
     """
     path = Path(path)
-    try:
-        file = read_npz(path, ORACLE_FORMAT)
+    with naming_damage(path, "oracle of distances", "build it again"):
+        file = read_arrays(path, ORACLE_FORMAT, SCHEMA)
         surface = Surface(*check_surface(path, file["vertices"], file["faces"]))
-        settings = json.loads(str(file["settings"]))
-        if str(file["key"]) != oracle_key(surface, settings):
+        settings = file["settings"]
+        if file["key"] != oracle_key(surface, settings):
             raise ValueError("mesh or settings do not match their hash")
         if settings != oracle_settings(settings["anchors"], settings["reach"], settings["seed"]):
             raise ValueError(f"settings {settings}")
         if settings["anchors"] / 4 > len(file["indptr"]):  # or refining the mesh would not end
             raise ValueError(f"{settings['anchors']} anchors")
         mesh = working_mesh(surface, settings["anchors"] / 4)
-        kinds = "".join(file[name].dtype.kind for name in ("data", "far", "indices", "indptr"))
-        if kinds != "ffii" or file["far"].dtype != np.float32:
-            raise ValueError("arrays of another type")
         shape = len(mesh.surface.vertices), len(file["far"])
         near = sparse.csr_array((file["data"], file["indices"], file["indptr"]), shape)
-        if file["far"].shape != (shape[1],) * 2:
-            raise ValueError("distances between anchors of another shape")
         near.check_format(full_check=True)
         spacing_mm, excess, mean_error, p95_error = file["measured"].tolist()
-        sound = (near.data >= 0).all() and (file["far"] >= 0).all()  # far may be infinite
-        if not (sound and np.isfinite(near.data).all() and 0 < spacing_mm < np.inf):
-            raise ValueError("distances that are none")
-        if not 0 <= excess < 1:
-            raise ValueError(f"excess {excess}")
+        if not (0 < spacing_mm < np.inf and 0 <= excess < 1):
+            raise ValueError(f"measured: spacing {spacing_mm} mm, excess {excess}")
         oracle = Oracle(mesh, spacing_mm, near, file["far"], settings, excess)
         oracle.mean_error, oracle.p95_error = mean_error, p95_error
         return oracle
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: not a saved oracle of distances: {error}; build it again"
-        ) from None
 
 
 def point_rows(

@@ -8,11 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, file_sha256, inside, read_npz
+from jaxcyto.utils.files import (
+    READ_ERRORS,
+    Array,
+    Schema,
+    atomic_write,
+    file_sha256,
+    inside,
+    naming_damage,
+    read_arrays,
+)
 from jaxcyto.utils.matrix_file import MatrixFile, open_matrix
 
 PAIRS_FORMAT = "jaxcyto pairs 1"
 PAIRS_FILE = "pairs.npz"
+SCHEMA: Schema = {
+    "first": Array(np.int32, ("P",), low=0),
+    "second": Array(np.int32, ("P",), low=0),
+    "distance_mm": Array(np.float32, ("P",), low=0),
+    "patches_file": str,
+    "patches_sha256": str,
+    "settings": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,31 +78,8 @@ def load_pairs(path: str | os.PathLike) -> Pairs:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto pair` first")
-    try:
-        file = read_npz(path, PAIRS_FORMAT)
-        pairs = Pairs(
-            first=file["first"],
-            second=file["second"],
-            distance_mm=file["distance_mm"],
-            patches_file=str(file["patches_file"]),
-            patches_sha256=str(file["patches_sha256"]),
-            settings=json.loads(str(file["settings"])),
-        )
-        shape = pairs.first.shape
-        for name, dtype in (("first", np.int32), ("second", np.int32), ("distance_mm", np.float32)):
-            array = getattr(pairs, name)
-            if array.dtype != dtype or array.shape != shape or array.ndim != 1:
-                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
-        if not (np.isfinite(pairs.distance_mm) & (pairs.distance_mm >= 0)).all():
-            raise ValueError("distances that are not finite or below zero")
-        if min(pairs.first.min(initial=0), pairs.second.min(initial=0)) < 0:
-            raise ValueError("numbers of patches below zero")
-        if not isinstance(pairs.settings, dict):
-            raise ValueError("its settings are no table")
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: not a readable file of pairs ({error}); run `jaxcyto pair` again"
-        ) from None
+    with naming_damage(path, "file of pairs", "run `jaxcyto pair` again"):
+        pairs = Pairs(**read_arrays(path, PAIRS_FORMAT, SCHEMA))
     if Path(pairs.patches_file).name != pairs.patches_file:
         raise InputError(f"{path}: patches_file = {pairs.patches_file!r} leaves the folder")
     faults: list[str] = []

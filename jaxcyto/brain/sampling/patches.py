@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 
@@ -12,7 +11,14 @@ import numpy as np
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.brain.sections.section import Section
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, file_sha256, read_npz
+from jaxcyto.utils.files import (
+    Array,
+    Schema,
+    atomic_write,
+    file_sha256,
+    naming_damage,
+    read_arrays,
+)
 
 PATCHES_FORMAT = "jaxcyto patches 1"
 PATCHES_FILE = "patches.npz"
@@ -69,15 +75,18 @@ class Patches:
             )
 
 
-DTYPES = {
-    "section": (np.int32, ()),
-    "center_px": (np.float64, (2,)),
-    "position_mm": (np.float32, (3,)),
-    "hemisphere": (np.int8, ()),
-    "face": (np.int32, ()),
-    "bary": (np.float32, (3,)),
-    "split": (np.uint8, ()),
+ARRAYS = {
+    "section": Array(np.int32, ("N",), low=0),
+    "center_px": Array(np.float64, ("N", 2)),
+    "position_mm": Array(np.float32, ("N", 3)),
+    "hemisphere": Array(np.int8, ("N",), low=0),
+    "face": Array(np.int32, ("N",), low=0),
+    "bary": Array(np.float32, ("N", 3)),
+    "split": Array(np.uint8, ("N",), high=len(SPLITS) - 1),
 }
+SCHEMA: Schema = ARRAYS | {"settings": dict}
+# The type of each array, and its shape for one patch.
+DTYPES = {name: (array.dtype, array.shape[1:]) for name, array in ARRAYS.items()}
 
 
 def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches:
@@ -94,31 +103,11 @@ def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto sample` first")
-    try:
-        file = read_npz(path, PATCHES_FORMAT)
-        arrays = {name: file[name] for name in DTYPES}
-        settings = json.loads(str(file["settings"]))
-        number = len(arrays["section"])
-        for name, (dtype, shape) in DTYPES.items():
-            if arrays[name].dtype != dtype or arrays[name].shape != (number, *shape):
-                raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
-            if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{name} holds values that are not finite")
-        for name in ("section", "hemisphere", "face"):
-            if number and arrays[name].min() < 0:
-                raise ValueError(f"{name} holds a number below zero")
-        if number and arrays["split"].max() >= len(SPLITS):
-            raise ValueError(f"split holds {arrays['split'].max()}")
-        if not isinstance(settings, dict):
-            raise ValueError("its settings are no table")
+    with naming_damage(path, "file of patches", "run `jaxcyto sample` again"):
+        patches = Patches(**read_arrays(path, PATCHES_FORMAT, SCHEMA))
         for key in ("patch_px", "um_per_px"):
-            if not 0 < float(settings.get(key, 1)) < math.inf:
-                raise ValueError(f"{key} = {settings[key]}")
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: not a readable file of patches ({error}); run `jaxcyto sample` again"
-        ) from None
-    patches = Patches(**arrays, settings=settings)
+            if not 0 < float(patches.settings.get(key, 1)) < np.inf:
+                raise ValueError(f"{key} = {patches.settings[key]}")
     if brain is not None:
         _check_current(path, patches, brain)
     return patches

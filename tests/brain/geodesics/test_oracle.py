@@ -300,7 +300,7 @@ def test_a_build_that_cannot_be_saved_is_not_lost(tmp_path, monkeypatch):
 
 
 def test_another_run_may_remove_the_parts_first(tmp_path, monkeypatch):
-    parts, part = Parts(tmp_path / "parts", "key"), {"row": np.arange(3)}
+    parts, part = Parts(tmp_path / "parts", "key"), {"row": np.ones((1, 3), np.float32)}
     parts.write("row_00000", part)
     with monkeypatch.context() as context:  # between a look at the folder and a write into it
         context.setattr(Path, "mkdir", lambda folder, **_: shutil.rmtree(folder))

@@ -1,0 +1,93 @@
+"""Arrays read from files: what a schema accepts and refuses, and how refusals read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcyto.errors import InputError
+from jaxcyto.utils.files import Array, Schema, naming_damage, read_arrays
+
+FORMAT = "test 1"
+SCHEMA: Schema = {
+    "index": Array(np.int32, ("N",), low=0, high=9),
+    "point_mm": Array(np.floating, ("N", 3)),
+    "matrix": Array(np.float32, ("M", "M"), low=0, finite=False),
+    "name": str,
+    "settings": dict,
+}
+
+
+def good() -> dict:
+    """Arrays as `np.savez` takes them, which fit the schema."""
+    return {
+        "format": FORMAT,
+        "index": np.array([0, 9], np.int32),
+        "point_mm": np.arange(6.0).reshape(2, 3),
+        "matrix": np.full((3, 3), np.inf, np.float32),
+        "name": "a",
+        "settings": json.dumps({"seed": 1}),
+    }
+
+
+def save(folder: Path, **changes) -> Path:
+    arrays = {name: array for name, array in (good() | changes).items() if array is not None}
+    np.savez(folder / "a.npz", **arrays)
+    return folder / "a.npz"
+
+
+def test_what_fits_is_returned(tmp_path):
+    fortran = np.asfortranarray(good()["point_mm"])
+    arrays = read_arrays(save(tmp_path, point_mm=fortran, other=np.zeros(2)), FORMAT, SCHEMA)
+    assert arrays.keys() == SCHEMA.keys()
+    for name in ("index", "point_mm", "matrix"):
+        np.testing.assert_array_equal(arrays[name], good()[name])
+        assert arrays[name].dtype == good()[name].dtype and arrays[name].flags.writeable
+        assert arrays[name].flags.aligned
+    assert arrays["name"] == "a" and arrays["settings"] == {"seed": 1}
+    none = {"index": np.zeros(0, np.int32), "point_mm": np.zeros((0, 3), np.float32)}
+    arrays = read_arrays(save(tmp_path, **none), FORMAT, SCHEMA)
+    assert arrays["index"].shape == (0,) and arrays["point_mm"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "format other, not 'test 1'"),
+        ({"index": None}, "index is missing"),
+        ({"index": np.zeros(2, np.int64)}, r"index is int64 \[2\], not int32 \[N"),
+        ({"index": np.zeros(2, ">i4")}, r"index is >i4 \[2\], not int32"),
+        ({"index": np.zeros((2, 1), np.int32)}, r"index is int32 \[2, 1\]"),
+        ({"index": np.array([0, -1], np.int32)}, "index holds values below 0"),
+        ({"index": np.array([0, 10], np.int32)}, "index holds values above 9"),
+        ({"point_mm": np.zeros((2, 3), int)}, "point_mm is int64"),
+        ({"point_mm": np.zeros((4, 3))}, r"point_mm is float64 \[4, 3\], not .*\[N = 2, 3\]"),
+        ({"point_mm": np.zeros((2, 2))}, "point_mm"),
+        ({"point_mm": np.full((2, 3), np.nan)}, "point_mm holds values that are not finite"),
+        ({"matrix": np.zeros((2, 3), np.float32)}, "matrix is float32"),
+        ({"matrix": np.full((2, 2), np.nan, np.float32)}, "matrix holds values below 0"),
+        ({"name": np.zeros(3)}, r"name is float64 \[3\], not a text"),
+        ({"name": np.array(["a", "b"])}, "name is"),
+        ({"settings": "{"}, "Expecting"),
+        ({"settings": "[1]"}, "settings is not a JSON object"),
+        ({"other": np.array([{}])}, "not an array of plain numbers"),
+    ],
+)
+def test_what_differs_is_refused_with_file_member_and_remedy(tmp_path, changes, message):
+    path = save(tmp_path, **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        with naming_damage(path, "file of tests", "write it again"):
+            read_arrays(path, FORMAT, SCHEMA)
+    assert str(caught.value).startswith(f"{path}: not a readable file of tests (")
+    assert str(caught.value).endswith("; write it again")
+
+
+def test_truncated_files_are_refused(tmp_path):
+    path = save(tmp_path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="write it again"):
+            with naming_damage(path, "file of tests", "write it again"):
+                read_arrays(path, FORMAT, SCHEMA)
