@@ -6,11 +6,10 @@ import numpy as np
 
 from jaxcyto.brain import manifest
 from jaxcyto.brain.sampling.consistency import check_pairs
-from jaxcyto.brain.sampling.pairs import load_pairs, open_distances
-from jaxcyto.brain.sampling.patches import Patches, load_patches
+from jaxcyto.brain.sampling.pairs import load_pairs_with_patches, open_distances
+from jaxcyto.brain.sampling.patches import Patches
 from jaxcyto.config import DataConfig
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import file_sha256
 from jaxcyto.utils.matrix_file import MatrixFile
 
 
@@ -79,19 +78,18 @@ def open_pairs(config: DataConfig) -> PairTable:
     for folder in config.brains:
         brain = manifest.read_brain(folder)
         pairs_path = brain.root / config.pairs
-        pairs = load_pairs(pairs_path)
-        sampled = load_patches(brain.root / pairs.patches_file, brain)
+        pairs, sampled, key = load_pairs_with_patches(pairs_path, brain)
         check_pairs(pairs_path, pairs, sampled)
         if other := sampled.differs_in_size(config.patch_px, config.um_per_px):
-            key, found, wanted = other
+            name, value, wanted = other
             raise InputError(
-                f"{brain.root / pairs.patches_file}: sampled with {key} = {found:g}, but "
-                f"data.{key} = {wanted:g}; sample again or change the config"
+                f"{brain.root / pairs.patches_file}: sampled with {name} = {value:g}, but "
+                f"data.{name} = {wanted:g}; sample again or change the config"
             )
         if config.all_distances:
             matrices.append(open_distances(brain.root, pairs, len(sampled)))
         brains.append(brain)
-        keys.append(file_sha256(pairs_path))
+        keys.append(key)
         patches.append(sampled)
         first.append(pairs.first.astype(np.int64) + start[-1])
         second.append(pairs.second.astype(np.int64) + start[-1])

@@ -15,7 +15,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -48,6 +48,9 @@ NPY_HEADER = re.compile(
 )
 MAX_TEXT_BYTES = 64 << 20  # brain.toml and section tables are much smaller
 CHUNK_BYTES = 1 << 20  # read at a time, so that no second copy of an array is held
+# The end of an npz that is read first, see `_HashedFile`. The directory of a zip lies there, behind
+# it a comment of up to 64 KiB.
+TAIL_BYTES = 128 << 10
 
 
 @contextlib.contextmanager
@@ -94,7 +97,12 @@ Schema = Mapping[str, Array | type[str] | type[dict]]
 
 
 def read_arrays(
-    path: Path, expected: str, schema: Schema, *, field: str = "format"
+    path: Path,
+    expected: str,
+    schema: Schema,
+    *,
+    field: str = "format",
+    update: Callable[[bytes], object] | None = None,
 ) -> dict[str, Any]:
     """Read an npz and check its members against a schema.
 
@@ -105,6 +113,9 @@ def read_arrays(
         expected: the text that the member `field` must hold.
         schema: what each member must be.
         field: name of the member that identifies the format.
+        update: called with the bytes of the file in order, such as the `update` method of a hash.
+            The arrays are made from these very bytes, so the digest belongs to them even if the
+            file changes meanwhile.
 
     Returns:
         By the names of the schema: arrays, texts and JSON objects.
@@ -113,7 +124,7 @@ def read_arrays(
         One of READ_ERRORS: if the file cannot be read, or a member is missing or differs from the
             schema. The message names the member. Callers add file and remedy, see `naming_damage`.
     """
-    members = read_npz(path, expected, field)
+    members = read_npz(path, expected, field, update)
     lengths: dict[str, int] = {}
     result: dict[str, Any] = {}
     for name, wanted in schema.items():
@@ -176,20 +187,29 @@ def naming_damage(path: Path, kind: str, remedy: str) -> Iterator[None]:
         raise InputError(f"{path}: not a readable {kind} ({error}); {remedy}") from None
 
 
-def read_npz(path: Path, expected: str, field: str = "format") -> dict[str, np.ndarray]:
+def read_npz(
+    path: Path,
+    expected: str,
+    field: str = "format",
+    update: Callable[[bytes], object] | None = None,
+) -> dict[str, np.ndarray]:
     """Read all arrays of an npz whose member `field` must be the expected text.
+
+    `update` is as in `read_arrays`.
 
     Raises:
         One of READ_ERRORS: if the file cannot be read. Callers add file and remedy.
     """
-    with _open_npz(path) as archive:
-        stated = _text(archive, field)
-        if stated != expected:
-            raise ValueError(f"{field} {stated[:80]}, not {expected!r}")
-        return {
-            member.filename.removesuffix(".npy"): _member(archive, member)
-            for member in archive.infolist()
-        }
+    arrays = {}
+    with _open_npz(path, update) as archive:
+        if f"{field}.npy" not in archive.namelist():
+            raise ValueError(f"{field} is missing")
+        for member in sorted(archive.infolist(), key=lambda each: each.header_offset):
+            name = member.filename.removesuffix(".npy")
+            arrays[name] = _member(archive, member)
+            if name == field and str(arrays[name]) != expected:
+                raise ValueError(f"{field} {str(arrays[name])[:80]}, not {expected!r}")
+    return arrays
 
 
 def npz_format(path: Path) -> str:
@@ -199,7 +219,9 @@ def npz_format(path: Path) -> str:
         One of READ_ERRORS: if the file cannot be read.
     """
     with _open_npz(path) as archive:
-        return _text(archive, "format") if "format.npy" in archive.namelist() else ""
+        if "format.npy" not in archive.namelist():
+            return ""
+        return str(_member(archive, archive.getinfo("format.npy")))
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -236,19 +258,98 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an npz, and check that its members are uncompressed and fit into the file."""
-    with open_file(path) as file, zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("its arrays are compressed")
-        if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
-            raise ValueError("its directory counts more bytes than the file has")
-        yield archive
+def _open_npz(
+    path: Path, update: Callable[[bytes], object] | None = None
+) -> Iterator[zipfile.ZipFile]:
+    """Open an npz, and check that its members are uncompressed and fit into the file.
+
+    With `update`, members must be read once and in order, see `_HashedFile`.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        hashed = None if update is None else _HashedFile(file, size, update)
+        with zipfile.ZipFile(hashed or file) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError("its arrays are compressed")
+            if sum(member.file_size for member in members) > size:
+                raise ValueError("its directory counts more bytes than the file has")
+            yield archive
+        if hashed is not None:
+            hashed.finish()
 
 
-def _text(archive: zipfile.ZipFile, field: str) -> str:
-    return str(_member(archive, archive.getinfo(f"{field}.npy")))
+class _HashedFile:
+    """A file as `zipfile` reads it, whose bytes are read from disk once and passed to a hash.
+
+    `zipfile` begins with the directory at the end of an archive. So the last `TAIL_BYTES` are read
+    first and kept. The bytes before them must be read in order.
+
+    Args:
+        file: the open file.
+        size: its size, bytes. What is appended to the file later is ignored.
+        update: called with all bytes, in order.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, update: Callable[[bytes], object]):
+        self._file, self._size, self._update = file, size, update
+        self._tail_start = max(0, size - TAIL_BYTES)
+        file.seek(self._tail_start)
+        self._tail = file.read(size - self._tail_start)
+        file.seek(0)
+        self._position = self._hashed = 0
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position at which the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position, as files do."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, "a position before the start of the file")
+        self._position = start + offset
+        return self._position
+
+    def read(self, count: int = -1) -> bytes:
+        """Read `count` bytes, or to the end.
+
+        Raises:
+            ValueError: if bytes before the tail are read again.
+            EOFError: if the file has been truncated.
+        """
+        end = self._size if count < 0 else min(self._position + count, self._size)
+        data = b""
+        if self._position < min(end, self._tail_start):
+            data = self._read_on(min(end, self._tail_start))
+        if end > self._tail_start:
+            begin = max(self._position, self._tail_start) - self._tail_start
+            data += self._tail[begin : end - self._tail_start]
+        self._position = max(self._position, end)
+        return data
+
+    def _read_on(self, end: int) -> bytes:
+        """Read from disk up to `end`, and return what lies behind the position."""
+        skipped = self._position - self._hashed
+        if skipped < 0:
+            raise ValueError("its arrays do not lie one after the other")
+        data = self._file.read(end - self._hashed)
+        if len(data) < end - self._hashed:
+            raise EOFError("truncated while it was read")
+        self._update(data)
+        self._hashed = end
+        return data[skipped:]
+
+    def finish(self) -> None:
+        """Pass the bytes that no one has read to the hash."""
+        while self._hashed < self._tail_start:
+            self._position = self._hashed
+            self.read(min(CHUNK_BYTES, self._tail_start - self._hashed))
+        self._update(self._tail)
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxcyto.data.loading import iterate
 from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches, pair_train_batches
 from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.errors import InputError
+from jaxcyto.utils import files
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,20 @@ def test_absolute_x(config):
 
     folded = open_pairs(dataclasses.replace(config, absolute_x=True)).coordinates_mm
     assert (folded[:, 0] >= 0).all() and (folded[:, 1] < 0).any()
+
+
+def test_pairs_and_patches_are_read_once(config, tiny_brain, monkeypatch):
+    opened = []
+
+    def open_file(path):
+        opened.append(path.name)
+        return open(path, "rb")
+
+    monkeypatch.setattr(files, "open_file", open_file)
+    monkeypatch.setattr("jaxcyto.brain.sampling.pairs.file_sha256", None)
+    table = open_pairs(config)
+    assert sorted(opened) == ["pairs.npz", "patches.npz", "patches_distances.npy"]
+    assert table.keys == (files.file_sha256(tiny_brain / "pairs.npz"),)
 
 
 def test_wrong_size_is_refused(config):

@@ -1,12 +1,15 @@
 """Arrays read from files: what a schema accepts and refuses, and how refusals read."""
 
+import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxcyto.errors import InputError
+from jaxcyto.utils import files
 from jaxcyto.utils.files import Array, Schema, naming_damage, read_arrays
 
 FORMAT = "test 1"
@@ -91,3 +94,50 @@ def test_truncated_files_are_refused(tmp_path):
         with pytest.raises(InputError, match="write it again"):
             with naming_damage(path, "file of tests", "write it again"):
                 read_arrays(path, FORMAT, SCHEMA)
+
+
+@pytest.mark.parametrize("tail", [1 << 10, 128 << 10])  # the directory takes less than 1 KiB
+def test_digest_of_the_bytes_that_were_read(tmp_path, monkeypatch, tail):
+    monkeypatch.setattr(files, "TAIL_BYTES", tail)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 1000)
+    points = np.random.default_rng(0).normal(size=(500, 3))
+    path = save(tmp_path, index=np.zeros(500, np.int32), point_mm=points)
+    content = path.read_bytes()
+    digest = hashlib.sha256()
+    read = files._array
+
+    def change(file, size):
+        """Append to the file and overwrite what has not been read, in the middle of reading."""
+        array = read(file, size)
+        if array.shape == points.shape:
+            path.write_bytes(bytes(len(content) + 1000))
+        return array
+
+    monkeypatch.setattr(files, "_array", change)
+    try:
+        arrays = read_arrays(path, FORMAT, SCHEMA, update=digest.update)
+    except files.READ_ERRORS:
+        assert tail < len(content)
+    else:
+        np.testing.assert_array_equal(arrays["point_mm"], points)
+        assert digest.hexdigest() == hashlib.sha256(content).hexdigest()
+    monkeypatch.undo()
+    path.write_bytes(content)
+    digest = hashlib.sha256()
+    read_arrays(path, FORMAT, SCHEMA, update=digest.update)
+    assert digest.hexdigest() == hashlib.sha256(content).hexdigest()
+
+
+def test_digest_holds_no_second_copy(tmp_path):
+    size = 16 << 20
+    path = save(tmp_path, index=np.zeros(0, np.int32), point_mm=np.zeros((0, 3)))
+    np.savez(path, format=FORMAT, large=np.arange(size // 8))
+    digest = hashlib.sha256()
+    tracemalloc.start()
+    schema: Schema = {"large": Array(np.int64, ("N",))}
+    arrays = read_arrays(path, FORMAT, schema, update=digest.update)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(arrays["large"], np.arange(size // 8))
+    assert digest.hexdigest() == files.file_sha256(path)
+    assert peak < 1.4 * size  # the array, a mask of finite values, and chunks

@@ -1,12 +1,17 @@
 """Pairs of patches with their distance along the cortex: the targets of the pretext task."""
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxcyto.brain.manifest import Brain
+from jaxcyto.brain.sampling.patches import Patches, check_current, read_patches
 from jaxcyto.errors import InputError
 from jaxcyto.utils.files import (
     READ_ERRORS,
@@ -70,16 +75,60 @@ class Pairs:
 
 
 def load_pairs(path: str | os.PathLike) -> Pairs:
-    """Reads pairs.npz and checks that its patches are those beside it.
+    """Read pairs.npz and check that its patches are those beside it.
 
     Raises:
-        InputError: if it is missing, damaged or foreign, or its patches have changed.
+        InputError: if it is missing, damaged or of another kind, or its patches have changed.
     """
     path = Path(path)
+    pairs = _read(path)
+    _check_patches(path, pairs, file_sha256(_patches_path(path, pairs)))
+    return pairs
+
+
+class PairsWithPatches(NamedTuple):
+    """Pairs, their patches, and the SHA-256 of the file of the pairs."""
+
+    pairs: Pairs
+    patches: Patches
+    sha256: str
+
+
+def load_pairs_with_patches(path: Path, brain: Brain) -> PairsWithPatches:
+    """Read pairs.npz and the patches beside it, each file once.
+
+    Args:
+        path: the file of the pairs.
+        brain: the patches must belong to this brain in its present state.
+
+    Raises:
+        InputError: if a file is missing, damaged or of another kind, the patches are not those of
+            the pairs, or the brain has changed since.
+    """
+    digest = hashlib.sha256()
+    pairs = _read(path, digest.update)
+    _patches_path(path, pairs)
+    patches_path = path.parent / pairs.patches_file
+    patches, patches_sha256 = read_patches(patches_path)
+    _check_patches(path, pairs, patches_sha256)
+    check_current(patches_path, patches, brain)
+    return PairsWithPatches(pairs, patches, digest.hexdigest())
+
+
+def _read(path: Path, update: Callable[[bytes], object] | None = None) -> Pairs:
+    """Read pairs.npz. `update` is as in `files.read_arrays`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto pair` first")
     with naming_damage(path, "file of pairs", "run `jaxcyto pair` again"):
-        pairs = Pairs(**read_arrays(path, PAIRS_FORMAT, SCHEMA))
+        return Pairs(**read_arrays(path, PAIRS_FORMAT, SCHEMA, update=update))
+
+
+def _patches_path(path: Path, pairs: Pairs) -> Path:
+    """Return the file of the patches, links resolved.
+
+    Raises:
+        InputError: if it is missing or lies outside of the folder.
+    """
     if Path(pairs.patches_file).name != pairs.patches_file:
         raise InputError(f"{path}: patches_file = {pairs.patches_file!r} leaves the folder")
     faults: list[str] = []
@@ -87,12 +136,20 @@ def load_pairs(path: str | os.PathLike) -> Pairs:
     patches = inside(root, path, "patches_file", pairs.patches_file, faults)
     if patches is None:
         raise InputError(f"{faults[0]}; run `jaxcyto pair` again")
-    if file_sha256(patches) != pairs.patches_sha256:
+    return patches
+
+
+def _check_patches(path: Path, pairs: Pairs, patches_sha256: str) -> None:
+    """Check that pairs were made from the patches with this hash.
+
+    Raises:
+        InputError: if they were made from others.
+    """
+    if patches_sha256 != pairs.patches_sha256:
         raise InputError(
             f"{path}: made from another {pairs.patches_file} than the one beside it; "
             "run `jaxcyto pair` again"
         )
-    return pairs
 
 
 def distances_path(root: Path, patches_file: str) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -90,26 +91,47 @@ DTYPES = {name: (array.dtype, array.shape[1:]) for name, array in ARRAYS.items()
 
 
 def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches:
-    """Reads patches.npz.
+    """Read patches.npz.
 
     Args:
         path: the file.
-        brain: where given, the patches are checked to be of this brain as it is now.
+        brain: if given, the patches must belong to this brain in its present state.
+
+    Returns:
+        The patches.
 
     Raises:
-        InputError: if the file is missing, damaged or foreign, or the brain's sections,
-            hemispheres or splits have changed since.
+        InputError: if the file is missing, damaged or of another kind, or the sections,
+            hemispheres or splits of the brain have changed since.
     """
-    path = Path(path)
+    patches = _read(Path(path))
+    if brain is not None:
+        check_current(Path(path), patches, brain)
+    return patches
+
+
+def read_patches(path: Path) -> tuple[Patches, str]:
+    """Read patches.npz once.
+
+    Returns:
+        The patches, and the SHA-256 of the bytes that they were made from.
+
+    Raises:
+        InputError: if the file is missing, damaged or of another kind.
+    """
+    digest = hashlib.sha256()
+    return _read(path, digest.update), digest.hexdigest()
+
+
+def _read(path: Path, update: Callable[[bytes], object] | None = None) -> Patches:
+    """Read patches.npz. `update` is as in `files.read_arrays`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto sample` first")
     with naming_damage(path, "file of patches", "run `jaxcyto sample` again"):
-        patches = Patches(**read_arrays(path, PATCHES_FORMAT, SCHEMA))
+        patches = Patches(**read_arrays(path, PATCHES_FORMAT, SCHEMA, update=update))
         for key in ("patch_px", "um_per_px"):
             if not 0 < float(patches.settings.get(key, 1)) < np.inf:
                 raise ValueError(f"{key} = {patches.settings[key]}")
-    if brain is not None:
-        _check_current(path, patches, brain)
     return patches
 
 
@@ -130,7 +152,12 @@ def corner_px(
     return left, top
 
 
-def _check_current(path: Path, patches: Patches, brain: Brain) -> None:
+def check_current(path: Path, patches: Patches, brain: Brain) -> None:
+    """Check that patches belong to the sections, hemispheres and splits of a brain.
+
+    Raises:
+        InputError: if they were drawn from others.
+    """
     again = "; run `jaxcyto sample` again"
     if patches.settings.get("sections_sha256") != sections_sha256(brain):
         raise InputError(
