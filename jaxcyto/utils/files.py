@@ -345,7 +345,7 @@ class _HashedFile:
         return data[skipped:]
 
     def finish(self) -> None:
-        """Pass the bytes that no one has read to the hash."""
+        """Hash the bytes that have not been read."""
         while self._hashed < self._tail_start:
             self._position = self._hashed
             self.read(min(CHUNK_BYTES, self._tail_start - self._hashed))

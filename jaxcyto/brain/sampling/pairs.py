@@ -1,4 +1,7 @@
-"""Pairs of patches with their distance along the cortex: the targets of the pretext task."""
+"""Read and write pairs.npz: pairs of patches with their distances along the cortex.
+
+The distances are the targets of the pretext task.
+"""
 
 import dataclasses
 import hashlib
@@ -39,14 +42,14 @@ SCHEMA: Schema = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of patches, P of them.
+    """P pairs of patches of one brain.
 
     Attributes:
-        first, second: patches, int32 [P].
-        distance_mm: along the surface, float32 [P].
-        patches_file: name of the file of patches, in the same folder.
-        patches_sha256: its hash.
-        settings: method, seed and so on; plain values.
+        first, second: indices of the patches, int32 [P].
+        distance_mm: distance along the surface, float32 [P].
+        patches_file: name of the file of the patches, which lies in the same folder.
+        patches_sha256: SHA-256 of this file.
+        settings: plain values, such as method and seed.
     """
 
     first: np.ndarray
@@ -60,7 +63,7 @@ class Pairs:
         return len(self.first)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one npz, atomically and without pickle."""
+        """Write one npz, completely or not at all, without pickle."""
         with atomic_write(path) as file:
             np.savez(
                 file,
@@ -153,15 +156,20 @@ def _check_patches(path: Path, pairs: Pairs, patches_sha256: str) -> None:
 
 
 def distances_path(root: Path, patches_file: str) -> Path:
-    """Where the distances between all patches of a file lie: patches_distances.npy beside it."""
+    """Return the path of the distances between all patches: patches_distances.npy."""
     return root / f"{Path(patches_file).stem}_distances.npy"
 
 
 def open_distances(root: Path, pairs: Pairs, num_patches: int) -> MatrixFile:
-    """The distances [N, N] mm between all patches, which stay on disk.
+    """Open the distances [N, N] in mm between all patches. They stay on disk.
+
+    Args:
+        root: the brain's folder.
+        pairs: the pairs, whose distances must agree with the matrix.
+        num_patches: number of patches N.
 
     Raises:
-        InputError: not there, damaged, or not those of these pairs.
+        InputError: if the file is missing or damaged, or holds other distances than the pairs.
     """
     path = distances_path(root, pairs.patches_file)
     remedy = "write it with `jaxcyto pair BRAIN --all-distances`"

@@ -1,4 +1,4 @@
-"""The file of patches that `jaxcyto sample` writes and everything later reads."""
+"""Read and write patches.npz, the file of patches that `jaxcyto sample` makes."""
 
 import dataclasses
 import hashlib
@@ -27,17 +27,17 @@ PATCHES_FILE = "patches.npz"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Patches:
-    """Patches of one brain, N of them, ordered by section and along its hemispheres.
+    """The N patches of one brain, sorted by section and by position along its ribbon.
 
     Attributes:
-        section: rows of the section table, int32 [N].
-        center_px: (column, row) at full resolution, float64 [N, 2].
-        position_mm: positions of the centers, float32 [N, 3].
+        section: index of the row in the section table, int32 [N].
+        center_px: (column, row) of the center in px of the full resolution, float64 [N, 2].
+        position_mm: position of the center, float32 [N, 3].
         hemisphere: index into the brain's hemispheres, int8 [N].
-        face: triangle of the carrying surface, int32 [N].
-        bary: barycentric coordinates in it, float32 [N, 3].
+        face: index of the triangle of the surface that carries the distances, int32 [N].
+        bary: barycentric coordinates in this triangle, float32 [N, 3].
         split: index into `manifest.SPLITS`, uint8 [N].
-        settings: patch_px, um_per_px, depth, seed and so on; plain values.
+        settings: plain values, such as patch_px, um_per_px, depth and seed.
     """
 
     section: np.ndarray
@@ -53,19 +53,28 @@ class Patches:
         return len(self.section)
 
     def select(self, keep: np.ndarray) -> "Patches":
-        """Those that `keep` (numbers, or bool [N]) names."""
+        """Return the patches that `keep` selects, by indices or as bool [N]."""
         arrays = {name: getattr(self, name)[keep] for name in DTYPES}
         return Patches(**arrays, settings=self.settings)
 
     def differs_in_size(self, patch_px: int, um_per_px: float) -> tuple[str, float, float] | None:
-        """If the patches were sampled for another size: the setting, its value, the wanted one."""
+        """Compare the size of the patches with another one.
+
+        Args:
+            patch_px: side in px.
+            um_per_px: resolution.
+
+        Returns:
+            None if they agree, else the name of the first setting that differs, its stored value
+            and the value given here.
+        """
         for name, wanted in (("patch_px", patch_px), ("um_per_px", um_per_px)):
             if not np.isclose(self.settings[name], wanted):
                 return name, self.settings[name], wanted
         return None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one npz, atomically and without pickle."""
+        """Write one npz, completely or not at all, without pickle."""
         arrays = {name: getattr(self, name) for name in DTYPES}
         with atomic_write(path) as file:
             np.savez(
@@ -138,13 +147,14 @@ def _read(path: Path, update: Callable[[bytes], object] | None = None) -> Patche
 def corner_px(
     center_px: np.ndarray, section: Section, um_per_px: float, side: int
 ) -> tuple[int, int]:
-    """(left, top) of a patch on the grid of `um_per_px` (see `Section.read_at`).
+    """Return (left, top) of a patch on the grid of `um_per_px` (see `Section.read_at`).
 
     Args:
-        center_px: (column, row) at full resolution; met to half a pixel of the patch's grid.
-        section: gives the ratio of the two resolutions.
-        um_per_px: of the patch.
-        side: of the patch, px.
+        center_px: (column, row) at full resolution. The center of the patch differs from it by at
+            most half a pixel of the patch's grid.
+        section: the section, which states its full resolution.
+        um_per_px: resolution of the patch.
+        side: side of the patch, px.
     """
     assert section.pixel_um is not None
     ratio = um_per_px / section.pixel_um
@@ -164,11 +174,11 @@ def check_current(path: Path, patches: Patches, brain: Brain) -> None:
             f"{path}: drawn from other sections or hemispheres than {brain.root}{again}"
         )
     if not {"patch_px", "um_per_px"} <= patches.settings.keys():
-        raise InputError(f"{path}: does not say the size of its patches{again}")
+        raise InputError(f"{path}: does not state the size of its patches{again}")
     if len(patches) and patches.section.max() >= len(brain.sections):
-        raise InputError(f"{path}: names a section that is not there{again}")
+        raise InputError(f"{path}: names a section that does not exist{again}")
     if len(patches) and patches.hemisphere.max() >= len(brain.hemispheres):
-        raise InputError(f"{path}: names a hemisphere that is not there{again}")
+        raise InputError(f"{path}: names a hemisphere that does not exist{again}")
     if not patches.settings.get("split_axis"):
         column = np.array([SPLITS.index(row.split) if row.split else -1 for row in brain.sections])
         changed = np.flatnonzero(column[patches.section] != patches.split)
@@ -178,7 +188,7 @@ def check_current(path: Path, patches: Patches, brain: Brain) -> None:
 
 
 def sections_sha256(brain: Brain) -> str:
-    """A key of what patches refer to by number: sections (with registration), hemispheres."""
+    """Return a hash of what patches refer to by index: sections with registration, hemispheres."""
     key = [
         [
             row.name,

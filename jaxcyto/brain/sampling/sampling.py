@@ -164,7 +164,7 @@ def _wanted_patches(settings: PatchSettings, ribbon_mm: float) -> int:
         raise InputError(f"spacing_mm = {settings.spacing_mm:g}: the ribbon is {ribbon_mm:.1f} mm")
     if wanted > MOST_PATCHES:
         raise InputError(
-            f"{wanted:,} patches asked for; at most {MOST_PATCHES:,} are drawn from one brain "
+            f"{wanted:,} patches requested; at most {MOST_PATCHES:,} are drawn from one brain "
             f"(its sections cut {ribbon_mm:.0f} mm of cortex)"
         )
     return wanted
