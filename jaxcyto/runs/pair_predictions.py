@@ -1,10 +1,14 @@
-"""What a pre-trained network predicts of the test pairs: RUN/pair_predictions.npz.
+"""Read and write the predictions of a pre-trained network for test pairs.
 
-pair                       number of the pair, int64 [P]
-distance_mm                along the surface, float32 [P]
+They are in RUN/pair_predictions.npz, which holds these arrays:
+
+pair                       index of the pair, int64 [P]
+distance_mm                true distance along the surface, float32 [P]
 predicted_distance_mm      float32 [P]
-coordinates_mm             of both patches, as trained for (absolute_x), float32 [P, 2, 3]
+coordinates_mm             true coordinates of both patches, as in training, float32 [P, 2, 3]
 predicted_coordinates_mm   float32 [P, 2, 3]
+
+With `absolute_x`, coordinates have |x| in place of x.
 """
 
 from pathlib import Path
@@ -26,17 +30,17 @@ SCHEMA = {
 
 
 def save_predictions(run: Path, predictions: dict[str, np.ndarray]) -> None:
-    """Writes the arrays above, whole or not at all."""
+    """Write the arrays above, completely or not at all."""
     arrays: dict[str, Any] = {name: predictions[name] for name in SCHEMA}
     with atomic_write(run / FILE) as file:
         np.savez(file, format=PREDICTIONS_FORMAT, **arrays)
 
 
 def read_predictions(run: Path) -> dict[str, np.ndarray] | None:
-    """The arrays above; None where the run has not come to its test.
+    """Read the arrays above. Return None if the run has not reached its test.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: if the file is damaged.
     """
     path = run / FILE
     if not path.exists():

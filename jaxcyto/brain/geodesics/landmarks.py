@@ -203,7 +203,7 @@ class Fields:
         self.exact = exact_solver(Surface(vertices, faces))
 
     def __call__(self, chunk: int) -> dict[str, np.ndarray]:
-        """Solve part `chunk`: the number of targets of each anchor, all targets, their distances."""
+        """Solve part `chunk`: how many targets each anchor has, the targets and their distances."""
         fields = [self.field(a) for a in self.anchors[chunk * CHUNK : (chunk + 1) * CHUNK].tolist()]
         return {
             "count": np.array([len(targets) for targets, _ in fields]),

@@ -232,7 +232,7 @@ _worker: Fields | Rows
 
 
 def _start(path: Path, solver) -> None:
-    """Initialize a worker process."""
+    """Prepare a worker process."""
     global _worker
     leave_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"  # each worker has one processor

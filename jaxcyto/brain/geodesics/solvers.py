@@ -23,8 +23,8 @@ Query = tuple[int, int, np.ndarray]
 # In mean edge lengths. The heat method is inaccurate near its source, so nearer targets are solved
 # exactly, which costs little at such distances.
 NEAR_EDGES = 10
-# Vertices times sources. Starting processes takes about a second, which pays from about five seconds
-# of work on. The exact method takes some 10 us per vertex and source, and heat a tenth of that.
+# Vertices times sources. Starting processes takes about a second, which pays from five seconds of
+# work on. The exact method takes some 10 us per vertex and source, and heat a tenth of that.
 POOL_FROM = 5e5
 
 
@@ -241,7 +241,7 @@ _worker: _Answers
 
 
 def _start(path: Path, method: str, bias: float, near: bool) -> None:
-    """Initialize a worker process."""
+    """Prepare a worker process."""
     global _worker
     leave_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"  # each worker has one processor
