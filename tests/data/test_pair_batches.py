@@ -1,4 +1,4 @@
-"""Batches: their order, their content, and what happens when a section cannot be read."""
+"""Test batches: their order, their content, and sections that cannot be read."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_batch_has_the_contract(config, table, source):
 
 
 def test_patch_is_centered_on_its_point(config, table, source):
-    """The middle of the window lies within half a pixel of the patch's center."""
+    """The center of the window is within half a pixel of the patch's center."""
     patches = table.patches[0]
     for j in range(0, len(patches), 97):
         row = table.brains[0].sections[patches.section[j]]
@@ -63,7 +63,7 @@ def test_patch_is_centered_on_its_point(config, table, source):
 
 
 def test_order_is_that_of_the_seed_alone(config, table, source):
-    """1, 2 and 4 processes see the same global batches; threads and a late start change nothing."""
+    """Global batches do not depend on the number of processes, on threads or on a late start."""
     whole = [pair_train_batches(source, table, config, seed=5)[k] for k in range(3)]
     for processes in (2, 4):
         parts = [
@@ -167,7 +167,7 @@ def test_wrong_size_is_refused(config):
 
 
 def test_unreadable_section_is_named(tiny_brain, config, tmp_path):
-    """A section that is cut off while training: file, section and patch stand in the message."""
+    """The message names file, section and patch of a section that is truncated in training."""
     import dataclasses
     import shutil
 

@@ -1,4 +1,4 @@
-"""Arrays read from files: what a schema accepts and refuses, and how refusals read."""
+"""Test reading arrays: what a schema accepts and refuses, messages, and digests."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ SCHEMA: Schema = {
 
 
 def good() -> dict:
-    """Arrays as `np.savez` takes them, which fit the schema."""
+    """Return arguments of `np.savez` that fit the schema."""
     return {
         "format": FORMAT,
         "index": np.array([0, 9], np.int32),

@@ -130,7 +130,7 @@ class Geodesics:
         return Geodesics(refined, self.method, bias, self.settings)
 
     def _pairs(self, surface, first, second, workers, progress) -> np.ndarray:
-        """Solve the distances of pairs of vertices [N] of a mesh, from as few sources as possible."""
+        """Solve the distances [N] of pairs of vertices of a mesh, from few sources."""
         distance = np.where(first == second, 0.0, np.inf)
         labels, parts, local = _components(surface, np.concatenate([first, second]))
         open_pairs = np.flatnonzero((labels[first] == labels[second]) & (first != second))

@@ -1,4 +1,4 @@
-"""Pairs: who is paired with whom, distances against great circles, files."""
+"""Test pairs: which patches are paired, distances against great circles, files."""
 
 import dataclasses
 from pathlib import Path
@@ -27,7 +27,7 @@ CENTERS = np.array([[-20.0, 0, 0], [20.0, 0, 0]])
 
 
 def ball(steps: int = 24) -> Surface:
-    """A unit sphere of latitudes and longitudes."""
+    """Return a unit sphere of latitudes and longitudes."""
     theta = np.linspace(0, np.pi, steps + 1)[1:-1]
     phi = np.linspace(0, 2 * np.pi, 2 * steps, endpoint=False)
     t, p = np.meshgrid(theta, phi, indexing="ij")
@@ -41,7 +41,7 @@ def ball(steps: int = 24) -> Surface:
 
 
 def make(root: Path, number=120, seed=0) -> tuple[Brain, Patches]:
-    """Two unit spheres as hemispheres, with random patches in all splits, written to disk."""
+    """Write two unit spheres as hemispheres, with random patches in all splits."""
     surface, rng = ball(), np.random.default_rng(seed)
     hemispheres = []
     for name, center in zip("LR", CENTERS, strict=True):
@@ -249,7 +249,7 @@ def test_near_pairs(tmp_path):
     for name in ("hemisphere", "split"):
         column = getattr(patches, name)
         assert (column[pairs.first] == column[pairs.second]).all()
-    # every patch that has a partner (but for the method's error at the very limit) is in a pair
+    # Every patch that has a partner is in a pair. The margin of 0.02 covers the error of the method.
     first, second = np.triu_indices(len(patches), 1)
     same = patches.hemisphere[first] == patches.hemisphere[second]
     near = same & (patches.split[first] == patches.split[second])
