@@ -1,13 +1,13 @@
-"""Do two checkouts compute the same bits? Hash a phantom brain and short training runs of each.
+"""Compare the results of two checkouts bit by bit, on a phantom brain and short training runs.
 
     python benchmarks/robustness/bits.py                       # this checkout
     python benchmarks/robustness/bits.py --tree ../before      # this checkout and another one
 
-Each checkout runs in processes of its own, by its commands alone: `jaxcyto phantom`, `sample`,
-`pair`, then `train.py` for pre-training, for segmentation with the atlas branch from that run, and
-`jaxcyto predict`. The phantom's files are hashed byte by byte, the other files by their decoded
-arrays, and the metrics without the fields that a clock sets.
-Last line: one JSON object; with --tree, exit status 1 if a hash differs.
+Each checkout runs in separate processes, through its commands only: `jaxcyto phantom`, `sample` and
+`pair`, `train.py` for pre-training and then for segmentation from that run with the atlas branch,
+and `jaxcyto predict`. The files of the phantom are hashed byte by byte, and other files by their
+decoded arrays. Metrics are hashed without the fields that depend on the clock.
+The last line on stdout is one JSON object. With --tree, the exit status is 1 if a hash differs.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def npz(path: Path) -> str:
 
 
 def metrics(path: Path) -> str:
-    """Hash metrics.jsonl without the fields that a clock sets, and without the learning rate."""
+    """Hash metrics.jsonl without the learning rate and the fields that depend on the clock."""
     skipped = ("time", "train/learning_rate")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     kept = [

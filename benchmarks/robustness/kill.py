@@ -1,17 +1,17 @@
-"""Kills a training run at random moments, continues it each time, and compares the end.
+"""Kill a training run at random moments, continue it each time, and compare the result.
 
     python benchmarks/robustness/kill.py --kills 30 --task pretext
     python benchmarks/robustness/kill.py --kills 30 --task segment
     python benchmarks/robustness/kill.py --kills 30 --signal TERM
 
-A tiny network trains on a tiny brain on the CPU: once without interruption, then again with SIGKILL
-in the start (imports, data, compilation), in steps, in the middle of writing a checkpoint, in
-validations and in the final evaluation, each followed by the same command. Where the run ends
-before all kills are done, another one begins. Parameters, optimizer state, weights, results.json
-and metrics.jsonl (without the fields that a clock sets) must be those of the uninterrupted run, bit
-for bit. Restarts share a compilation cache, except for one in five, which compiles. With TERM or
-INT the run must also leave within 30 s, and lose no step.
-Last line: one JSON object.
+A tiny network trains on a tiny brain on the CPU, once without interruption. Then it trains again
+and is killed with SIGKILL during the start (imports, data, compilation), during steps, while it
+writes a checkpoint, during validations and during the final evaluation. After each kill the same
+command continues the run. If a run finishes before all kills are done, another one begins.
+Parameters, optimizer state, weights, results.json and metrics.jsonl (without the fields that depend
+on the clock) must equal those of the uninterrupted run bit by bit. Restarts share a compilation
+cache, except for one in five, which compiles again. With TERM or INT the run must also exit within
+30 s and lose no step. The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -69,26 +69,26 @@ def get_config():
 
 
 def write_config(path: Path, task: str, brain: Path) -> Path:
-    """A config file of a run of STEPS steps."""
+    """Write the config file of a run of STEPS steps."""
     text = CONFIGS[task].format(brain=str(brain), steps=STEPS, eval_every=EVAL_EVERY)
     path.write_text(text)
     return path
 
 
 def environment(cache: Path | None) -> dict[str, str]:
-    """One CPU device, and a folder of compiled programs if given."""
-    found = os.environ | {"JAX_PLATFORMS": "cpu"}
+    """Return environment variables for one CPU device, with a compilation cache if given."""
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"}
     if cache is not None:
-        found |= {
+        variables |= {
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-    return found
+    return variables
 
 
 def start(config: Path, workdir: Path, cache: Path | None = None) -> subprocess.Popen[str]:
-    """The training command; its output goes to WORKDIR.log."""
+    """Start the training command. Its output is appended to WORKDIR.log."""
     with open(f"{workdir}.log", "a") as log:
         return subprocess.Popen(
             [sys.executable, "train.py", "--config", str(config), "--workdir", str(workdir)],
@@ -97,7 +97,7 @@ def start(config: Path, workdir: Path, cache: Path | None = None) -> subprocess.
 
 
 def finish(config: Path, workdir: Path, cache: Path | None = None) -> float:
-    """Runs the command to its end; returns the seconds until it has written a line."""
+    """Run the command to its end, and return the seconds until it has written a line."""
     before, old = time.monotonic(), lines(workdir)
     process = start(config, workdir, cache)
     while process.poll() is None and lines(workdir) == old:
@@ -109,12 +109,12 @@ def finish(config: Path, workdir: Path, cache: Path | None = None) -> float:
 
 
 def log_tail(workdir: Path) -> str:
-    """The end of what a run has printed."""
+    """Return the end of the output of a run."""
     return Path(f"{workdir}.log").read_text()[-2000:]
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    """Of metrics.jsonl, without the fields that a clock sets."""
+    """Read the lines of metrics.jsonl, without the fields that depend on the clock."""
     path = workdir / "metrics.jsonl"
     return [
         {k: v for k, v in line.items() if k != "time" and not k.startswith("speed/")}
@@ -123,7 +123,15 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def phase(workdir: Path, before: list[dict[str, Any]]) -> str:
-    """What a run does now; `before`: its lines when it was started."""
+    """Tell what a run is doing now.
+
+    Args:
+        workdir: the folder of the run.
+        before: the lines of its metrics when it was started.
+
+    Returns:
+        One of PHASES.
+    """
     now = lines(workdir)
     if not now or now == before:
         return "start"
@@ -132,7 +140,7 @@ def phase(workdir: Path, before: list[dict[str, Any]]) -> str:
     if validated and last["step"] == STEPS:
         return "final evaluation"
     writes = any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
-    if last["step"] % EVAL_EVERY == 0 and not validated:  # its checkpoint may still be written
+    if last["step"] % EVAL_EVERY == 0 and not validated:  # even if its checkpoint is being written
         return "validation"
     return "checkpoint" if writes else "step"
 
@@ -144,12 +152,14 @@ def kill_in(
     delay: float = 0.0,
     signum: signal.Signals = signal.SIGKILL,
 ) -> tuple[str, float] | None:
-    """Ends a run `delay` seconds after it is first seen in the wanted phase.
+    """End a run `delay` seconds after it is first seen in the wanted phase.
 
-    In the start: at its end at the latest, for a run may start much faster than another.
+    A run in the start phase is ended when the phase is over at the latest, because some runs start
+    much faster than others.
 
     Returns:
-        The phase in which it ended, and the seconds it took to; None: it was done before.
+        The phase in which it was ended, and the seconds until it had exited. None if the run had
+        finished before.
     """
     before = lines(workdir)
     while process.poll() is None and phase(workdir, before) != wanted:
@@ -159,23 +169,23 @@ def kill_in(
         time.sleep(0.001)
         if wanted == "start" and phase(workdir, before) != wanted:
             break
-    found = phase(workdir, before) if signum != signal.SIGKILL else None
+    landed = phase(workdir, before) if signum != signal.SIGKILL else None
     process.send_signal(signum)
     sent = time.monotonic()
     if process.wait() == 0:
         return None
-    return found or phase(workdir, before), time.monotonic() - sent
+    return landed or phase(workdir, before), time.monotonic() - sent
 
 
 def lost_steps(workdir: Path) -> int:
-    """Steps that a run had logged but not saved when it ended."""
+    """Count the steps that a run had logged but not saved when it ended."""
     names = [path.name for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
     trained = [line["step"] for line in lines(workdir)]
     return max(trained, default=0) - max(map(int, names), default=0)
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """In what the ends of two runs differ; no entry: bit for bit the same."""
+    """List what differs between the results of two runs. The list is empty if all bits agree."""
     found = []
     states: list[Any] = [
         ocp.load_checkpointables(str(folder.resolve() / f"checkpoints/{STEPS}"))["state"]
@@ -198,6 +208,7 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def main() -> None:
+    """Kill runs until all kills are done, and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--task", choices=sorted(CONFIGS), default="pretext")
@@ -232,7 +243,7 @@ def main() -> None:
                 landed[ended[0]] += 1
                 slowest, lost = max(slowest, ended[1]), max(lost, lost_steps(parts))
                 print(f"{options.signal} {landed.total()}: run {runs}, {ended[0]}", flush=True)
-                # before train.py is under way, a signal does what it does to any program
+                # Before train.py has installed its handlers, a signal ends it like any program.
                 if process.returncode not in (-signum, 128 + signum):
                     faults.append(f"exit status {process.returncode}: {log_tail(parts)}")
             finish(config, parts, cache)
@@ -256,7 +267,7 @@ def main() -> None:
 
 
 def make_brain(folder: Path) -> Path:
-    """A small phantom with patches and pairs."""
+    """Make a small phantom with patches and pairs."""
     from jaxcyto.brain.prepare import pair_brain, sample_brain
     from jaxcyto.phantom.make import make_phantom
     from jaxcyto.phantom.settings import PRESETS

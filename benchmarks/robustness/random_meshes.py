@@ -1,13 +1,14 @@
-"""Thousands of small meshes, most of them broken: distances must be right or refused.
+"""Check that distances on thousands of small broken meshes are right or refused.
 
     python benchmarks/robustness/random_meshes.py --meshes 10000
 
-Soups of triangles, patches of a plane with holes, closed shapes glued at edges and vertices;
-rounded coordinates make repeated vertices and triangles without area; sizes from micrometers to
-kilometres. Each is solved by every method: allowed are an InputError, or distances between all
-vertices that are not NaN, not negative, symmetric, zero on the diagonal, not below the straight
-line, and finite exactly between vertices that hang together. A finding prints its number;
-`--first N --meshes 1` repeats it. The last line on stdout is one JSON object.
+The meshes are random triangles, pieces of a plane with holes, and tetrahedra that share edges and
+vertices. Their coordinates are rounded, which makes repeated vertices and triangles without area.
+Their sizes go from micrometers to kilometers. Every method solves each mesh. It may raise an
+InputError. Otherwise the distances between all vertices must not be NaN, negative, asymmetric or
+below the straight line, must be zero on the diagonal, and must be finite exactly between vertices
+that are connected. A finding prints the index of its mesh. `--first N --meshes 1` repeats it. The
+last line on stdout is one JSON object.
 """
 
 import argparse
@@ -30,14 +31,16 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.progress import StderrProgress
 
 METHODS: dict[str, dict] = {"exact": {}, "heat": {}, "oracle": {"anchors": 40}}
-# Of a finite distance and the straight line. A point in a triangle is laid flat with its corners.
+# A finite distance may be shorter than the straight line by this share, because of rounding where a
+# triangle is laid flat.
 ROUNDING = 1e-9
 
 
 def main() -> None:
+    """Check the meshes, and print how many were solved and refused by each method."""
     parser = argparse.ArgumentParser(description="Small random meshes, degenerate ones included")
-    parser.add_argument("--meshes", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--meshes", type=int, default=10_000, help="number of meshes")
+    parser.add_argument("--first", type=int, default=0, help="index of the first mesh")
     arguments = parser.parse_args()
     begin = time.monotonic()
     counts = {method: Counter() for method in METHODS}
@@ -57,10 +60,10 @@ def main() -> None:
 
 
 def random_mesh(number: int) -> Surface:
-    """The mesh of this number."""
+    """Return the mesh with this index."""
     rng = np.random.default_rng(number)
     kind = number % 3
-    if kind == 0:  # a soup
+    if kind == 0:  # random triangles
         vertices = rng.normal(size=(rng.integers(3, 12), 3))
         faces = rng.integers(len(vertices), size=(rng.integers(1, 14), 3))
     elif kind == 1:  # a plane, crumpled, with holes
@@ -82,7 +85,7 @@ def random_mesh(number: int) -> Surface:
 
 
 def check_mesh(surface: Surface, method: str) -> str:
-    """ "solved", "refused", or what is wrong."""
+    """Solve a mesh by a method, and return "solved", "refused" or what is wrong."""
     number = len(surface.vertices)
     first, second = np.indices((number, number)).reshape(2, -1)
     try:

@@ -1,13 +1,14 @@
-"""Distances along a cortex of 163,842 vertices: ours beside exact, heat, edge flips and Dijkstra.
+"""Compare our distances along a cortex of 163,842 vertices with other methods.
 
     python benchmarks/scale/geodesics.py --data DATA --figure docs/figures/geodesics_error.png
 
-Truth are exact fields (pygeodesic), seconds each: those of the reference file, where it is there,
-and of further random sources (`--sources`). Every method answers the same pairs: each source with
-random vertices and with all around it. Without `--data` the mesh is a folded icosphere that it
-makes. It runs about 12 minutes on two cores, 4 of them for the exact fields; `--oracle FILE` keeps
-what was built. The last line on stdout is one JSON object; errors are shares of the distance for
-pairs at least 5 mm apart, mm for nearer ones.
+The other methods are exact distances, the heat method, edge flips and Dijkstra's algorithm. Exact
+fields (pygeodesic) are the truth. They take seconds each. They come from the reference file, if it
+is there, and from further random sources (`--sources`). Every method answers the same pairs: each
+source with random vertices and with all vertices around it. Without `--data` the script makes a
+folded icosphere. It runs about 12 minutes on two cores, 4 of them for the exact fields. `--oracle
+FILE` caches the oracle. The last line on stdout is one JSON object. Errors are relative for pairs
+at least 5 mm apart, and in mm for nearer ones.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import potpourri3d
 from scipy.sparse.csgraph import dijkstra
 
 from jaxcyto.brain.geodesics.mesh import edge_graph, insert_points, refine
-from jaxcyto.brain.geodesics.oracle import ANCHORS
+from jaxcyto.brain.geodesics.oracle import ANCHORS, Oracle
 from jaxcyto.brain.geodesics.oracle_build import cached_oracle
 from jaxcyto.brain.geodesics.solvers import exact_solver, solve_queries
 from jaxcyto.brain.surfaces.surface import Surface, read_surface
@@ -33,6 +34,7 @@ WHITE = "bigbrain/surf/tpl-bigbrain_hemi-L_desc-white.surf.gii"
 REFERENCE = "geodesic/ref_bigbrain_L_white164k.npz"
 RANDOM_TARGETS, NEAR_TARGETS, NEAR_MM = 4000, 150, 5.0
 PAIRS = 200_000
+# tvb-gdist is not a dependency, so another Python executable runs this script.
 GDIST = """
 import sys, time, numpy, gdist
 with numpy.load(sys.argv[1]) as file:
@@ -45,26 +47,61 @@ numpy.savez(sys.argv[2], rows=rows, seconds=(time.perf_counter() - begin) / len(
 
 
 def main() -> None:
+    """Build the oracle, compare all methods with exact distances, and print the figures."""
+    arguments = parse_arguments()
+    rng = np.random.default_rng(arguments.seed)
+    name = "real left white surface" if arguments.data else "folded icosphere"
+    surface = read_surface(arguments.data / WHITE) if arguments.data else folded_sphere()
+    vertices = len(surface.vertices)
+    print(f"{name}: {vertices} vertices, {len(surface.faces)} triangles", flush=True)
+
+    oracle, costs = time_oracle(surface, arguments, rng)
+    sources, exact, seconds = exact_fields(surface, arguments, rng)
+    targets = [choose_targets(field, rng) for field in exact]
+    truth = [field[target] for field, target in zip(exact, targets, strict=True)]
+    rows, answers, bias = compare_methods(surface, oracle, sources, targets, truth)
+    rows = {"exact": {"s_per_source": seconds}} | rows
+    rows["edge flips"] = edge_flips(surface, sources, targets, truth, rng)
+    rows["ours, surface points"] = surface_points(surface, oracle, sources[:4], rng)
+    if arguments.peer_python:
+        rows["tvb-gdist"] = gdist(arguments.peer_python, surface, sources[:3], exact[:3])
+
+    for method, row in rows.items():
+        print(f"{method:>22}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    if arguments.figure:
+        draw(arguments.figure, answers, bias, np.concatenate(truth), oracle.near_mm)
+    print(json.dumps({"mesh": name, "vertices": vertices} | costs | {"methods": rows}))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line, and exit if `--data` lacks a file."""
     parser = argparse.ArgumentParser(description="Accuracy and cost of geodesic distances")
     parser.add_argument("--data", type=Path, help="folder of the real surface and its reference")
-    parser.add_argument("--sources", type=int, default=24, help="further exact sources")
-    parser.add_argument("--anchors", type=int, default=ANCHORS)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--oracle", type=Path, help="file that keeps the oracle")
-    parser.add_argument("--figure", type=Path, help="writes error against distance there")
-    parser.add_argument("--peer-python", help="interpreter with tvb-gdist")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sources", type=int, default=24, help="number of further exact sources")
+    parser.add_argument("--anchors", type=int, default=ANCHORS, help="anchors of the oracle")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--oracle", type=Path, help="file in which to cache the oracle")
+    parser.add_argument("--figure", type=Path, help="where to write a plot of error and distance")
+    parser.add_argument("--peer-python", help="Python executable with tvb-gdist")
+    parser.add_argument("--seed", type=int, default=0, help="of sources, targets and points")
     arguments = parser.parse_args()
     for name in (WHITE, REFERENCE) if arguments.data else ():
         if not (arguments.data / name).is_file():
-            parser.error(f"--data {arguments.data}: holds no {name}; without --data a made-up mesh")
-    rng = np.random.default_rng(arguments.seed)
-    surface = read_surface(arguments.data / WHITE) if arguments.data else folded_sphere()
-    number = len(surface.vertices)
-    name = "real left white surface" if arguments.data else "folded icosphere"
-    print(f"{name}: {number} vertices, {len(surface.faces)} triangles", flush=True)
+            parser.error(
+                f"--data {arguments.data}: holds no {name}; leave --data out to use a made-up mesh"
+            )
+    return arguments
 
-    result: dict = {"mesh": name, "vertices": number}
+
+def time_oracle(
+    surface: Surface, arguments: argparse.Namespace, rng: np.random.Generator
+) -> tuple[Oracle, dict]:
+    """Build the oracle and query random pairs.
+
+    Returns:
+        The oracle, and its costs: seconds and peak memory (GiB) of the build, number of anchors,
+        seconds of `PAIRS` pairs of surface points, and pairs per second.
+    """
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         oracle = cached_oracle(
@@ -74,27 +111,46 @@ def main() -> None:
             workers=arguments.workers,
             progress=StderrProgress("oracle", "anchors"),
         )
-    result["build_s"] = time.perf_counter() - begin
+    costs: dict = {"build_s": time.perf_counter() - begin}
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    # Two workers are alive at once, beside this process.
-    result["build_gib"] = (usage[0].ru_maxrss + arguments.workers * usage[1].ru_maxrss) / 2**20
-    result["anchors"] = oracle.anchors
+    # The workers run at the same time, beside this process. Each counts as the largest of them.
+    costs["build_gib"] = (usage[0].ru_maxrss + arguments.workers * usage[1].ru_maxrss) / 2**20
+    costs["anchors"] = oracle.anchors
     face = rng.integers(len(surface.faces), size=(2, PAIRS))
     bary = rng.dirichlet([1, 1, 1], (2, PAIRS))
     begin = time.perf_counter()
     drawn = oracle.distances(face[0], bary[0], face[1], bary[1], arguments.workers)
-    result["pairs_s"] = time.perf_counter() - begin
-    result["pairs_per_s"] = PAIRS / result["pairs_s"]
+    costs["pairs_s"] = time.perf_counter() - begin
+    costs["pairs_per_s"] = PAIRS / costs["pairs_s"]
     print(
-        f"oracle: built in {result['build_s']:.0f} s, at most {result['build_gib']:.1f} GiB; "
-        f"{PAIRS} random pairs of surface points in {result['pairs_s']:.0f} s "
+        f"oracle: built in {costs['build_s']:.0f} s, at most {costs['build_gib']:.1f} GiB; "
+        f"{PAIRS} random pairs of surface points in {costs['pairs_s']:.0f} s "
         f"({(drawn < oracle.near_mm).sum()} near ones exactly)",
         flush=True,
     )
+    return oracle, costs
 
-    sources, exact, seconds = exact_fields(surface, arguments, rng)
-    targets = [choose_targets(field, rng) for field in exact]
-    truth = [field[target] for field, target in zip(exact, targets, strict=True)]
+
+def compare_methods(
+    surface: Surface,
+    oracle: Oracle,
+    sources: np.ndarray,
+    targets: list[np.ndarray],
+    truth: list[np.ndarray],
+) -> tuple[dict[str, dict], dict[str, np.ndarray], float]:
+    """Solve the same pairs by the oracle, the heat method and Dijkstra.
+
+    Args:
+        surface: the mesh.
+        oracle: its oracle.
+        sources: vertices [n].
+        targets: vertices of each source.
+        truth: exact distances to the targets of each source, mm.
+
+    Returns:
+        Seconds per source and errors by method, the distances of all pairs by method, and the
+        median ratio of heat to exact distances.
+    """
     graph = edge_graph(surface.vertices, surface.faces)
     heat = potpourri3d.MeshHeatMethodDistanceSolver(surface.vertices, surface.faces)
     methods = {
@@ -102,31 +158,22 @@ def main() -> None:
         "heat": lambda s, t: np.asarray(heat.compute_distance(s))[t],
         "dijkstra": lambda s, t: dijkstra(graph, indices=s)[t],
     }
-    rows = {"exact": {"s_per_source": seconds}}
-    answers = {}
+    true = np.concatenate(truth)
+    rows, answers = {}, {}
     for method, solve in methods.items():
         begin = time.perf_counter()
         answer = [solve(int(s), t) for s, t in zip(sources, targets, strict=True)]
         taken = (time.perf_counter() - begin) / len(sources)
         answers[method] = np.concatenate(answer)
-        rows[method] = {"s_per_source": taken} | errors(answers[method], np.concatenate(truth))
-    far = np.concatenate(truth) >= NEAR_MM
-    bias = np.median((answers["heat"] / np.concatenate(truth))[far])
-    rows["heat, bias removed"] = errors(answers["heat"] / bias, np.concatenate(truth))
-    rows["edge flips"] = edge_flips(surface, sources, targets, truth, rng)
-    rows["ours, surface points"] = surface_points(surface, oracle, sources[:4], rng)
-    if arguments.peer_python:
-        rows["tvb-gdist"] = gdist(arguments.peer_python, surface, sources[:3], exact[:3])
-    result["methods"] = rows
-    for method, row in rows.items():
-        print(f"{method:>22}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items()))
-    if arguments.figure:
-        draw(arguments.figure, answers, bias, np.concatenate(truth), oracle.near_mm)
-    print(json.dumps(result))
+        rows[method] = {"s_per_source": taken} | errors(answers[method], true)
+    far = true >= NEAR_MM
+    bias = np.median((answers["heat"] / true)[far])
+    rows["heat, bias removed"] = errors(answers["heat"] / bias, true)
+    return rows, answers, bias
 
 
 def folded_sphere(levels: int = 7) -> Surface:
-    """An icosphere of 10 4^levels + 2 vertices with folds, about as large as a hemisphere."""
+    """Return a folded icosphere of 10 * 4^levels + 2 vertices, about as large as a hemisphere."""
     golden = (1 + 5**0.5) / 2
     points = [np.roll((0, i, j * golden), k) for k in range(3) for i in (1, -1) for j in (1, -1)]
     vertices = np.array(points, float)
@@ -151,7 +198,7 @@ def folded_sphere(levels: int = 7) -> Surface:
 
 
 def exact_fields(surface, arguments, rng) -> tuple[np.ndarray, np.ndarray, float]:
-    """Sources, their exact fields [n, V] and seconds per source."""
+    """Return sources [n], their exact fields [n, V] in mm, and seconds per solved source."""
     sources, fields = np.empty(0, int), np.empty((0, len(surface.vertices)))
     if arguments.data:
         with np.load(arguments.data / REFERENCE) as file:
@@ -174,6 +221,11 @@ def exact_fields(surface, arguments, rng) -> tuple[np.ndarray, np.ndarray, float
 
 
 def choose_targets(field: np.ndarray, rng) -> np.ndarray:
+    """Draw target vertices of a source with the distances `field` [V]: near ones, and random ones.
+
+    Returns:
+        Vertices [n], ascending, without the source.
+    """
     near = np.flatnonzero((field > 0) & (field < 2 * NEAR_MM))
     near = rng.choice(near, min(NEAR_TARGETS, len(near)), replace=False)
     far = rng.choice(np.flatnonzero(field > 0), RANDOM_TARGETS, replace=False)
@@ -181,6 +233,7 @@ def choose_targets(field: np.ndarray, rng) -> np.ndarray:
 
 
 def errors(answer: np.ndarray, truth: np.ndarray) -> dict:
+    """Summarize the errors of distances [n]: relative beyond `NEAR_MM`, in mm up to there."""
     far = truth >= NEAR_MM
     relative = np.abs(answer - truth)[far] / truth[far]
     near = np.abs(answer - truth)[~far]
@@ -196,6 +249,7 @@ def errors(answer: np.ndarray, truth: np.ndarray) -> dict:
 
 
 def edge_flips(surface, sources, targets, truth, rng, number: int = 40) -> dict:
+    """Measure seconds per pair and errors of edge-flip geodesics on `number` of the pairs."""
     solver = potpourri3d.EdgeFlipGeodesicSolver(surface.vertices, surface.faces)
     answer, true = [], []
     begin = time.perf_counter()
@@ -210,7 +264,10 @@ def edge_flips(surface, sources, targets, truth, rng, number: int = 40) -> dict:
 
 
 def surface_points(surface, oracle, sources, rng, number: int = 3000) -> dict:
-    """Ours between points within triangles; truth is exact on the mesh with the points put in."""
+    """Measure the oracle's errors between points within triangles.
+
+    The truth is the exact method on the mesh with these points inserted as vertices.
+    """
     near = [np.linalg.norm(surface.vertices - surface.vertices[s], axis=1) < 6 for s in sources]
     close = [np.flatnonzero(n[surface.faces[:, 0]]) for n in near]
     own = np.array([rng.choice(faces) for faces in close])
@@ -230,6 +287,7 @@ def surface_points(surface, oracle, sources, rng, number: int = 3000) -> dict:
 
 
 def gdist(python: str, surface: Surface, sources, exact) -> dict:
+    """Measure seconds per source and errors of tvb-gdist, which runs in another interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder) / "in.npz", Path(folder) / "out.npz"
         targets = np.tile(np.arange(len(surface.vertices), dtype=np.int32), (len(sources), 1))
@@ -242,6 +300,7 @@ def gdist(python: str, surface: Surface, sources, exact) -> dict:
 
 
 def draw(path: Path, answers: dict, bias: float, truth: np.ndarray, near_mm: float) -> None:
+    """Plot the errors against the exact distance, and their histogram."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,12 @@
-"""Memory and open files of a long training run, and of the loader alone: do they grow?
+"""Check whether memory and open files grow in a long training run, and in the loader alone.
 
     python benchmarks/scale/memory.py --steps 2000
 
-Makes the tiny phantom in a temporary folder, trains on it with `train.py` in a process of its own,
-both tasks, with validations and checkpoints on the way, and reads as many batches without training.
-Memory of its own, open files and threads are sampled ten times a second from outside. Growth is the
-slope of a line fitted to all samples after the first quarter of the steps. The last line on stdout
-is one JSON object.
+The script makes the tiny phantom in a temporary folder. It trains both tasks on it with `train.py`
+in a separate process, with validations and checkpoints, and reads as many batches without training.
+From outside it samples the private memory, the open files and the threads of this process ten times
+a second. Growth is the slope of a line fitted to all samples after the first quarter of the steps.
+The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from jaxcyto.phantom.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 0.1  # between samples
-WARM_UP = 0.25  # share of the steps
+WARM_UP = 0.25  # share of the steps that the fit leaves out
 CONFIG = """\
 import sys
 sys.path.insert(0, {root!r})
@@ -50,27 +50,27 @@ SMALL: dict[str, Any] = {"stem_kernel": 3, "stem_stride": 1, "widths": (4, 4, 8)
 
 
 def pretext(brain: str, steps: int) -> Config:
-    """Pairs with all distances."""
+    """Return a config for pre-training, with all distances."""
     data = DataConfig((brain,), patch_px=32, um_per_px=64.0, batch_pairs=8, all_distances=True)
     return Config(data=data, model=ModelConfig(**SMALL), steps=steps, eval_pairs=32, **EVERY)
 
 
 def segment(brain: str, steps: int) -> SegmentConfig:
-    """Images, atlas and labels."""
+    """Return a config for segmentation, with the atlas."""
     data = SegmentData((brain,), image_px=60, um_per_px=64.0, atlas=True, batch_images=4)
     model = ModelConfig(**SMALL)
     return SegmentConfig(data=data, model=model, steps=steps, eval_images=4, **EVERY)
 
 
 def read_batches(task: str, brain: str, steps: int, log: Path) -> None:
-    """The loader alone; writes the time of every 20th batch to a file."""
+    """Read batches without training, and write the time of every 20th batch to a file."""
     from absl import flags
 
     from jaxcyto.data.loading import iterate
     from jaxcyto.training.pretext import open_pretraining
     from jaxcyto.training.segment import open_segmentation
 
-    flags.FLAGS.mark_as_parsed()  # grain reads them
+    flags.FLAGS.mark_as_parsed()  # grain reads flags
     if task == "pretext":
         experiment = open_pretraining(pretext(brain, steps), None)
     else:
@@ -84,10 +84,10 @@ def read_batches(task: str, brain: str, steps: int, log: Path) -> None:
 
 
 def sample(pid: int) -> list[float]:
-    """Time; memory of its own, in RAM or swapped out, MiB; open files; threads.
+    """Sample a process: time (s), private memory in RAM or swap (MiB), open files, threads.
 
-    Not all that is resident: of files that are mapped (libraries) the system drops pages and
-    brings them back as it likes.
+    The resident set would be misleading, because the system drops and reloads pages of mapped files
+    (libraries) at any time.
     """
     status = Path(f"/proc/{pid}/status").read_text()
     own = sum(int(n) for n in re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+) kB", status, re.M))
@@ -96,13 +96,17 @@ def sample(pid: int) -> list[float]:
 
 
 def watch(command: list[str], log: Path, steps: int) -> dict[str, Any]:
-    """Runs a command that notes steps and times in `log`; what it held at which step."""
+    """Run a command that writes steps and times to `log`, and measure what it holds at each step.
+
+    Returns:
+        Figures of memory, open files and threads.
+    """
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     samples = []
     while process.poll() is None:
         try:
             samples.append(sample(process.pid))
-        except (OSError, IndexError):  # it has just ended
+        except (OSError, IndexError):  # the process has just ended
             break
         time.sleep(SECONDS)
     if process.wait():
@@ -130,6 +134,7 @@ def watch(command: list[str], log: Path, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the loader and the training of both tasks, and print the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,10 +1,11 @@
-"""Peak memory and speed of `jaxcyto predict` on one large section, with the paper's network.
+"""Measure peak memory and speed of `jaxcyto predict` on one large section.
 
     python benchmarks/scale/predict_memory.py --side 40000
 
-Writes a synthetic section (a disc of tissue over 30 % of a square at 2 um/px) and a run with random
-weights into a temporary folder, predicts it in a process of its own, and removes both. Peak memory
-is that process's maximum resident set. Last line: one JSON object.
+The script writes a synthetic section (a disc of tissue over 30 % of a square at 2 um/px) and a run
+of the paper's network with random weights into a temporary folder. It predicts the section in a
+separate process, whose peak memory is its maximum resident set, and removes the folder. The last
+line on stdout is one JSON object.
 """
 
 import argparse
@@ -42,7 +43,7 @@ mid = "mid.surf.gii"
 
 
 def write_brain(root: Path, side: int, levels: int) -> None:
-    """A brain of one section of `side` x `side` px."""
+    """Write a brain of one section of `side` x `side` px."""
     root.mkdir()
     (root / "brain.toml").write_text(BRAIN)
     corners = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
@@ -57,7 +58,7 @@ def write_brain(root: Path, side: int, levels: int) -> None:
 
 
 def bands(side: int) -> Iterator[np.ndarray]:
-    """White rows with a disc of noise."""
+    """Yield bands of white rows with a disc of noise."""
     noise = np.random.default_rng(0).integers(60, 200, (512, side), dtype=np.uint8)
     radius = side * (0.3 / np.pi) ** 0.5
     for top in range(0, side, 512):
@@ -70,7 +71,7 @@ def bands(side: int) -> Iterator[np.ndarray]:
 
 
 def write_run(root: Path) -> None:
-    """A finished run of the paper's network with random weights."""
+    """Write a finished run of the paper's network with random weights."""
     root.mkdir()
     model = UNet(CLASSES)
     leaves = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1513, 1513, 1)))
@@ -88,10 +89,13 @@ def write_run(root: Path) -> None:
 
 
 def main() -> None:
+    """Write brain and run, predict, and print the figures."""
     parser = argparse.ArgumentParser(description="Peak memory and speed of `jaxcyto predict`.")
-    parser.add_argument("--side", type=int, default=40_000, help="of the section, px at 2 um")
-    parser.add_argument("--levels", type=int, default=1, help="resolutions in the file")
-    parser.add_argument("--tile", type=int, help="side of the windows; default: as predict chooses")
+    parser.add_argument("--side", type=int, default=40_000, help="side of the section, px of 2 um")
+    parser.add_argument("--levels", type=int, default=1, help="number of resolutions in the file")
+    parser.add_argument(
+        "--tile", type=int, help="side of the windows, px; default: as predict chooses"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,14 +1,15 @@
-"""200,000 patches of 1019 px from 3,000 sections, and their pairs: seconds and memory.
+"""Measure time and memory of drawing 200,000 patches from 3,000 sections, and of pairing them.
 
     python benchmarks/scale/sampling.py --data ../shared/data
 
-Sections 0 to 3000 of BigBrain, 20 um apart, at about their real size (2 um/px, 70,000 x 60,000 px)
-and place over its real left hemisphere; without `--data` over a folded icosphere. The images are
-made up: all rows of the table name one file of gray noise, tiled, deflated, with a pyramid, so that
-12 TB need not lie on the disk; every section is opened and read as if it were its own. Each row
-that is printed is a process of its own: patches, pixels per section, seconds, peak memory.
-`--pairs N` also solves N pairs. `--figure` draws the sampled points. The last line on stdout is one
-JSON object.
+The patches have 1019 px. The sections are like BigBrain's sections 0 to 3000: 20 um apart, of about
+the real size (2 um/px, 70,000 x 60,000 px) and at their real positions over the real left
+hemisphere. Without `--data` they lie over a folded icosphere. The images are synthetic. All rows of
+the section table name the same file of gray noise (tiled, deflated, with a pyramid), because real
+images would take 12 TB. Every section is still opened and read separately. Each printed row is the
+result of a separate process: patches, pixels per section, seconds, peak memory. `--pairs N` also
+solves N pairs. `--figure` saves a figure of the sampled points. The last line on stdout is one JSON
+object.
 """
 
 import argparse
@@ -35,17 +36,18 @@ from jaxcyto.brain.sections.writer import write_section
 from jaxcyto.brain.surfaces.surface import Surface, write_surface
 
 WIDTH_MM, HEIGHT_MM = 140.0, 120.0
-FIRST_MM, RANGE_MM = -70.01, 60.0  # y of section 0, and from it to section 3000 (BigBrain)
+FIRST_MM, RANGE_MM = -70.01, 60.0  # y of BigBrain's section 0, and the distance to section 3000
 CALL = "from jaxcyto.cli import main; main()"
 
 
 def main() -> None:
+    """Write the brain, time the commands, and print the figures."""
     parser = argparse.ArgumentParser(description="Sampling and pairing at the paper's scale")
     parser.add_argument("--data", type=Path, help="folder of the real surface")
     parser.add_argument("--sections", type=int, default=3000)
     parser.add_argument("--patches", type=int, default=200_000)
-    parser.add_argument("--pairs", type=int, help="also solve so many pairs")
-    parser.add_argument("--figure", type=Path, help="draws the sampled points there")
+    parser.add_argument("--pairs", type=int, help="also solve this many pairs")
+    parser.add_argument("--figure", type=Path, help="where to save a figure of the sampled points")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -57,7 +59,8 @@ def main() -> None:
             (2.0, arguments.patches // 10),
             (2.0, arguments.patches),
         ):
-            # A process of its own: a child's peak memory begins with that of its parent.
+            # Sections are written by another process, because the peak memory of a child begins
+            # with that of its parent.
             writer = multiprocessing.get_context("spawn").Process(
                 target=write_sections, args=(root, arguments.sections, pixel_um)
             )
@@ -78,11 +81,11 @@ def main() -> None:
 
 
 def timed(command: list) -> dict:
-    """Runs `jaxcyto` with this command.
+    """Run a command of `jaxcyto`.
 
     Returns:
-        Seconds by the clock and of the processors (all its processes), and the peak memory of its
-        largest process.
+        Wall-clock seconds, CPU seconds of all its processes, and the peak memory (GiB) of the
+        largest of them.
     """
     begin = time.monotonic()
     with subprocess.Popen([sys.executable, "-c", CALL, *map(str, command)]) as process:
@@ -98,14 +101,14 @@ def timed(command: list) -> dict:
 
 
 def wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:
-    """As os.wait4, and tells `process` that it has been waited for."""
+    """Wait like os.wait4, and store the exit code so that `process` does not wait again."""
     pid, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return pid, process.returncode, usage
 
 
 def write_surfaces(root: Path, data: Path | None) -> None:
-    """A hemisphere and brain.toml."""
+    """Write the surfaces of one hemisphere, and brain.toml."""
     for kind in ("pial", "white"):
         path = root / f"{kind}.surf.gii"
         if data:
@@ -120,7 +123,7 @@ def write_surfaces(root: Path, data: Path | None) -> None:
 
 
 def write_sections(root: Path, number: int, pixel_um: float) -> None:
-    """One image, and a table in which it stands for every section."""
+    """Write one image, and a section table that names it for every section."""
     shape = (round(HEIGHT_MM * 1000 / pixel_um), round(WIDTH_MM * 1000 / pixel_um))
     levels = 6 if pixel_um == 2.0 else 5
     image = f"section_{pixel_um:g}um.tif"
@@ -142,7 +145,7 @@ def write_sections(root: Path, number: int, pixel_um: float) -> None:
 
 
 def noise(shape: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Rows of gray noise, the same 256 again and again."""
+    """Yield bands of 256 rows of gray noise, all the same."""
     band = np.random.default_rng(0).integers(100, 108, (256, shape[1]), dtype=np.uint8)
     for top in range(0, shape[0], 256):
         yield band[: shape[0] - top]

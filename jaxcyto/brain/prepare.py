@@ -1,6 +1,7 @@
-"""From a brain folder to patches.npz and pairs.npz beside its brain.toml, in two steps.
+"""Write patches.npz and pairs.npz into a brain's folder.
 
-`jaxcyto sample` and `jaxcyto pair` are these functions; a config's `prepare` may call them too.
+The commands `jaxcyto sample` and `jaxcyto pair` call these functions. The `prepare` function of a
+config may call them too.
 """
 
 import os
@@ -14,10 +15,10 @@ from jaxcyto.brain.geodesics.oracle import oracle_settings
 from jaxcyto.brain.geodesics.oracle_build import parts_folder, saved_oracle, solve_shard
 from jaxcyto.brain.manifest import SPLITS, need_hemispheres, read_brain
 from jaxcyto.brain.sampling.consistency import check_points
-from jaxcyto.brain.sampling.pairing import make_pairs, oracle_path
+from jaxcyto.brain.sampling.pairing import PairSettings, make_pairs, oracle_path
 from jaxcyto.brain.sampling.pairs import PAIRS_FILE, Pairs
 from jaxcyto.brain.sampling.patches import PATCHES_FILE, Patches, load_patches
-from jaxcyto.brain.sampling.sampling import sample_patches
+from jaxcyto.brain.sampling.sampling import PatchSettings, sample_patches
 from jaxcyto.brain.sampling.splits import assign_splits, split_distances_mm
 from jaxcyto.brain.surfaces.surface import hemisphere_surface
 from jaxcyto.errors import InputError
@@ -26,17 +27,26 @@ from jaxcyto.utils.progress import StderrProgress
 
 
 def sample_brain(
-    root: str | os.PathLike, *, out: str = PATCHES_FILE, seed: int = 0, **settings: Any
+    root: str | os.PathLike,
+    *,
+    out: str = PATCHES_FILE,
+    seed: int = 0,
+    workers: int | None = None,
+    **settings: Any,
 ) -> Patches:
-    """Fills an empty split column, draws patches, writes them into the brain's folder.
+    """Fill an empty split column, draw patches and write them into the brain's folder.
 
-    They are drawn on the surface beside them: patches_points.png for patches.npz.
+    A figure beside the file shows the patches on the surfaces: patches_points.png for patches.npz.
 
     Args:
         root: the brain's folder.
-        out: name of the file in it.
-        seed: of splits and draw.
-        **settings: of `sampling.sample_patches`.
+        out: name of the file in this folder.
+        seed: seed of the splits and of the draw.
+        workers: number of threads that read windows. The default is one per processor.
+        **settings: other fields of `sampling.PatchSettings`.
+
+    Returns:
+        The patches.
 
     Raises:
         InputError: as `read_brain`, `assign_splits` and `sample_patches`.
@@ -44,11 +54,11 @@ def sample_brain(
     path = _in_folder(root, out)
     brain = read_brain(root)
     need_hemispheres(brain, "sampling")
-    if not settings.get("split_axis"):
+    patch_settings = PatchSettings(seed=seed, **settings)
+    if not patch_settings.split_axis:
         brain = assign_splits(brain, seed=seed)
-    patches = sample_patches(
-        brain, seed=seed, progress=StderrProgress("sampling", "done"), **settings
-    )
+    progress = StderrProgress("sampling", "done")
+    patches = sample_patches(brain, patch_settings, workers=workers, progress=progress)
     patches.save(path)
     with atomic_write(path.with_name(f"{path.stem}_points.png")) as file:
         points_figure([(brain, patches)]).savefig(file, format="png", dpi=120)
@@ -60,17 +70,22 @@ def pair_brain(
     *,
     patches_file: str = PATCHES_FILE,
     out: str = PAIRS_FILE,
+    workers: int | None = None,
     **settings: Any,
 ) -> Pairs:
-    """Draws pairs of the brain's patches, solves their distances, writes them into its folder.
+    """Draw pairs of the brain's patches, solve their distances and write them into its folder.
 
-    A histogram of the distances is drawn beside them, see `histogram_path`.
+    A figure beside the file shows a histogram of the distances, see `histogram_path`.
 
     Args:
         root: the brain's folder.
-        patches_file: name of the patches' file in it.
-        out: name of the pairs' file in it.
-        **settings: of `pairing.make_pairs`.
+        patches_file: name of the file of the patches in this folder.
+        out: name of the file of the pairs in this folder.
+        workers: number of processes. The default is one per processor.
+        **settings: other fields of `pairing.PairSettings`.
+
+    Returns:
+        The pairs.
 
     Raises:
         InputError: as `read_brain`, `load_patches` and `make_pairs`.
@@ -80,14 +95,11 @@ def pair_brain(
     need_hemispheres(brain, "pairing")
     patches = load_patches(_in_folder(root, patches_file), brain)
     surfaces = [hemisphere_surface(hemisphere) for hemisphere in brain.hemispheres]
-    check_points(_in_folder(root, patches_file), patches, surfaces)  # the surfaces may be new
-    pairs = make_pairs(
-        brain,
-        patches,
-        patches_file=patches_file,
-        progress=StderrProgress("distances", "solved"),
-        **settings,
-    )
+    # The surfaces may have changed since the patches were drawn.
+    check_points(_in_folder(root, patches_file), patches, surfaces)
+    pair_settings = PairSettings(patches_file=patches_file, **settings)
+    progress = StderrProgress("distances", "solved")
+    pairs = make_pairs(brain, patches, pair_settings, workers=workers, progress=progress)
     pairs.save(path)
     draw_histogram(histogram_path(path), pairs)
     return pairs
@@ -96,13 +108,13 @@ def pair_brain(
 def pair_shard(
     root: str | os.PathLike, shard: tuple[int, int], *, workers: int | None = None, **settings: Any
 ) -> None:
-    """Solves part i of n of what the distances of a brain need, as one job of an array.
+    """Solve part i of n of the oracles of a brain, as one job of a job array.
 
     Args:
         root: the brain's folder.
-        shard: (i, n), i from 1.
-        workers: processes.
-        **settings: of `oracle_build.solve_shard`.
+        shard: (i, n), where i counts from 1.
+        workers: number of processes. The default is one per processor.
+        **settings: `anchors`, `reach` and `seed` of `oracle_build.solve_shard`.
 
     Raises:
         InputError: as `read_brain` and `solve_shard`.
@@ -113,7 +125,7 @@ def pair_shard(
     for index, hemisphere in enumerate(brain.hemispheres):
         surface, kept = hemisphere_surface(hemisphere), oracle_path(brain, index)
         if saved_oracle(kept, surface, oracle_settings(**settings)) is not None:
-            continue  # a late or repeated job
+            continue  # the oracle is complete, so this job is late or repeated
         solve_shard(
             surface,
             parts_folder(kept),
@@ -125,12 +137,12 @@ def pair_shard(
 
 
 def histogram_path(pairs_path: Path) -> Path:
-    """Where the histogram of a file of pairs is drawn: pairs_distances.png for pairs.npz."""
+    """Return the path of the histogram of a file of pairs: pairs_distances.png for pairs.npz."""
     return pairs_path.with_name(f"{pairs_path.stem}_distances.png")
 
 
 def draw_histogram(path: Path, pairs: Pairs) -> None:
-    """Draws how many pairs there are at each distance."""
+    """Draw a histogram of the distances of pairs and write it as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3), layout="constrained")
@@ -143,7 +155,12 @@ def draw_histogram(path: Path, pairs: Pairs) -> None:
 
 
 def patches_summary(patches: Patches) -> dict[str, Any]:
-    """What `jaxcyto sample` says: `patches` by split, `smallest_mm` between splits, `settings`."""
+    """Return what `jaxcyto sample --json` prints.
+
+    Returns:
+        The number of `patches`, the number in each of the `splits`, the `smallest_mm` distances
+        between splits, and the stored `settings`.
+    """
     counts = np.bincount(patches.split, minlength=len(SPLITS)).tolist()
     return {
         "patches": len(patches),
@@ -154,17 +171,22 @@ def patches_summary(patches: Patches) -> dict[str, Any]:
 
 
 def describe_patches(patches: Patches) -> str:
-    """Counts by split and the smallest distances between splits, in words."""
-    found = patches_summary(patches)
-    named = ", ".join(f"{count} {split}" for split, count in found["splits"].items())
-    lines = [f"{found['patches']} patches: {named}"]
-    for splits, distance_mm in found["smallest_mm"].items():
+    """Describe the number of patches by split and the smallest distances between splits."""
+    summary = patches_summary(patches)
+    counts = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
+    lines = [f"{summary['patches']} patches: {counts}"]
+    for splits, distance_mm in summary["smallest_mm"].items():
         lines.append(f"smallest distance {splits}: {distance_mm:.2f} mm")
     return "\n".join(lines)
 
 
 def pairs_summary(pairs: Pairs) -> dict[str, Any]:
-    """What `jaxcyto pair` says: `pairs`, `quantiles_mm` (5, 50 and 95 %) and `settings`."""
+    """Return what `jaxcyto pair --json` prints.
+
+    Returns:
+        The number of `pairs`, the `quantiles_mm` of their distances (5, 50 and 95 %), and the
+        stored `settings`.
+    """
     low, median, high = np.quantile(pairs.distance_mm, [0.05, 0.5, 0.95]).tolist()
     return {
         "pairs": len(pairs),
@@ -174,7 +196,7 @@ def pairs_summary(pairs: Pairs) -> dict[str, Any]:
 
 
 def describe_pairs(pairs: Pairs) -> str:
-    """Number of pairs and quantiles of their distances, in words."""
+    """Describe the number of pairs, quantiles of their distances, and the accuracy of these."""
     low, median, high = pairs_summary(pairs)["quantiles_mm"].values()
     bias = pairs.settings.get("bias", {})
     removed = ", ".join(f"{name} {value - 1:+.2%}" for name, value in bias.items() if value != 1)
@@ -189,9 +211,14 @@ def describe_pairs(pairs: Pairs) -> str:
 
 
 def _in_folder(root: str | os.PathLike, name: str) -> Path:
-    # The ending keeps a slip from overwriting brain.toml or the section table.
+    """Return the path of an npz file in the brain's folder.
+
+    Raises:
+        InputError: if the name leads elsewhere or does not end in .npz.
+    """
+    # The suffix keeps a typing error from overwriting brain.toml or the section table.
     if Path(name).name != name or not name.endswith(".npz"):
         raise InputError(
-            f"{name!r}: needed is the name of an .npz file in the brain's folder, not a path"
+            f"{name!r}: give the name of an .npz file in the brain's folder, not a path"
         )
     return Path(root) / name

@@ -1,4 +1,4 @@
-"""The pairs of all brains of a config: which patches, how far apart, in which split."""
+"""Read the pairs of all brains of a config: which patches, how far apart, in which split."""
 
 import dataclasses
 
@@ -6,40 +6,40 @@ import numpy as np
 
 from jaxcyto.brain import manifest
 from jaxcyto.brain.sampling.consistency import check_pairs
-from jaxcyto.brain.sampling.pairs import load_pairs, open_distances
-from jaxcyto.brain.sampling.patches import Patches, load_patches
+from jaxcyto.brain.sampling.pairs import load_pairs_with_patches, open_distances
+from jaxcyto.brain.sampling.patches import Patches
 from jaxcyto.config import DataConfig
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import file_sha256
 from jaxcyto.utils.matrix_file import MatrixFile
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairTable:
-    """The pairs of all brains of a config, numbered one after the other.
+    """The P pairs of all brains of a config, one brain after the other.
 
-    `first` and `second` [P] count patches over all brains; patch j of brain k has the number
-    `patch_start[k] + j`.
+    Patches are indexed over all brains. Patch j of brain k has the index `patch_start[k] + j`.
     """
 
     brains: tuple[manifest.Brain, ...]
     patches: tuple[Patches, ...]
-    patch_start: np.ndarray  # [brains + 1]
-    first: np.ndarray  # [P]
-    second: np.ndarray  # [P]
-    distance_mm: np.ndarray  # float32 [P]
-    split: np.ndarray  # uint8 [P], index into manifest.SPLITS
-    coordinates_mm: np.ndarray  # float32 [patches, 3], as targets
-    all_distances_mm: tuple[MatrixFile, ...] | None  # one [N, N] a brain
+    patch_start: (
+        np.ndarray
+    )  # index of each brain's first patch, and of one past the last [brains + 1]
+    first: np.ndarray  # index of the first patch, int64 [P]
+    second: np.ndarray  # index of the second patch, int64 [P]
+    distance_mm: np.ndarray  # distance along the surface, float32 [P]
+    split: np.ndarray  # index into manifest.SPLITS, uint8 [P]
+    coordinates_mm: np.ndarray  # target coordinates of all patches, float32 [patches, 3]
+    all_distances_mm: tuple[MatrixFile, ...] | None  # distances [N, N] between patches, by brain
     keys: tuple[str, ...]  # SHA-256 of each brain's file of pairs
 
     def of_split(self, split: str) -> np.ndarray:
-        """Numbers of the pairs in a split, in order."""
+        """Return the indices of the pairs in a split, ascending."""
         return np.flatnonzero(self.split == manifest.SPLITS.index(split))
 
     @property
     def training_sections(self) -> list[str]:
-        """BRAIN/SECTION of every section with a training patch."""
+        """The names BRAIN/SECTION of all sections with a training patch, sorted."""
         train = manifest.SPLITS.index("train")
         return sorted(
             f"{brain.root.name}/{brain.sections[row].name}"
@@ -48,12 +48,18 @@ class PairTable:
         )
 
     def locate(self, patch: int | np.integer) -> tuple[int, int]:
-        """(brain, patch within the brain) of a patch number."""
+        """Return (brain, index of the patch in this brain) for the index of a patch."""
         brain = int(np.searchsorted(self.patch_start, patch, side="right")) - 1
         return brain, int(patch - self.patch_start[brain])
 
     def distances_mm(self, patches: np.ndarray) -> np.ndarray:
-        """Distances [N, N] mm between patches [N]; inf between hemispheres and brains."""
+        """Return the distances [N, N] in mm between patches [N].
+
+        They are infinite between hemispheres and between brains.
+
+        Raises:
+            ValueError: if the table was opened without `all_distances`.
+        """
         if self.all_distances_mm is None:
             raise ValueError("the table was opened without all_distances")
         block = np.full((len(patches), len(patches)), np.inf, np.float32)
@@ -66,10 +72,10 @@ class PairTable:
 
 
 def open_pairs(config: DataConfig) -> PairTable:
-    """Reads brains, patches and pairs named by a config.
+    """Read the brains, patches and pairs that a config names.
 
     Raises:
-        InputError: a file is missing or damaged, or patches were sampled for another size.
+        InputError: if a file is missing or damaged, or patches were sampled for another size.
     """
     if not config.brains:
         raise InputError("data.brains is empty; give one or more folders with a brain.toml")
@@ -79,19 +85,18 @@ def open_pairs(config: DataConfig) -> PairTable:
     for folder in config.brains:
         brain = manifest.read_brain(folder)
         pairs_path = brain.root / config.pairs
-        pairs = load_pairs(pairs_path)
-        sampled = load_patches(brain.root / pairs.patches_file, brain)
+        pairs, sampled, key = load_pairs_with_patches(pairs_path, brain)
         check_pairs(pairs_path, pairs, sampled)
         if other := sampled.differs_in_size(config.patch_px, config.um_per_px):
-            key, found, wanted = other
+            name, value, wanted = other
             raise InputError(
-                f"{brain.root / pairs.patches_file}: sampled with {key} = {found:g}, but "
-                f"data.{key} = {wanted:g}; sample again or change the config"
+                f"{brain.root / pairs.patches_file}: sampled with {name} = {value:g}, but "
+                f"data.{name} = {wanted:g}; sample again or change the config"
             )
         if config.all_distances:
             matrices.append(open_distances(brain.root, pairs, len(sampled)))
         brains.append(brain)
-        keys.append(file_sha256(pairs_path))
+        keys.append(key)
         patches.append(sampled)
         first.append(pairs.first.astype(np.int64) + start[-1])
         second.append(pairs.second.astype(np.int64) + start[-1])

@@ -1,10 +1,14 @@
-"""What a pre-trained network predicts of the test pairs: RUN/pair_predictions.npz.
+"""Read and write the predictions of a pre-trained network for test pairs.
 
-pair                       number of the pair, int64 [P]
-distance_mm                along the surface, float32 [P]
+They are in RUN/pair_predictions.npz, which holds these arrays:
+
+pair                       index of the pair, int64 [P]
+distance_mm                true distance along the surface, float32 [P]
 predicted_distance_mm      float32 [P]
-coordinates_mm             of both patches, as trained for (absolute_x), float32 [P, 2, 3]
+coordinates_mm             true coordinates of both patches, as in training, float32 [P, 2, 3]
 predicted_coordinates_mm   float32 [P, 2, 3]
+
+With `absolute_x`, coordinates have |x| in place of x.
 """
 
 from pathlib import Path
@@ -12,49 +16,41 @@ from typing import Any
 
 import numpy as np
 
-from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.utils.files import Array, atomic_write, naming_damage, read_arrays
 
 FILE = "pair_predictions.npz"
 PREDICTIONS_FORMAT = "jaxcyto predictions 1"
-SHAPES = {
-    "pair": (),
-    "distance_mm": (),
-    "predicted_distance_mm": (),
-    "coordinates_mm": (2, 3),
-    "predicted_coordinates_mm": (2, 3),
+SCHEMA = {
+    "pair": Array(np.integer, ("P",)),
+    "distance_mm": Array(np.floating, ("P",)),
+    "predicted_distance_mm": Array(np.floating, ("P",)),
+    "coordinates_mm": Array(np.floating, ("P", 2, 3)),
+    "predicted_coordinates_mm": Array(np.floating, ("P", 2, 3)),
 }
 
 
 def save_predictions(run: Path, predictions: dict[str, np.ndarray]) -> None:
-    """Writes the arrays above, whole or not at all."""
-    arrays: dict[str, Any] = {name: predictions[name] for name in SHAPES}
+    """Write the arrays above, completely or not at all."""
+    arrays: dict[str, Any] = {name: predictions[name] for name in SCHEMA}
     with atomic_write(run / FILE) as file:
         np.savez(file, format=PREDICTIONS_FORMAT, **arrays)
 
 
 def read_predictions(run: Path) -> dict[str, np.ndarray] | None:
-    """The arrays above; None where the run has not come to its test.
+    """Read the arrays above. Return None if the run has not reached its test.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: if the file is damaged.
     """
     path = run / FILE
     if not path.exists():
         return None
-    try:
-        found = read_npz(path, PREDICTIONS_FORMAT)
-        arrays = {name: found[name] for name in SHAPES}
+    remedy = (
+        "remove it and start the training command again, which only repeats the test if the run "
+        "is finished"
+    )
+    with naming_damage(path, "file of predictions", remedy):
+        arrays = read_arrays(path, PREDICTIONS_FORMAT, SCHEMA)
         if not len(arrays["pair"]):
             raise ValueError("it holds no pair")
-        for name, shape in SHAPES.items():
-            if arrays[name].shape != (len(arrays["pair"]), *shape):
-                raise ValueError(f"{name} has the shape {arrays[name].shape}")
-            if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{name} is not finite")
-        return arrays
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: damaged ({error}); remove it and start the training command again: a "
-            "finished run only repeats its test"
-        ) from None
+    return arrays

@@ -214,7 +214,7 @@ class PretextExperiment:
         return results
 
     def _with_truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Predictions of pairs beside their targets, by the names of `pair_predictions.SHAPES`."""
+        """Predictions of pairs beside their targets, by the names of `pair_predictions.SCHEMA`."""
         table, pair = self.table, predictions["index"].astype(np.int64)
         return {
             "pair": pair,

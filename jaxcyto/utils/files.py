@@ -1,7 +1,7 @@
-"""Files written whole or not at all; arrays on disk, read without pickle.
+"""Write files completely or not at all, and read arrays without pickle.
 
-What a header counts is compared with the size of the file before anything is allocated by it, so
-members of an npz must not be compressed; `np.savez` writes them so.
+Before anything is allocated, the sizes that a header states are compared with the size of the
+file. This works only for uncompressed members of an npz, which is how `np.savez` writes them.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from jaxcyto.errors import InputError
 
-# What numpy raises on files that are damaged, cut off or of another kind.
+# What NumPy and zipfile raise on files that are damaged, truncated or of another kind.
 READ_ERRORS = (
     OSError,
     ValueError,
@@ -34,26 +34,28 @@ READ_ERRORS = (
     MemoryError,
     OverflowError,
     SyntaxError,
-    RuntimeError,  # and NotImplementedError: kinds of zip that are not ours
+    RuntimeError,  # includes NotImplementedError, for features of zip that we do not read
     tokenize.TokenError,
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
 )
 
-# As NumPy writes it; what else its reader would evaluate is not looked at.
+# A header as NumPy writes it. NumPy's own reader would evaluate other Python literals, too.
 NPY_HEADER = re.compile(
-    rb"\{\s*'descr':\s*'((?:[<>|=][biuf]|<U)[1-9]\d{0,8})',\s*'fortran_order':\s*(?:True|False),"
+    rb"\{\s*'descr':\s*'((?:[<>|=][biuf]|<U)[1-9]\d{0,8})',\s*'fortran_order':\s*(True|False),"
     rb"\s*'shape':\s*\(([\d,\s]{0,200})\),?\s*\}\s*"
 )
-MAX_TEXT_BYTES = (
-    64 << 20
-)  # brain.toml and section tables are small; a larger file is not one of them
+MAX_TEXT_BYTES = 64 << 20  # brain.toml and section tables are much smaller
+CHUNK_BYTES = 1 << 20  # read at a time, so that no second copy of an array is held
+# The end of an npz that is read first, see `_HashedFile`. The directory of a zip lies there, behind
+# it a comment of up to 64 KiB.
+TAIL_BYTES = 128 << 10
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` once it is complete."""
+    """Open a temporary binary file that replaces `path` once it is complete."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -63,7 +65,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())  # a power cut must not leave an empty file under the name
         os.replace(temporary, path)
     except OSError as error:
-        # of a full disk there is no name; of the temporary file nobody knows
+        # A full disk raises an error without a name, and users do not know the temporary file.
         if error.filename is None or str(error.filename) == str(temporary):
             error.filename = str(path if path.parent.is_dir() else path.parent)
         raise
@@ -72,63 +74,182 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes plain values as JSON, whole or not at all."""
+    """Write plain values as JSON, completely or not at all."""
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
-def read_npz(path: Path, expected: str, field: str = "format") -> dict[str, np.ndarray]:
-    """All arrays of an npz whose `field` must be the expected text.
+class Array(NamedTuple):
+    """What a member of an npz must be, as part of a schema for `read_arrays`."""
+
+    dtype: type[np.generic]  # such as np.int32, or a kind such as np.integer
+    # Lengths, or names of lengths: dimensions with the same name must have the same length in all
+    # arrays of the file.
+    shape: tuple[int | str, ...]
+    low: float | None = None  # smallest value allowed
+    high: float | None = None  # largest value allowed
+    finite: bool = True  # False allows infinite values and, without `low` and `high`, NaN
+
+
+# Names of the members of an npz, and what each must be: an array, a text (`str`) or a JSON object
+# that is stored as a text (`dict`).
+Schema = Mapping[str, Array | type[str] | type[dict]]
+
+
+def read_arrays(
+    path: Path,
+    expected: str,
+    schema: Schema,
+    *,
+    field: str = "format",
+    update: Callable[[bytes], object] | None = None,
+) -> dict[str, Any]:
+    """Read an npz and check its members against a schema.
+
+    Members that the schema does not name are read, so that damage is noticed, and left out.
+
+    Args:
+        path: the file.
+        expected: the text that the member `field` must hold.
+        schema: what each member must be.
+        field: name of the member that identifies the format.
+        update: called with the bytes of the file in order, such as the `update` method of a hash.
+            The arrays are made from these very bytes, so the digest belongs to them even if the
+            file changes meanwhile.
+
+    Returns:
+        By the names of the schema: arrays, texts and JSON objects.
 
     Raises:
-        One of READ_ERRORS; the caller says in an InputError what to do.
+        One of READ_ERRORS: if the file cannot be read, or a member is missing or differs from the
+            schema. The message names the member. Callers add file and remedy, see `naming_damage`.
     """
-    with _open_npz(path) as archive:
-        found = _text(archive, field)
-        if found != expected:
-            raise ValueError(f"{field} {found[:80]}, not {expected!r}")
-        return {
-            member.filename.removesuffix(".npy"): _member(archive, member)
-            for member in archive.infolist()
-        }
+    members = read_npz(path, expected, field, update)
+    lengths: dict[str, int] = {}
+    result: dict[str, Any] = {}
+    for name, wanted in schema.items():
+        if name not in members:
+            raise ValueError(f"{name} is missing")
+        array = members[name]
+        if isinstance(wanted, Array):
+            _check_array(name, array, wanted, lengths)
+            result[name] = array
+            continue
+        if array.dtype.kind != "U" or array.shape:
+            raise ValueError(f"{name} is {_described(array)}, not a text")
+        result[name] = str(array)
+        if wanted is dict:
+            result[name] = json.loads(result[name])
+            if not isinstance(result[name], dict):
+                raise ValueError(f"{name} is not a JSON object")
+    return result
+
+
+def _check_array(name: str, array: np.ndarray, wanted: Array, lengths: dict[str, int]) -> None:
+    """Check an array against a schema, and add the lengths that it is the first to name."""
+    same_kind = np.issubdtype(array.dtype, wanted.dtype) and array.dtype.isnative
+    same_shape = array.ndim == len(wanted.shape) and all(
+        length == (lengths.setdefault(size, length) if isinstance(size, str) else size)
+        for length, size in zip(array.shape, wanted.shape, strict=True)
+    )
+    if not (same_kind and same_shape):
+        shape = ", ".join(
+            f"{size} = {lengths[size]}" if size in lengths else str(size) for size in wanted.shape
+        )
+        raise ValueError(f"{name} is {_described(array)}, not {wanted.dtype.__name__} [{shape}]")
+    if wanted.finite and not np.isfinite(array).all():
+        raise ValueError(f"{name} holds values that are not finite")
+    # Both comparisons are false for NaN.
+    if wanted.low is not None and not (array >= wanted.low).all():
+        raise ValueError(f"{name} holds values below {wanted.low:g}")
+    if wanted.high is not None and not (array <= wanted.high).all():
+        raise ValueError(f"{name} holds values above {wanted.high:g}")
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path, kind: str, remedy: str) -> Iterator[None]:
+    """Raise InputError with the file and the remedy in place of what a damaged file raises.
+
+    Args:
+        path: the file that is read inside.
+        kind: what it should be, as "file of patches".
+        remedy: what the user can do.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except READ_ERRORS as error:
+        raise InputError(f"{path}: not a readable {kind} ({error}); {remedy}") from None
+
+
+def read_npz(
+    path: Path,
+    expected: str,
+    field: str = "format",
+    update: Callable[[bytes], object] | None = None,
+) -> dict[str, np.ndarray]:
+    """Read all arrays of an npz whose member `field` must be the expected text.
+
+    `update` is as in `read_arrays`.
+
+    Raises:
+        One of READ_ERRORS: if the file cannot be read. Callers add file and remedy.
+    """
+    arrays = {}
+    with _open_npz(path, update) as archive:
+        if f"{field}.npy" not in archive.namelist():
+            raise ValueError(f"{field} is missing")
+        for member in sorted(archive.infolist(), key=lambda each: each.header_offset):
+            name = member.filename.removesuffix(".npy")
+            arrays[name] = _member(archive, member)
+            if name == field and str(arrays[name]) != expected:
+                raise ValueError(f"{field} {str(arrays[name])[:80]}, not {expected!r}")
+    return arrays
 
 
 def npz_format(path: Path) -> str:
-    """The `format` that an npz states, "" if it states none; the other arrays are not read.
+    """Return the `format` that an npz states, or "" if it states none. Read no other array.
 
     Raises:
-        One of READ_ERRORS.
+        One of READ_ERRORS: if the file cannot be read.
     """
     with _open_npz(path) as archive:
-        return _text(archive, "format") if "format.npy" in archive.namelist() else ""
+        if "format.npy" not in archive.namelist():
+            return ""
+        return str(_member(archive, archive.getinfo("format.npy")))
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array of an npy file of numbers.
+    """Read the array of an npy file of numbers.
 
     Raises:
-        One of READ_ERRORS.
+        One of READ_ERRORS: if the file cannot be read.
     """
     with open_file(path) as file:
         return _array(file, os.fstat(file.fileno()).st_size)
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """The array of an npy file of numbers, mapped from disk.
+    """Map the array of an npy file of numbers from disk, read-only.
 
     Raises:
-        One of READ_ERRORS.
+        One of READ_ERRORS: if the file cannot be read.
     """
     with open_file(path) as file:
-        _check_header(file, os.fstat(file.fileno()).st_size)
+        _read_header(file, os.fstat(file.fileno()).st_size)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Opens for reading what is a file: on a pipe or a device a reader could wait forever.
+    """Open a regular file for reading. A pipe or a device could block the reader forever.
 
     Raises:
-        OSError: it is none, or cannot be opened.
+        OSError: if it is not a regular file, or cannot be opened.
     """
     if not path.is_file():
         missing = errno.ENOENT if not path.exists() else errno.EINVAL
@@ -137,18 +258,98 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def _open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
-    with open_file(path) as file, zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("its arrays are compressed")
-        if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
-            raise ValueError("its directory counts more bytes than the file has")
-        yield archive
+def _open_npz(
+    path: Path, update: Callable[[bytes], object] | None = None
+) -> Iterator[zipfile.ZipFile]:
+    """Open an npz, and check that its members are uncompressed and fit into the file.
+
+    With `update`, members must be read once and in order, see `_HashedFile`.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        hashed = None if update is None else _HashedFile(file, size, update)
+        with zipfile.ZipFile(hashed or file) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError("its arrays are compressed")
+            if sum(member.file_size for member in members) > size:
+                raise ValueError("its directory counts more bytes than the file has")
+            yield archive
+        if hashed is not None:
+            hashed.finish()
 
 
-def _text(archive: zipfile.ZipFile, field: str) -> str:
-    return str(_member(archive, archive.getinfo(f"{field}.npy")))
+class _HashedFile:
+    """A file as `zipfile` reads it, whose bytes are read from disk once and passed to a hash.
+
+    `zipfile` begins with the directory at the end of an archive. So the last `TAIL_BYTES` are read
+    first and kept. The bytes before them must be read in order.
+
+    Args:
+        file: the open file.
+        size: its size, bytes. What is appended to the file later is ignored.
+        update: called with all bytes, in order.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, update: Callable[[bytes], object]):
+        self._file, self._size, self._update = file, size, update
+        self._tail_start = max(0, size - TAIL_BYTES)
+        file.seek(self._tail_start)
+        self._tail = file.read(size - self._tail_start)
+        file.seek(0)
+        self._position = self._hashed = 0
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position at which the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position, as files do."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, "a position before the start of the file")
+        self._position = start + offset
+        return self._position
+
+    def read(self, count: int = -1) -> bytes:
+        """Read `count` bytes, or to the end.
+
+        Raises:
+            ValueError: if bytes before the tail are read again.
+            EOFError: if the file has been truncated.
+        """
+        end = self._size if count < 0 else min(self._position + count, self._size)
+        data = b""
+        if self._position < min(end, self._tail_start):
+            data = self._read_on(min(end, self._tail_start))
+        if end > self._tail_start:
+            begin = max(self._position, self._tail_start) - self._tail_start
+            data += self._tail[begin : end - self._tail_start]
+        self._position = max(self._position, end)
+        return data
+
+    def _read_on(self, end: int) -> bytes:
+        """Read from disk up to `end`, and return what lies behind the position."""
+        skipped = self._position - self._hashed
+        if skipped < 0:
+            raise ValueError("its arrays do not lie one after the other")
+        data = self._file.read(end - self._hashed)
+        if len(data) < end - self._hashed:
+            raise EOFError("truncated while it was read")
+        self._update(data)
+        self._hashed = end
+        return data[skipped:]
+
+    def finish(self) -> None:
+        """Hash the bytes that have not been read."""
+        while self._hashed < self._tail_start:
+            self._position = self._hashed
+            self.read(min(CHUNK_BYTES, self._tail_start - self._hashed))
+        self._update(self._tail)
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -156,39 +357,57 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         return _array(file, member.file_size)
 
 
+class _Header(NamedTuple):
+    """What the header of an npy file states."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fortran_order: bool
+
+
 def _array(file: IO[bytes], size: int) -> np.ndarray:
-    _check_header(file, size)
-    file.seek(0)
-    array = np.lib.format.read_array(file, allow_pickle=False)
-    # Python's own functions fail on text that NumPy lets pass.
-    if array.dtype.kind == "U" and np.frombuffer(array.tobytes(), "<u4").max(initial=0) > 0x10FFFF:
+    """Read an array from an npy file of `size` bytes, from its begin to its end and once."""
+    dtype, shape, fortran_order = _read_header(file, size)
+    data = np.empty(dtype.itemsize * math.prod(shape), np.uint8)
+    for begin in range(0, len(data), CHUNK_BYTES):
+        part = data[begin : begin + CHUNK_BYTES]
+        chunk = file.read(len(part))
+        if len(chunk) < len(part):
+            raise EOFError("truncated while it was read")
+        part[:] = np.frombuffer(chunk, np.uint8)
+    # Python's own functions fail on text that NumPy accepts.
+    if dtype.kind == "U" and data.view("<u4").max(initial=0) > 0x10FFFF:
         raise ValueError("text of characters that do not exist")
-    return array
+    array = data.view(dtype)
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
-def _check_header(file: IO[bytes], size: int) -> None:
+def _read_header(file: IO[bytes], size: int) -> _Header:
+    """Read the header of an npy file of `size` bytes, and check that the file holds its array."""
     head = file.read(10)
     text = file.read(int.from_bytes(head[8:], "little"))
-    found = NPY_HEADER.fullmatch(text)
-    if head[:8] != b"\x93NUMPY\1\0" or not found:
+    match = NPY_HEADER.fullmatch(text)
+    if head[:8] != b"\x93NUMPY\1\0" or not match:
         raise ValueError("not an array of plain numbers or text")
-    needed = math.prod(map(int, found[2].replace(b",", b" ").split()))
-    needed *= np.dtype(found[1].decode()).itemsize
-    if needed != size - file.tell():
-        raise ValueError(f"its header counts {needed} bytes, but it has {size - file.tell()}")
+    dtype = np.dtype(match[1].decode())
+    shape = tuple(map(int, match[3].replace(b",", b" ").split()))
+    needed, left = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if needed != left:
+        raise ValueError(f"its header counts {needed} bytes, but it has {left}")
+    return _Header(dtype, shape, match[2] == b"True")
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file, with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Raises:
-        InputError: it cannot be read, is not UTF-8 or too large.
+        InputError: if it cannot be read, is not UTF-8 or is too large.
     """
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
@@ -201,14 +420,14 @@ def read_text(path: Path) -> str:
 
 
 def inside(root: Path, path: Path, field: str, value: object, faults: list[str]) -> Path | None:
-    """The absolute path of an existing file inside the brain's folder, links resolved.
+    """Return the absolute path of an existing file in the brain's folder, links resolved.
 
     Args:
         root: the folder, links resolved.
-        path: the file in which the name stands, for the message.
-        field: where in it.
-        value: what stands there.
-        faults: gets a line if it is no such file; the result is then None.
+        path: the file that names it, for the message.
+        field: the field that names it, for the message.
+        value: the value of this field.
+        faults: gets a message if there is no such file. The result is then None.
     """
     if not isinstance(value, str) or not value or "\0" in value:
         faults.append(f"{path}: {field}: expected a file name, found {value!r}")

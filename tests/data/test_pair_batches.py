@@ -1,4 +1,4 @@
-"""Batches: their order, their content, and what happens when a section cannot be read."""
+"""Test batches: their order, their content, and sections that cannot be read."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from jaxcyto.data.loading import iterate
 from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches, pair_train_batches
 from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.errors import InputError
+from jaxcyto.utils import files
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_batch_has_the_contract(config, table, source):
 
 
 def test_patch_is_centered_on_its_point(config, table, source):
-    """The middle of the window lies within half a pixel of the patch's center."""
+    """The center of the window is within half a pixel of the patch's center."""
     patches = table.patches[0]
     for j in range(0, len(patches), 97):
         row = table.brains[0].sections[patches.section[j]]
@@ -66,7 +67,7 @@ def test_patch_is_centered_on_its_point(config, table, source):
 
 
 def test_order_is_that_of_the_seed_alone(config, table, source):
-    """1, 2 and 4 processes see the same global batches; threads and a late start change nothing."""
+    """Global batches do not depend on the number of processes, on threads or on a late start."""
     whole = [pair_train_batches(source, table, config, seed=5)[k] for k in range(3)]
     for processes in (2, 4):
         parts = [
@@ -144,6 +145,20 @@ def test_absolute_x(config):
     assert (folded[:, 0] >= 0).all() and (folded[:, 1] < 0).any()
 
 
+def test_pairs_and_patches_are_read_once(config, tiny_brain, monkeypatch):
+    opened = []
+
+    def open_file(path):
+        opened.append(path.name)
+        return open(path, "rb")
+
+    monkeypatch.setattr(files, "open_file", open_file)
+    monkeypatch.setattr("jaxcyto.brain.sampling.pairs.file_sha256", None)
+    table = open_pairs(config)
+    assert sorted(opened) == ["pairs.npz", "patches.npz", "patches_distances.npy"]
+    assert table.keys == (files.file_sha256(tiny_brain / "pairs.npz"),)
+
+
 def test_wrong_size_is_refused(config):
     import dataclasses
 
@@ -156,7 +171,7 @@ def test_wrong_size_is_refused(config):
 
 
 def test_unreadable_section_is_named(tiny_brain, config, tmp_path):
-    """A section that is cut off while training: file, section and patch stand in the message."""
+    """The message names file, section and patch of a section that is truncated in training."""
     import dataclasses
     import shutil
 

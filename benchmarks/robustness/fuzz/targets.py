@@ -159,7 +159,7 @@ def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
         "geodesic cache": target(
             "t.npz", "oracle.npz exact.npz heat.npz", npz, _distances, repair=rehash
         ),
-        "oracle parts": target("t.npz", "part.npz", npz, read["part"]),
+        "oracle parts": target("row_00000.npz", "part.npz", npz, read["part"]),
         "geojson": target("t.geojson", "t.json", "bytes text json json", _polygons),
     }
 

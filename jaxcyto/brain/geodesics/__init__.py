@@ -1,4 +1,4 @@
-"""Distances along a surface, between vertices and between surface points, in mm.
+"""Compute distances along a surface in mm, between vertices or between surface points.
 
     oracle = build(read_surface("lh.mid.surf.gii"), method="oracle", workers=8)
     oracle.vertex_distances([0, 1], [10, 11])
@@ -6,18 +6,18 @@
     oracle.matrix(face, bary)  # [N, N]
     oracle.save("lh.npz"); load("lh.npz")
 
-Methods "exact" and "heat" (`source_fields.py`) solve a field for every source that is asked for.
-Method "oracle" (`oracle.py`) solves for minutes when it is built, and then answers any pair at
-once.
+Methods "exact" and "heat" (`single_source.py`) solve one distance field per source of a query.
+Method "oracle" (`oracle.py`) takes minutes to build and then answers any pair within 0.2 ms.
 
-Distances are symmetric, zero from a point to itself and infinite between components; a vertex in
+Distances are symmetric, zero from a point to itself and infinite between components. A vertex in
 no triangle is a component of its own.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxcyto.brain.geodesics.mesh import NO_TRIANGLES, check_mesh, clean_faces, mesh_sha256
 from jaxcyto.brain.geodesics.oracle import ORACLE_FORMAT, Oracle, load_oracle
@@ -26,10 +26,18 @@ from jaxcyto.brain.geodesics.single_source import GEODESICS_FORMAT, Geodesics, h
 from jaxcyto.brain.geodesics.solvers import METHODS, check_exact
 from jaxcyto.brain.surfaces.surface import Surface, check_surface
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, npz_format, read_npz
+from jaxcyto.utils.files import Array, Schema, naming_damage, npz_format, read_arrays
 from jaxcyto.utils.progress import Progress
 
 CALIBRATION_SOURCES = 5
+SCHEMA: Schema = {
+    "method": str,
+    "bias": Array(np.floating, ()),
+    "settings": dict,
+    "vertices": Array(np.number, ("V", 3)),
+    "faces": Array(np.integer, ("F", 3)),
+    "mesh_sha256": str,
+}
 
 
 def build(
@@ -42,22 +50,27 @@ def build(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Geodesics | Oracle:
-    """An oracle of distances along a surface.
+    """Build an oracle of distances along a surface.
 
     Args:
-        surface: any triangle mesh. The exact method needs a manifold one.
-        method: "exact" (seconds per source on 164k vertices), "heat" (a tenth of a second; about
-            1 % off, but exact near the source) or "oracle" (minutes once, then 0.2 ms per pair;
-            0.2 % off on a cortex, and exact near the source).
-        calibration_sources: vertices, drawn at random, on which the heat method is compared with
-            the exact one; the median ratio beyond `NEAR_EDGES` edge lengths is removed from it.
-        seed: draws these vertices.
-        workers: processes for the comparison.
-        progress: called with (sources done, sources) of the comparison.
-        **settings: of `oracle_build.build_oracle`, for method "oracle".
+        surface: any triangle mesh. The exact method needs a manifold mesh.
+        method: "exact" takes seconds per source on 164k vertices. "heat" takes a tenth of a second
+            per source, with an error of about 1 %, but is exact near the source. "oracle" takes
+            minutes once and then 0.2 ms per pair, with an error of 0.2 % on a cortex, and is exact
+            for near pairs.
+        calibration_sources: number of random vertices from which the heat method is compared with
+            the exact one. Heat distances are divided by the median ratio beyond `NEAR_EDGES` edge
+            lengths.
+        seed: draws these vertices, or the anchors of the oracle.
+        workers: processes for this comparison, or for the oracle.
+        progress: called with (done, total) while an oracle is built.
+        **settings: other arguments of `oracle_build.build_oracle`, for method "oracle" only.
+
+    Returns:
+        The oracle, with the methods `vertex_distances`, `distances`, `matrix` and `save`.
 
     Raises:
-        InputError: if the method is unknown or cannot take the mesh.
+        InputError: if the method is unknown or does not accept the mesh.
     """
     if method == "oracle":
         return build_oracle(surface, seed=seed, workers=workers, progress=progress, **settings)
@@ -77,27 +90,20 @@ def build(
 
 
 def load(path: str | os.PathLike) -> Geodesics | Oracle:
-    """Reads a saved oracle of any method.
+    """Read a saved oracle of any method.
 
     Raises:
-        InputError: if the file is missing, damaged or not one of ours.
+        InputError: if the file is missing, damaged or of another kind.
     """
     path = Path(path)
-    try:
+    with naming_damage(path, "oracle of distances", "build it again"):
         if npz_format(path) == ORACLE_FORMAT:
             return load_oracle(path)
-        file = read_npz(path, GEODESICS_FORMAT)
+        file = read_arrays(path, GEODESICS_FORMAT, SCHEMA)
         surface = Surface(*check_surface(path, file["vertices"], file["faces"]))
-        method, bias = str(file["method"]), float(file["bias"])
-        settings = json.loads(str(file["settings"]))
-        if str(file["mesh_sha256"]) != mesh_sha256(surface):
+        if file["mesh_sha256"] != mesh_sha256(surface):
             raise ValueError("the mesh does not match its hash")
-        if method not in METHODS or not 0.5 < bias < 2 or not isinstance(settings, dict):
+        method, bias = file["method"], float(file["bias"])
+        if method not in METHODS or not 0.5 < bias < 2:
             raise ValueError(f"method {method!r}, bias {bias}")
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: not a saved oracle of distances: {error}; build it again"
-        ) from None
-    return Geodesics(surface, method, bias, settings)
+    return Geodesics(surface, method, bias, file["settings"])

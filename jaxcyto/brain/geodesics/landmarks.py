@@ -1,7 +1,7 @@
-"""Anchors: vertices spread over a mesh, exact distances around each, a network between them.
+"""Choose anchors, solve exact distances around each, and link them in a network.
 
-What `oracle.py` is built from, in parts that can be solved in any order, by several processes and
-in several runs.
+Anchors are vertices spread over a mesh. `oracle.py` is built from these parts, which can be solved
+in any order, by several processes and in several runs.
 """
 
 import contextlib
@@ -27,26 +27,38 @@ from jaxcyto.brain.geodesics.mesh import (
 from jaxcyto.brain.geodesics.solvers import exact_solver
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.utils.files import READ_ERRORS, Array, Schema, atomic_write, read_arrays
 
-# Random vertices no two of which are nearer than r stand for this many r^2 each (measured: 1.21 to
-# 1.26 on a cortex, for any r above its sides).
+# If random vertices are drawn until none is left at a distance of at least r from all others, each
+# of them covers this many r^2. Measured on a cortex: 1.21 to 1.26, for any r above the length of
+# the triangles' sides.
 AREA_PER_SPACING = 1.24
 CHUNK = 64  # anchors solved as one part
-TINY = 1e-9  # mm; a length of 0 would be no link in a sparse graph
+# The parts of an oracle, by the first word of their name: distances from anchors to the vertices
+# around them, and from C anchors to all others through the network.
+SCHEMAS: dict[str, Schema] = {
+    "field": {
+        "count": Array(np.integer, ("C",), low=0),
+        "target": Array(np.integer, ("K",), low=0),
+        "distance": Array(np.float32, ("K",), low=0),
+    },
+    "row": {"row": Array(np.float32, ("C", "A"), low=0, finite=False)},
+}
+TINY = 1e-9  # mm; a sparse graph takes a length of 0 for no link
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WorkingMesh:
-    """A manifold mesh with the distances of a given one.
+    """A manifold mesh with the same distances as a given mesh.
 
     Attributes:
-        surface: the mesh, W vertices, all in triangles.
-        vertex: for each vertex of the given mesh one of its copies [V]; -1: in no triangle.
-        links: copies [C, 2] of one vertex, which are no way apart; see `cut_non_manifold`.
+        surface: the manifold mesh with W vertices, all of them in triangles.
+        vertex: for each vertex of the given mesh the index of one of its copies [V], or -1 if it is
+            in no triangle.
+        links: copies of the same vertex [C, 2], which are at distance 0, see `cut_non_manifold`.
         given: the given mesh.
         levels: how often triangles were divided in four.
-        number: each given triangle's number [F] before division.
+        number: for each given triangle its index among the clean ones, before division [F].
     """
 
     surface: Surface
@@ -57,10 +69,17 @@ class WorkingMesh:
     number: np.ndarray
 
     def locate(self, face, bary) -> tuple[np.ndarray, np.ndarray]:
-        """Points of the given mesh as points here (face [N], bary [N, 3]).
+        """Convert points of the given mesh to points of this one.
+
+        Args:
+            face: triangles [N] of the given mesh.
+            bary: barycentric coordinates [N, 3].
+
+        Returns:
+            Triangles [N] and barycentric coordinates [N, 3] on `surface`.
 
         Raises:
-            InputError: if they are not on it, or in a triangle that names a vertex twice.
+            InputError: if a point is not on the given mesh, or its triangle names a vertex twice.
         """
         face, bary = check_points(self.given, face, bary)
         bary = np.maximum(bary, 0)
@@ -68,22 +87,22 @@ class WorkingMesh:
         here = self.number[face]
         if (here < 0).any():
             raise InputError(f"surface points: triangle {face[here < 0][0]} names a vertex twice")
-        # The triangle may be a repetition of one whose corners stand in another order.
+        # The triangle may repeat another one with its corners in another order.
         first = np.unique(self.number, return_index=True)[1][int(self.number.min() < 0) :]
         own = np.argsort(self.given.faces[face], axis=1)
-        place = np.argsort(self.given.faces[first[here]], axis=1)
+        target = np.argsort(self.given.faces[first[here]], axis=1)
         ordered = np.empty_like(bary)
-        np.put_along_axis(ordered, place, np.take_along_axis(bary, own, 1), 1)
+        np.put_along_axis(ordered, target, np.take_along_axis(bary, own, 1), 1)
         for _ in range(self.levels):
             here, ordered = locate_refined(here, ordered)
         return here, ordered
 
 
 def working_mesh(surface: Surface, min_vertices: float) -> WorkingMesh:
-    """A manifold copy of a mesh, with triangles divided until there are enough vertices.
+    """Copy a mesh, make it manifold, and divide its triangles until there are enough vertices.
 
     Raises:
-        InputError: if there are no triangles, or their vertices are not there or not finite.
+        InputError: if there are no triangles, or their vertices do not exist or are not finite.
     """
     faces, number = clean_face_map(check_mesh(surface))
     vertices = np.asarray(surface.vertices, np.float64)
@@ -109,13 +128,13 @@ def working_mesh(surface: Surface, min_vertices: float) -> WorkingMesh:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Anchors:
-    """Vertices [A] spread over a mesh.
+    """A vertices spread over a mesh.
 
     Attributes:
-        vertex: the anchors, rising.
-        spacing_mm: side of the square of surface that each stands for.
-        owner: for each vertex [W] the anchor near it, and
-        to_owner_mm: the way to it along edges.
+        vertex: indices of the anchors [A], ascending.
+        spacing_mm: side of a square that is as large as the area per anchor.
+        owner: for each vertex the index of the nearest anchor along edges [W].
+        to_owner_mm: length of the path to it along edges [W].
     """
 
     vertex: np.ndarray
@@ -125,10 +144,11 @@ class Anchors:
 
 
 def choose_anchors(mesh: WorkingMesh, number: int, seed: int) -> Anchors:
-    """Draws about `number` anchors evenly over the area: random vertices, none too near another.
+    """Draw about `number` anchors uniformly over the area, none of them too near to another.
 
-    Distances are those along edges, so that both banks of a fold get theirs. Every vertex is near
-    an anchor; copies of a non-manifold vertex are anchors, as all ways between them lead there.
+    Vertices are taken in random order, unless an anchor is near along edges. A straight distance
+    would leave one bank of a fold without anchors. Copies of a non-manifold vertex are always
+    anchors, because all paths from one copy to the other lead there.
     """
     vertices, faces = mesh.surface.vertices, mesh.surface.faces
     a, b, c = np.moveaxis(vertices[faces], 1, 0)
@@ -143,10 +163,11 @@ def choose_anchors(mesh: WorkingMesh, number: int, seed: int) -> Anchors:
     order = np.random.default_rng(seed).permutation(len(vertices))
     forced = np.unique(mesh.links)
     chosen: list[int] = []
-    for place, anchor in enumerate(np.concatenate([forced, order]).tolist()):
-        if place >= len(forced) and nearest[anchor] <= apart:
+    for rank, anchor in enumerate(np.concatenate([forced, order]).tolist()):
+        if rank >= len(forced) and nearest[anchor] <= apart:
             continue
         chosen.append(anchor)
+        # Dijkstra's algorithm from this anchor, as far as it is the nearest one.
         nearest[anchor], owner[anchor] = 0.0, anchor
         heap = [(0.0, anchor)]
         while heap:
@@ -168,12 +189,12 @@ def choose_anchors(mesh: WorkingMesh, number: int, seed: int) -> Anchors:
 
 
 class Fields:
-    """Exact distances from anchors to the vertices around them.
+    """Solves exact distances from anchors to the vertices around them.
 
     Args:
         vertices, faces: a manifold mesh.
-        anchors: vertices [A].
-        reach_mm: to vertices that are at most this far away along edges.
+        anchors: indices of the vertices that are anchors [A].
+        reach_mm: distances are solved to vertices at most this far away along edges.
     """
 
     def __init__(self, vertices, faces, anchors, reach_mm):
@@ -182,7 +203,7 @@ class Fields:
         self.exact = exact_solver(Surface(vertices, faces))
 
     def __call__(self, chunk: int) -> dict[str, np.ndarray]:
-        """Part `chunk`: number of targets of each anchor, targets and distances [n]."""
+        """Solve part `chunk`: how many targets each anchor has, the targets and their distances."""
         fields = [self.field(a) for a in self.anchors[chunk * CHUNK : (chunk + 1) * CHUNK].tolist()]
         return {
             "count": np.array([len(targets) for targets, _ in fields]),
@@ -191,24 +212,29 @@ class Fields:
         }
 
     def field(self, anchor: int) -> tuple[np.ndarray, np.ndarray]:
+        """Solve the distances from one anchor.
+
+        Returns:
+            Target vertices int32 [n], and distances float32 [n] in mm.
+        """
         along_edges = dijkstra(self.graph, indices=anchor, limit=self.reach_mm)
         target = np.flatnonzero(np.isfinite(along_edges)).astype(np.int32)
         try:
             distance = self.exact(anchor, target, self.reach_mm)
-        except (RuntimeError, OverflowError):  # pygeodesic finds no path: a triangle too thin
+        except (RuntimeError, OverflowError):  # pygeodesic finds no path across a thin triangle
             distance = along_edges[target]
-        # Whatever becomes of rounding in odd triangles: not longer than along edges, and not
-        # shorter than the straight line.
+        # Rounding in degenerate triangles must not make a distance longer than the path along
+        # edges or shorter than the straight line.
         distance = np.fmin(distance, along_edges[target])
         chord = np.linalg.norm(self.vertices[target] - self.vertices[anchor], axis=1)
         return target, np.maximum(distance, chord).astype(np.float32)
 
 
 class Rows:
-    """Shortest ways through the network, from some anchors to all.
+    """Solves shortest paths through the network from some anchors to all.
 
     Args:
-        indptr, indices, data: the network, a sparse matrix [A, A] of lengths.
+        indptr, indices, data: the network, a sparse matrix [A, A] of lengths in mm.
     """
 
     def __init__(self, indptr, indices, data):
@@ -216,14 +242,14 @@ class Rows:
         self.network = sparse.csr_array((data, indices, indptr), (self.number, self.number))
 
     def __call__(self, chunk: int) -> dict[str, np.ndarray]:
-        """Part `chunk`: distances float32 [CHUNK, A]."""
+        """Solve part `chunk`: distances in mm, float32 [CHUNK, A] (the last part has fewer)."""
         number = self.number
         sources = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, number))
         return {"row": dijkstra(self.network, indices=sources).astype(np.float32)}
 
 
 def near_matrix(parts: list[dict[str, np.ndarray]], num_vertices: int) -> sparse.csr_array:
-    """Distances from vertices to the anchors around them, sparse [W, A], from all fields."""
+    """Collect all fields into distances from vertices to anchors, sparse [W, A] in mm."""
     count = np.concatenate([part["count"] for part in parts])
     anchor = np.repeat(np.arange(len(count), dtype=np.int32), count)
     distance = np.concatenate([part["distance"] for part in parts])
@@ -235,10 +261,10 @@ def near_matrix(parts: list[dict[str, np.ndarray]], num_vertices: int) -> sparse
 
 
 def network(mesh: WorkingMesh, anchors: Anchors, near: sparse.csr_array) -> sparse.csr_array:
-    """The network of anchors, a symmetric sparse matrix [A, A] of lengths in mm.
+    """Link the anchors in a network, a symmetric sparse matrix [A, A] of lengths in mm.
 
-    Anchors within reach of each other are linked by their exact distance. So that no part of a
-    component falls off, neighboring vertices of two owners link these along edges, too.
+    Anchors within reach of each other are linked by their exact distance. Owners of neighboring
+    vertices are also linked along edges, so that the network connects each whole component.
     """
     number = len(anchors.vertex)
     own = near[anchors.vertex].tocoo()
@@ -259,41 +285,43 @@ def network(mesh: WorkingMesh, anchors: Anchors, near: sparse.csr_array) -> spar
 
 
 class Parts:
-    """Solved parts, kept in a folder under a key so that another run can go on with them.
+    """Solved parts, kept in a folder so that another run can continue with them.
 
     Args:
-        folder: where they lie; None: nowhere.
-        key: of what they belong to; others are not read.
+        folder: where they lie. None keeps no parts.
+        key: identifies the oracle. Parts with another key are ignored.
     """
 
     def __init__(self, folder: Path | None, key: str):
         self.folder, self.key = folder, key
 
     def read(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a part, or None where it is missing, damaged or another's."""
+        """Read the arrays of a part. Return None if it is missing, damaged or of another oracle."""
         if self.folder is None:
             return None
         try:
-            part = read_npz(self.folder / f"{name}.npz", self.key, "key")
-            return {field: array for field, array in part.items() if field != "key"}
+            schema = SCHEMAS[name.split("_")[0]]
+            return read_arrays(self.folder / f"{name}.npz", self.key, schema, field="key")
         except READ_ERRORS:
             return None
 
     def write(self, name: str, part: dict[str, np.ndarray]) -> None:
+        """Write a part, completely or not at all."""
         if self.folder is not None:
             arrays: dict[str, Any] = {"key": self.key} | part
-            # Another run that is through with the same oracle may remove the folder meanwhile.
+            # Another run that has finished the same oracle may remove the folder meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(self.folder / f"{name}.npz") as file:
                     np.savez(file, **arrays)
 
     def clear(self) -> None:
-        """Removes the folder with what was written there."""
+        """Remove the folder with the parts in it."""
         if self.folder is not None and self.folder.is_dir():
             for kind in ("field", "row"):
-                # With what a killed run left half written; another may be removing them, too.
+                # The pattern includes temporary files of killed runs. Another run may be removing
+                # the same files.
                 for path in self.folder.glob(f"*{kind}_*.npz*"):
                     path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty
+            with contextlib.suppress(OSError):  # the folder is not empty
                 self.folder.rmdir()

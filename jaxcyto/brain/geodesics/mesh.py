@@ -1,4 +1,4 @@
-"""What distances need to know of a triangle mesh: components, faults, points as vertices."""
+"""Analyze and modify triangle meshes for distances: components, faults, points as vertices."""
 
 import hashlib
 from itertools import pairwise
@@ -10,18 +10,16 @@ from scipy.sparse.csgraph import connected_components
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.errors import InputError
 
-# Points are kept this far (in barycentric coordinates) from the sides of their triangle, so that
+# Points keep this distance (in barycentric coordinates) from the sides of their triangle, so that
 # inserting them makes no slivers. It moves a point by at most 2e-3 of the triangle's longest side.
 CLEARANCE = 1e-3
-# A triangle is flat if its smallest height is below this share of its longest side.
-FLAT = 1e-7
-# Corners of flat triangles are moved by up to this share of the mean side.
-NUDGE = 1e-3
+FLAT = 1e-7  # a triangle is flat if its smallest height is below this share of its longest side
+NUDGE = 1e-3  # corners of flat triangles move by up to this share of the mean side
 NO_TRIANGLES = "a surface needs triangles, of three different vertices each"
 
 
 def mesh_sha256(surface: Surface) -> str:
-    """A key of the mesh's content."""
+    """Return the SHA-256 of a mesh's vertices and triangles."""
     digest = hashlib.sha256()
     digest.update(np.ascontiguousarray(surface.vertices, "<f8").tobytes())
     digest.update(np.ascontiguousarray(surface.faces, "<i8").tobytes())
@@ -29,10 +27,11 @@ def mesh_sha256(surface: Surface) -> str:
 
 
 def check_mesh(surface: Surface) -> np.ndarray:
-    """The triangles [F, 3] of a mesh that a caller made.
+    """Check a mesh that a caller made, and return its triangles [F, 3].
 
     Raises:
-        InputError: if vertices are not there, not finite, or have not three coordinates.
+        InputError: if a triangle names a vertex that does not exist, or vertices are not finite or
+            do not have three coordinates.
     """
     vertices = np.asarray(surface.vertices)
     faces = np.asarray(surface.faces).reshape(-1, 3)
@@ -47,14 +46,18 @@ def check_mesh(surface: Surface) -> np.ndarray:
 
 
 def check_vertices(values, number: int) -> np.ndarray:
-    """Vertices that a caller names, as int64 [N].
+    """Check vertex indices that a caller gave, and return them as int64 [N].
+
+    Args:
+        values: the indices [N].
+        number: number of vertices of the surface.
 
     Raises:
-        InputError: if they are no whole numbers, or not among `number` vertices.
+        InputError: if they are not integers, or not in 0 ... number - 1.
     """
     values = np.asarray(values)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-        raise InputError("vertices: expected whole numbers [N]")
+        raise InputError("vertices: expected integers [N]")
     values = values.astype(np.int64)
     if values.size and not (0 <= values.min() and values.max() < number):
         raise InputError(f"vertices: {values.min()} ... {values.max()}; the surface has {number}")
@@ -62,12 +65,17 @@ def check_vertices(values, number: int) -> np.ndarray:
 
 
 def clean_faces(faces: np.ndarray) -> np.ndarray:
-    """Faces [F, 3] without those that name a vertex twice and without repetitions."""
+    """Return the faces without those that name a vertex twice, and without repetitions."""
     return clean_face_map(faces)[0]
 
 
 def clean_face_map(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`clean_faces`, and for each face [F] its number among them (-1: it names a vertex twice)."""
+    """Clean faces [F, 3] like `clean_faces`, and map old to clean ones.
+
+    Returns:
+        The clean faces, and for each given face its index among them [F], or -1 if it names a
+        vertex twice.
+    """
     ordered = np.sort(faces, axis=1)
     good = (ordered[:, 0] != ordered[:, 1]) & (ordered[:, 1] != ordered[:, 2])
     _, first, same = np.unique(ordered[good], axis=0, return_index=True, return_inverse=True)
@@ -80,7 +88,7 @@ def clean_face_map(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def component_labels(num_vertices: int, faces: np.ndarray) -> np.ndarray:
-    """Component [V] of each vertex; an unreferenced vertex is a component of its own."""
+    """Label the component of each vertex [V]. An unused vertex is a component of its own."""
     graph = sparse.coo_matrix(
         (np.ones(2 * len(faces), np.int8), (faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel())),
         (num_vertices, num_vertices),
@@ -89,7 +97,7 @@ def component_labels(num_vertices: int, faces: np.ndarray) -> np.ndarray:
 
 
 def edge_graph(vertices: np.ndarray, faces: np.ndarray) -> sparse.csr_array:
-    """Symmetric graph [V, V] of the triangles' sides with their lengths in mm."""
+    """Return the symmetric graph [V, V] of the triangles' sides with their lengths in mm."""
     number = len(vertices)
     start, end = faces.ravel().astype(np.int64), np.roll(faces, -1, axis=1).ravel()
     sides = np.unique(np.minimum(start, end) * number + np.maximum(start, end))
@@ -100,25 +108,27 @@ def edge_graph(vertices: np.ndarray, faces: np.ndarray) -> sparse.csr_array:
 
 
 def non_manifold(faces: np.ndarray) -> tuple[int, int]:
-    """Numbers of edges with more than two faces, and of vertices where separate fans meet."""
+    """Count the edges with more than two faces, and the extra fans at vertices where fans meet.
+
+    A mesh is manifold if both counts are 0.
+    """
     before, after, edge, crowd = _joints(faces)
     fans = _fans(faces, before, after)
     return len(np.unique(edge[crowd > 2])), int(fans.max(initial=-1) + 1 - len(np.unique(faces)))
 
 
 def cut_non_manifold(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Makes a mesh manifold by cutting it, and leaves unused vertices out.
+    """Cut a mesh so that it becomes manifold, and leave unused vertices out.
 
-    Each fan of triangles around a vertex gets a copy of the vertex for itself. Triangles do not
-    belong together across an edge that more than two share; where the mesh is still not manifold
-    (sheets that are connected around the ends of such an edge), they do not across any edge at
-    the edge's ends.
+    Each fan of triangles around a vertex gets its own copy of the vertex. Triangles are separated
+    across an edge that more than two share. If the mesh is still not manifold, because sheets are
+    connected around the ends of such an edge, they are separated across all edges at these ends.
 
     Args:
-        faces: clean ones [F, 3].
+        faces: clean faces [F, 3].
 
     Returns:
-        The faces [F, 3] as numbers of copies, and the vertex [W] of each copy, rising.
+        The faces [F, 3] as indices of copies, and the vertex of each copy [W], ascending.
     """
     corner = faces.ravel()
     before, after, _, crowd = _joints(faces)
@@ -139,12 +149,13 @@ def cut_non_manifold(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _joints(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where two triangles share an edge: J joints of successive triangles at one edge.
+    """Find the J joints, each of which is two successive triangles at one edge.
 
     Returns:
-        before, after: corners [J, 2] (3 face + place) of the two triangles at the edge's ends.
-        edge: number [J] of the edge.
-        crowd: how many triangles [J] share it.
+        before, after: corners of the two triangles at the ends of the edge [J, 2], where corner k
+            of face f is 3 f + k.
+        edge: index of the edge [J].
+        crowd: number of triangles that share this edge [J].
     """
     corners = np.arange(3 * len(faces)).reshape(-1, 3)
     ends = np.stack([corners.ravel(), np.roll(corners, -1, axis=1).ravel()], -1)
@@ -160,7 +171,7 @@ def _joints(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
 
 
 def _fans(faces: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Fan [3 F] of each corner: those joined around their vertex."""
+    """Label the fan of each corner [3 F]: the corners that are joined around one vertex."""
     graph = sparse.coo_array(
         (np.ones(before.size, np.int8), (before.ravel(), after.ravel())), (faces.size,) * 2
     )
@@ -168,11 +179,11 @@ def _fans(faces: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarra
 
 
 def refine(faces: np.ndarray, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Divides each triangle in four at the middles of its sides.
+    """Divide each triangle in four at the middles of its sides.
 
     Returns:
-        faces [4 F, 3] (triangle 4 f + k lies at corner k of triangle f, 4 f + 3 in its middle;
-        see `locate_refined`), and vertices, the old ones first.
+        The faces [4 F, 3] and the vertices, old ones first. Triangle 4 f + k lies at corner k of
+        triangle f, and 4 f + 3 in its middle, see `locate_refined`.
     """
     sides = np.sort(np.stack([faces, np.roll(faces, -1, axis=1)], -1).reshape(-1, 2), axis=1)
     sides, middle = np.unique(sides, axis=0, return_inverse=True)
@@ -183,25 +194,25 @@ def refine(faces: np.ndarray, vertices: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def locate_refined(face: np.ndarray, bary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Surface points (face [N], bary [N, 3]) on the mesh that `refine` makes."""
+    """Convert surface points (face [N], bary [N, 3]) to those on the mesh that `refine` makes."""
     largest = bary.argmax(1)
     corner = bary[np.arange(len(bary)), largest] >= 0.5
-    # At a corner: that coordinate is 2 b - 1, the others 2 b. In the middle, whose corners face
-    # those of the triangle: 1 - 2 b.
+    # In the child at a corner, the coordinate of this corner is 2 b - 1, and the others are 2 b. In
+    # the middle child, whose corners lie opposite those of the triangle, they are 1 - 2 b.
     at_corner = 2 * bary - (np.arange(3) == largest[:, None])
     child = np.where(corner, largest, 3)
     return 4 * face + child, np.where(corner[:, None], at_corner, 1 - 2 * bary)
 
 
 def without_flat_triangles(surface: Surface) -> Surface:
-    """Gives triangles without area a little, by moving their corners at random.
+    """Move the corners of triangles without area at random, so that they have some.
 
     The exact method is wrong on flat triangles (measured: by whole sides). Each of their corners
-    moves by at most `NUDGE` mean sides, and distances change by no more than that at each one
-    that the path passes. The same mesh is always moved alike.
+    moves by at most `NUDGE` mean sides, and a distance changes by at most that at each such corner
+    on its path. The same mesh is always changed in the same way.
 
     Raises:
-        InputError: if all is in vain, as where a whole mesh has no extent.
+        InputError: if triangles stay flat, for example because all vertices coincide.
     """
     vertices, faces = surface.vertices, surface.faces
     sides = np.linalg.norm(np.diff(vertices[faces[:, [0, 1, 2, 0]]], axis=1), axis=2)
@@ -225,10 +236,10 @@ def without_flat_triangles(surface: Surface) -> Surface:
 def insert_points(
     surface: Surface, face: np.ndarray, bary: np.ndarray
 ) -> tuple[Surface, np.ndarray]:
-    """Makes surface points vertices, by splitting their triangle in three, one point at a time.
+    """Insert surface points as vertices, by splitting their triangle in three for each point.
 
-    Distances along the surface stay as they are. Points nearer than `CLEARANCE` to a side are
-    moved to it; equal points become one vertex.
+    Distances along the surface do not change. Points nearer than `CLEARANCE` to a side of their
+    triangle are moved to this distance, and equal points become one vertex.
 
     Args:
         surface: the mesh.
@@ -236,7 +247,10 @@ def insert_points(
         bary: barycentric coordinates [N, 3].
 
     Returns:
-        The refined mesh (old vertices first) and the points' vertices [N].
+        The refined mesh (old vertices first) and the vertex of each point [N].
+
+    Raises:
+        InputError: as `check_points`.
     """
     face, bary = check_points(surface, face, bary)
     bary = np.maximum(bary, CLEARANCE)
@@ -257,7 +271,7 @@ def insert_points(
             inside = [_within([corner[1] for corner in leaf], at) for leaf in leaves]
             best = max(range(len(leaves)), key=lambda leaf: min(inside[leaf]))
             leaf, local = leaves.pop(best), inside[best]
-            if max(local) > 1 - CLEARANCE:  # on a point that is there already
+            if max(local) > 1 - CLEARANCE:  # it coincides with a vertex
                 vertex[point] = leaf[local.index(max(local))][0]
                 leaves.append(leaf)
                 continue
@@ -281,7 +295,10 @@ def insert_points(
 
 
 def _within(corners, at) -> list[float]:
-    """Barycentric coordinates of `at` in a triangle, all given in their parent's coordinates."""
+    """Return the barycentric coordinates of `at` in a triangle inside a parent triangle.
+
+    The point and the corners are given in barycentric coordinates of the parent.
+    """
     (ax, ay, _), (bx, by, _), (cx, cy, _) = corners
     area = (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
     second = ((at[0] - ax) * (cy - ay) - (cx - ax) * (at[1] - ay)) / area
@@ -290,10 +307,10 @@ def _within(corners, at) -> list[float]:
 
 
 def check_points(surface: Surface, face, bary) -> tuple[np.ndarray, np.ndarray]:
-    """Surface points as int64 [N] and float64 [N, 3], checked.
+    """Check surface points, and return them as int64 [N] and float64 [N, 3].
 
     Raises:
-        InputError: if a triangle is not there, or coordinates are not barycentric.
+        InputError: if a triangle does not exist, or coordinates are not barycentric.
     """
     face = np.asarray(face)
     bary = np.array(bary, float).reshape(-1, 3)

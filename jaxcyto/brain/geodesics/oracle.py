@@ -1,16 +1,16 @@
-"""Any distance on a large surface within 0.2 ms, once some thousand small fields are solved.
+"""Answer any distance on a large surface within 0.2 ms, from some thousand small solved fields.
 
-The shortest way between two points passes close to some anchor (`anchors.py`) on its first
-stretch and on its last one. So, with `near` the exact distances from a point to the anchors
-around it and `far` those between anchors,
+The shortest path between two points passes close to some anchor (`landmarks.py`) near its begin
+and near its end. Let `near` be the exact distances from a point to the anchors around it, and
+`far` the distances between anchors. Then
 
     d(p, q) = min over a, b of near(p, a) + far(a, b) + near(q, b),
 
-and `far` is itself made of exact stretches between anchors within reach of each other. Such a sum
-is the length of a way on the surface: never too short but for the interpolation within triangles,
-and too long by little, as a detour by x on a stretch of l costs x^2 / l. What remains of it on long
-ways is measured and removed. Pairs so near that no anchor lies well between them are solved
-exactly. The measurements are in docs/geodesics.md.
+where `far` is the length of a chain of exact distances between anchors within reach of each other.
+Such a sum is the length of a path on the surface. So it is never too short, except for the
+interpolation within triangles. It is only slightly too long, because a detour by x on a stretch of
+l costs about x^2 / l. We measure this bias on long paths and remove it. Pairs so near that no
+anchor lies well between them are solved exactly. docs/geodesics.md has the measurements.
 """
 
 import hashlib
@@ -29,31 +29,46 @@ from jaxcyto.brain.geodesics.single_source import Geodesics
 from jaxcyto.brain.geodesics.solvers import exact_solver
 from jaxcyto.brain.surfaces.surface import Surface, check_surface
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, read_npz
+from jaxcyto.utils.files import Array, Schema, atomic_write, naming_damage, read_arrays
 from jaxcyto.utils.progress import Progress
 
 ORACLE_FORMAT = "jaxcyto oracle 1"
+SCHEMA: Schema = {
+    "key": str,
+    "settings": dict,
+    "vertices": Array(np.number, ("V", 3)),
+    "faces": Array(np.integer, ("F", 3)),
+    # spacing_mm, excess, mean_error, p95_error; errors are NaN where none could be measured
+    "measured": Array(np.floating, (4,), finite=False),
+    # distances from W vertices to the anchors around them, as a sparse matrix
+    "indptr": Array(np.integer, ("W + 1",)),
+    "indices": Array(np.integer, ("K",)),
+    "data": Array(np.floating, ("K",), low=0),
+    "far": Array(np.float32, ("A", "A"), low=0, finite=False),  # infinite between components
+}
 ANCHORS = 7500
-# In spacings of the anchors: how far around an anchor distances are solved, and up to where pairs
-# are solved exactly. Both by measurement, docs/geodesics.md.
+# In spacings of the anchors: the radius around an anchor in which distances are solved, and the
+# distance up to which pairs are solved exactly. Both were measured, see docs/geodesics.md.
 REACH = 6.0
 NEAR = 4.0
 CALIBRATION_SOURCES, CALIBRATION_TARGETS = 4, 20_000
-POINTS = 2**15  # prepared at a time in a query: some 100 MB
-FEW = 1000  # near pairs' sources that are solved before processes pay
-GATHER = 2**22  # numbers gathered at a time: some 100 MB
+POINTS = 2**15  # surface points prepared at a time in a query, which takes some 100 MB
+FEW = 1000  # sources of near pairs; fewer are solved without processes
+GATHER = 2**22  # distances gathered at a time, which takes some 100 MB
 
 
 class Oracle:
-    """Distances along one surface; made by `oracle_build.build_oracle`.
+    """Distances along one surface, made by `oracle_build.build_oracle`.
 
     Attributes:
-        surface: the mesh.
-        settings: plain values that went into it.
-        excess: by this share the ways through anchors were too long, beyond `near_mm`.
-        mean_error, p95_error: what is left, as shares of exact distances beyond `near_mm`.
+        surface: the given mesh.
+        settings: the settings of the build, plain values.
+        excess: share by which paths through anchors were too long, of their length beyond
+            `near_mm`. It has been removed from the distances.
+        mean_error, p95_error: mean and 95th percentile of the remaining relative error of distances
+            beyond `near_mm`. NaN if they could not be measured.
         near_mm: pairs up to this distance are solved exactly.
-        reach_mm: distances are known from each vertex to the anchors within reach.
+        reach_mm: radius within which distances from a vertex to anchors are known.
         anchors: number of anchors A.
     """
 
@@ -79,10 +94,10 @@ class Oracle:
     def vertex_distances(
         self, first, second, workers: int = 1, progress: Progress | None = None
     ) -> np.ndarray:
-        """Distances float64 [N] in mm between vertices `first` [N] and `second` [N].
+        """Return distances float64 [N] in mm between vertices `first` [N] and `second` [N].
 
         Raises:
-            InputError: if a vertex is not there.
+            InputError: if a vertex does not exist.
         """
         ends = [check_vertices(end, len(self._mesh.vertex)) for end in (first, second)]
         if ends[0].shape != ends[1].shape:
@@ -111,13 +126,14 @@ class Oracle:
         workers: int = 1,
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """Distances float64 [N] in mm between surface points.
+        """Return distances float64 [N] in mm between surface points.
 
         Args:
             first_face, second_face: triangles int [N].
             first_bary, second_bary: barycentric coordinates [N, 3] in them.
-            workers: processes for the pairs that are near; the result does not depend on it.
-            progress: called with (pairs done, pairs), then with (sources done, sources) of those.
+            workers: processes that solve near pairs. The result does not depend on it.
+            progress: called with (pairs done, pairs), then with (sources done, sources) of near
+                pairs.
 
         Raises:
             InputError: if a point is not on this surface.
@@ -137,7 +153,7 @@ class Oracle:
         if len(close):
             points = first[0][close], first[1][close], second[0][close], second[1][close]
             exact = self._exact(*points, workers, progress)
-            # Where the mesh was cut, the way through an anchor may be the shorter one.
+            # Exact distances do not cross a cut of the mesh, but paths through anchors do.
             solved[close] = np.minimum(solved[close], exact) if len(self._mesh.links) else exact
         straight = np.linalg.norm(self._place(*first) - self._place(*second), axis=1)
         return np.maximum(solved, straight)
@@ -145,7 +161,11 @@ class Oracle:
     def block(
         self, first_face, first_bary, second_face, second_bary, workers: int = 1
     ) -> np.ndarray:
-        """Distances float32 [M, N] in mm from each of M surface points to each of N."""
+        """Return distances float32 [M, N] in mm from each of M surface points to each of N.
+
+        Raises:
+            InputError: if a point is not on this surface.
+        """
         first = self._mesh.locate(first_face, first_bary)
         second = self._mesh.locate(second_face, second_bary)
         rows, columns = self._rows(*first), self._rows(*second)
@@ -161,7 +181,7 @@ class Oracle:
             result[index] = np.maximum(self._corrected(ways), straight)
         i, j = np.nonzero(result < self.near_mm)
         same = (first[0][i] == second[0][j]) & (first[1][i] == second[1][j]).all(axis=1)
-        result[i[same], j[same]] = 0  # as on the diagonal: nothing to solve
+        result[i[same], j[same]] = 0  # equal points, as on the diagonal of a matrix
         i, j = i[~same], j[~same]
         if len(i):
             points = first[0][i], first[1][i], second[0][j], second[1][j]
@@ -170,7 +190,11 @@ class Oracle:
         return result
 
     def matrix(self, face, bary, workers: int = 1, progress: Progress | None = None) -> np.ndarray:
-        """Distances float32 [N, N] in mm between all of N surface points."""
+        """Return distances float32 [N, N] in mm between all of N surface points.
+
+        Raises:
+            InputError: if a point is not on this surface.
+        """
         result = self.block(face, bary, face, bary, workers)
         for begin in range(0, len(result), 1024):  # in place, without a second matrix
             rows = result[begin : begin + 1024, begin:]
@@ -183,41 +207,44 @@ class Oracle:
 
     @cached_property
     def _triangles(self) -> tuple[KDTree, float]:
-        """The triangles' middles, and how far a corner is from one at most."""
+        """The centers of all triangles, and the largest distance from a corner to its center."""
         corners = self._mesh.surface.vertices[self._mesh.surface.faces]
         middle = corners.mean(1)
         return KDTree(middle), float(np.linalg.norm(corners - middle[:, None], axis=2).max())
 
     @cached_property
     def _corner(self) -> np.ndarray:
-        """A corner (3 triangle + place) of each vertex [W]."""
+        """One corner of each vertex [W], where corner k of triangle f is 3 f + k."""
         corner = np.empty(len(self._mesh.surface.vertices), np.int64)
         faces = self._mesh.surface.faces.ravel()
         corner[faces] = np.arange(len(faces))
         return corner
 
     def _place(self, face: np.ndarray, bary: np.ndarray) -> np.ndarray:
-        """Positions [N, 3] in mm."""
+        """Return the positions [N, 3] in mm of surface points."""
         surface = self._mesh.surface
         return np.einsum("nk,nkd->nd", bary, surface.vertices[surface.faces[face]])
 
     def _rows(self, face: np.ndarray, bary: np.ndarray) -> sparse.csr_array:
+        """Return the distances [N, A] from surface points to the anchors around them."""
         return point_rows(self._mesh.surface, self._near, self.anchors, face, bary)
 
     def _far_pairs(self, first: sparse.csr_array, second: sparse.csr_array) -> np.ndarray:
-        """Distances float64 [N] by way of anchors, from rows [N, A] of both ends."""
+        """Return distances float64 [N] through anchors, from rows [N, A] of both ends."""
         return self._corrected(shortest_ways(self._far, first, second))
 
     def _corrected(self, distance: np.ndarray) -> np.ndarray:
-        beyond = np.maximum(distance - self.near_mm, 0)  # may be infinite
+        """Remove `excess` from the part of distances beyond `near_mm`."""
+        beyond = np.maximum(distance - self.near_mm, 0)  # infinite between components
         return np.minimum(distance, self.near_mm) + (1 - self.excess) * beyond
 
     def _exact(
         self, first_face, first_bary, second_face, second_bary, workers, progress
     ) -> np.ndarray:
-        """Exact distances [N] between near points, on the part of the mesh that holds them all.
+        """Return exact distances [N] between near points, solved on a part of the mesh.
 
-        A way shorter than `near_mm` stays in the ball of this radius around either end.
+        A path shorter than `near_mm` stays in the ball of this radius around either end. So the
+        part holds all triangles that meet such a ball around a first point.
         """
         vertices, faces = self._mesh.surface.vertices, self._mesh.surface.faces
         tree, radius_mm = self._triangles
@@ -229,7 +256,7 @@ class Oracle:
             around[np.concatenate(balls).astype(int)] = True
         around[face] = True
         kept = np.flatnonzero(around)
-        corners, used = cut_non_manifold(faces[kept])  # balls may touch at a vertex
+        corners, used = cut_non_manifold(faces[kept])  # two balls may touch at one vertex
         part = Surface(vertices[used], corners)
         local = np.searchsorted(kept, face)[index]
         count = len(first_face)
@@ -240,7 +267,12 @@ class Oracle:
         )
 
     def calibrate(self, sources: int = CALIBRATION_SOURCES) -> None:
-        """Measures `excess` and the errors on exact fields of a few random vertices."""
+        """Measure `excess` and the errors on exact distances.
+
+        Args:
+            sources: number of random source vertices. Each has up to `CALIBRATION_TARGETS` random
+                targets.
+        """
         surface = self._mesh.surface
         exact = exact_solver(surface)
         number = len(surface.vertices)
@@ -250,17 +282,17 @@ class Oracle:
             targets = rng.choice(number, min(CALIBRATION_TARGETS, number), replace=False)
             ways = self._far_pairs(self._near[np.full(len(targets), source)], self._near[targets])
             targets, ways = targets[np.isfinite(ways)], ways[np.isfinite(ways)]
-            if not len(targets):  # a component apart
+            if not len(targets):  # the source is a component of its own
                 continue
             try:
                 distance = exact(source, targets)
-            except (RuntimeError, OverflowError):  # no path found: a triangle too thin
+            except (RuntimeError, OverflowError):  # pygeodesic finds no path across a thin triangle
                 continue
             far = np.isfinite(distance) & (distance > self.near_mm)
             true.append(distance[far])
             own.append(ways[far])
         true, own = np.concatenate([np.empty(0), *true]), np.concatenate([np.empty(0), *own])
-        if not len(true) or len(self._mesh.links):  # exact does not know ways across a cut
+        if not len(true) or len(self._mesh.links):  # exact distances do not cross a cut
             return
         away = own > 2 * self.near_mm
         if away.any():
@@ -270,7 +302,7 @@ class Oracle:
         self.mean_error, self.p95_error = float(error.mean()), float(np.percentile(error, 95))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one npz, atomically and without pickle (4 A^2 bytes and some 100 MB)."""
+        """Write one npz of 4 A^2 bytes and some 100 MB, completely or not at all."""
         with atomic_write(path) as file:
             np.savez(
                 file,
@@ -288,7 +320,11 @@ class Oracle:
 
 
 def oracle_settings(anchors: int = ANCHORS, reach: float = REACH, seed: int = 0) -> dict:
-    """The settings of an oracle, checked."""
+    """Check the settings of an oracle, and return them as they are stored.
+
+    Raises:
+        InputError: if one is out of range.
+    """
     if anchors < 1 or not reach > 0 or seed < 0:
         raise InputError(f"anchors = {anchors}, reach = {reach}, seed = {seed}: out of range")
     return {
@@ -301,52 +337,38 @@ def oracle_settings(anchors: int = ANCHORS, reach: float = REACH, seed: int = 0)
 
 
 def oracle_key(surface: Surface, settings: dict) -> str:
-    """SHA-256 of the mesh's content and the settings: what an oracle depends on."""
+    """Return the SHA-256 of what an oracle depends on: format, mesh and settings."""
     text = f"{ORACLE_FORMAT} {mesh_sha256(surface)} {json.dumps(settings, sort_keys=True)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_oracle(path: str | os.PathLike) -> Oracle:
-    """Reads a saved oracle.
+    """Read a saved oracle.
 
     Raises:
-        InputError: if the file is missing, damaged or not one of ours.
+        InputError: if the file is missing, damaged or of another kind.
     """
     path = Path(path)
-    try:
-        file = read_npz(path, ORACLE_FORMAT)
+    with naming_damage(path, "oracle of distances", "build it again"):
+        file = read_arrays(path, ORACLE_FORMAT, SCHEMA)
         surface = Surface(*check_surface(path, file["vertices"], file["faces"]))
-        settings = json.loads(str(file["settings"]))
-        if str(file["key"]) != oracle_key(surface, settings):
+        settings = file["settings"]
+        if file["key"] != oracle_key(surface, settings):
             raise ValueError("mesh or settings do not match their hash")
         if settings != oracle_settings(settings["anchors"], settings["reach"], settings["seed"]):
             raise ValueError(f"settings {settings}")
         if settings["anchors"] / 4 > len(file["indptr"]):  # or refining the mesh would not end
             raise ValueError(f"{settings['anchors']} anchors")
         mesh = working_mesh(surface, settings["anchors"] / 4)
-        kinds = "".join(file[name].dtype.kind for name in ("data", "far", "indices", "indptr"))
-        if kinds != "ffii" or file["far"].dtype != np.float32:
-            raise ValueError("arrays of another type")
         shape = len(mesh.surface.vertices), len(file["far"])
         near = sparse.csr_array((file["data"], file["indices"], file["indptr"]), shape)
-        if file["far"].shape != (shape[1],) * 2:
-            raise ValueError("distances between anchors of another shape")
         near.check_format(full_check=True)
         spacing_mm, excess, mean_error, p95_error = file["measured"].tolist()
-        sound = (near.data >= 0).all() and (file["far"] >= 0).all()  # far may be infinite
-        if not (sound and np.isfinite(near.data).all() and 0 < spacing_mm < np.inf):
-            raise ValueError("distances that are none")
-        if not 0 <= excess < 1:
-            raise ValueError(f"excess {excess}")
+        if not (0 < spacing_mm < np.inf and 0 <= excess < 1):
+            raise ValueError(f"measured: spacing {spacing_mm} mm, excess {excess}")
         oracle = Oracle(mesh, spacing_mm, near, file["far"], settings, excess)
         oracle.mean_error, oracle.p95_error = mean_error, p95_error
         return oracle
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: not a saved oracle of distances: {error}; build it again"
-        ) from None
 
 
 def point_rows(
@@ -356,15 +378,16 @@ def point_rows(
     face: np.ndarray,
     bary: np.ndarray,
 ) -> sparse.csr_array:
-    """Distances [N, A] from surface points to the anchors around them.
+    """Interpolate the distances [N, A] from surface points to the anchors around them.
 
-    In a triangle laid flat together with the anchor, the squared distance to the anchor is
-    sum_i b_i d_i^2 - sum_{i<j} b_i b_j l_ij^2, with d_i from the corners and l the sides.
+    In a triangle that is laid flat together with the anchor, the squared distance to the anchor is
+    sum_i b_i d_i^2 - sum_{i<j} b_i b_j l_ij^2, where b are the barycentric coordinates, d_i the
+    distances from the corners and l_ij the lengths of the sides (Stewart's theorem, generalized).
 
     Args:
-        surface: the mesh, W vertices.
-        near: distances [W, A] from its vertices.
-        anchors: their number A.
+        surface: the mesh with W vertices.
+        near: distances [W, A] from its vertices to the anchors around them.
+        anchors: number of anchors A.
         face: triangles [N].
         bary: barycentric coordinates [N, 3].
     """
@@ -383,7 +406,7 @@ def point_rows(
     sides = np.square(place - np.roll(place, -1, axis=1)).sum(2)
     spread = (bary * np.roll(bary, -1, axis=1) * sides).sum(1)
     row = np.repeat(np.arange(number), np.diff(squared.indptr))
-    kept = known.data > 1 - 1e-9  # known at all corners with a share
+    kept = known.data > 1 - 1e-9  # known at all corners with a weight above 0
     squared.data = np.sqrt(np.maximum(squared.data - spread[row], 0))
     counts = np.bincount(row[kept], minlength=number)
     common = sparse.csr_array(
@@ -396,7 +419,7 @@ def point_rows(
     )
     if counts.all():
         return common
-    # Triangles longer than reach: by way of a corner.
+    # A triangle longer than reach may have no anchor in common, so the path goes through a corner.
     alone = np.flatnonzero(counts == 0)
     entries = common.tocoo()
     rows, columns, data = [entries.row], [entries.col], [entries.data]
@@ -418,7 +441,7 @@ def point_rows(
 
 
 def shortest_ways(far: np.ndarray, first: sparse.csr_array, second: sparse.csr_array) -> np.ndarray:
-    """The least near(p, a) + far(a, b) + near(q, b) of each pair, float64 [N].
+    """Return the smallest near(p, a) + far(a, b) + near(q, b) of each pair, float64 [N] in mm.
 
     Args:
         far: distances [A, A] between anchors.
@@ -426,14 +449,14 @@ def shortest_ways(far: np.ndarray, first: sparse.csr_array, second: sparse.csr_a
     """
     result = np.empty(len(first.indptr) - 1)
     widest = np.maximum(np.diff(first.indptr), np.diff(second.indptr))
-    # Alike widths together, so that little of what is gathered is padding.
+    # Pairs with similar numbers of anchors are solved together, so that there is little padding.
     order = np.argsort(-widest, kind="stable")
     done = 0
     while done < len(order):
         size = max(1, GATHER // max(int(widest[order[done]]), 1) ** 2)
         chunk = order[done : done + size]
         (a, near_a), (b, near_b) = padded(first, chunk), padded(second, chunk)
-        # The two ends are added first: the sum does not depend on their order.
+        # Both ends are added first, so that the sum does not depend on their order.
         ways = near_a[:, :, None] + near_b[:, None, :]
         ways += far[a[:, :, None], b[:, None, :]]
         result[chunk] = ways.min(axis=(1, 2), initial=np.inf)
@@ -442,7 +465,7 @@ def shortest_ways(far: np.ndarray, first: sparse.csr_array, second: sparse.csr_a
 
 
 def least(values: np.ndarray, rows: sparse.csr_array) -> np.ndarray:
-    """Least of the values of each sparse row; inf of none."""
+    """Return the smallest of the values of each sparse row, or infinity for an empty row."""
     result = np.full(len(rows.indptr) - 1, np.inf, values.dtype)
     filled = np.flatnonzero(np.diff(rows.indptr))
     if len(filled):
@@ -451,7 +474,7 @@ def least(values: np.ndarray, rows: sparse.csr_array) -> np.ndarray:
 
 
 def padded(rows: sparse.csr_array, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and values [n, K] of some sparse rows, filled up with values of inf."""
+    """Return columns and values [n, K] of some sparse rows, padded with infinite values."""
     begin, end = rows.indptr[index], rows.indptr[index + 1]
     place = begin[:, None] + np.arange(max(int((end - begin).max()), 1))
     valid = place < end[:, None]

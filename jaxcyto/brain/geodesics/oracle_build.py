@@ -1,4 +1,4 @@
-"""Builds an oracle in parts: by several processes, as an array of jobs, or in several runs."""
+"""Build an oracle in parts: by several processes, as a job array, or in several runs."""
 
 import os
 import tempfile
@@ -32,8 +32,8 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.processes import leave_with_parent
 from jaxcyto.utils.progress import Progress
 
-POOL_FROM = 512  # anchors; from there on processes pay
-MOST_ANCHORS = 30_000  # unless more are asked for: 3.6 GB
+POOL_FROM = 512  # anchors; below this, starting processes takes longer than solving
+MOST_ANCHORS = 30_000  # these take 3.6 GB; more only if `anchors` requests about as many
 
 
 def build_oracle(
@@ -46,22 +46,26 @@ def build_oracle(
     folder: str | os.PathLike | None = None,
     progress: Progress | None = None,
 ) -> Oracle:
-    """Builds an oracle of distances.
+    """Build an oracle of distances.
 
     Args:
         surface: any triangle mesh.
-        anchors: number of anchors A, about; 4 A^2 bytes of memory are needed.
-        reach: how far around an anchor distances are solved, in spacings of anchors.
+        anchors: approximate number of anchors A. The oracle takes 4 A^2 bytes of memory.
+        reach: radius around an anchor in which distances are solved, in spacings of the anchors.
         seed: draws the anchors.
-        workers: processes; the result does not depend on them.
-        folder: where solved parts are kept until the oracle is whole. A build that was ended goes
-            on there, and parts that others solved (`solve_shard`) are taken. They stay there until
-            the oracle is saved: `cached_oracle` removes them then.
-        progress: called with (anchors done, anchors), each counted twice.
+        workers: number of processes. The result does not depend on it.
+        folder: where solved parts are kept. A build that was interrupted continues from there, and
+            it uses the parts that other jobs solved (`solve_shard`). The parts stay there until
+            `cached_oracle` has saved the oracle and removes them.
+        progress: called with (anchors done, anchors). Each anchor counts twice, once for its field
+            and once for its row.
+
+    Returns:
+        The oracle, calibrated.
 
     Raises:
-        InputError: if the mesh has no area, its triangles name vertices that are not there, or it
-            falls into more pieces than `MOST_ANCHORS`.
+        InputError: if the mesh has no area, its triangles name vertices that do not exist, or it
+            consists of more pieces than `MOST_ANCHORS`.
     """
     settings = oracle_settings(anchors, reach, seed)
     plan = _Plan(surface, settings, folder)
@@ -73,7 +77,7 @@ def build_oracle(
     for part in plan.rows(network(mesh, chosen, near), workers, progress):
         far[done : done + len(part["row"])] = part["row"]
         done += len(part["row"])
-    far = np.minimum(far, far.T)  # the two ways of summing up differ by rounding
+    far = np.minimum(far, far.T)  # the two directions differ by rounding
     oracle = Oracle(mesh, chosen.spacing_mm, near, far, settings)
     oracle.calibrate()
     return oracle
@@ -90,12 +94,22 @@ def solve_shard(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> int:
-    """Solves every n-th part of an oracle's fields into a folder: shard (i, n), i from 1.
+    """Solve every n-th part of an oracle's fields into a folder.
 
-    `build_oracle` with the same settings and folder then takes them; the result is the same.
+    `build_oracle` with the same settings and folder uses these parts. The result is the same as
+    without them.
+
+    Args:
+        surface: any triangle mesh.
+        folder: where parts are written.
+        shard: (i, n), where i counts from 1.
+        anchors, reach, seed, workers, progress: as for `build_oracle`.
 
     Returns:
         The number of parts of this shard.
+
+    Raises:
+        InputError: if the shard is out of range, or as `build_oracle`.
     """
     index, number = shard
     if not 1 <= index <= number:
@@ -117,10 +131,10 @@ def cached_oracle(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Oracle:
-    """The oracle saved at `path` if it is one of this mesh and these settings; else builds it.
+    """Read the oracle at `path` if it has this mesh and these settings, else build and save it.
 
-    A file that is damaged or belongs to something else is replaced. Parts of an unfinished build
-    lie in the folder `path`.parts.
+    A file that is damaged or has another mesh or other settings is replaced. Parts of an
+    unfinished build lie in the folder `path`.parts. Arguments are those of `build_oracle`.
     """
     path = Path(path)
     folder = parts_folder(path)
@@ -142,7 +156,7 @@ def cached_oracle(
 
 
 def saved_oracle(path: str | os.PathLike, surface: Surface, settings: dict) -> Oracle | None:
-    """The oracle saved at `path`, if it is one of this mesh and of these `oracle_settings`."""
+    """Read the oracle at `path`. Return None if it has another mesh or other `oracle_settings`."""
     try:
         oracle = load_oracle(path)
     except InputError:
@@ -152,21 +166,21 @@ def saved_oracle(path: str | os.PathLike, surface: Surface, settings: dict) -> O
 
 
 def parts_folder(path: str | os.PathLike) -> Path:
-    """Where `cached_oracle` keeps parts of an unfinished build."""
+    """Return the folder in which `cached_oracle` keeps parts of an unfinished build."""
     return Path(path).with_name(f"{Path(path).name}.parts")
 
 
 class _Plan:
-    """What is to be solved for an oracle, and the parts that are."""
+    """The parts of an oracle: which there are, and how to read or solve them."""
 
     def __init__(self, surface: Surface, settings: dict, folder):
         self.mesh = working_mesh(surface, settings["anchors"] / 4)
         self.anchors: Anchors = choose_anchors(self.mesh, settings["anchors"], settings["seed"])
-        found = len(self.anchors.vertex)
-        if found > max(MOST_ANCHORS, 2 * settings["anchors"]):
+        number = len(self.anchors.vertex)
+        if number > max(MOST_ANCHORS, 2 * settings["anchors"]):
             raise InputError(
                 f"a surface in so many pieces that distances between them would take "
-                f"{4e-9 * found**2:.0f} GB ({found} anchors instead of {settings['anchors']}); "
+                f"{4e-9 * number**2:.0f} GB ({number} anchors instead of {settings['anchors']}); "
                 "are its triangles joined? Vertices at the same place must be one vertex"
             )
         self.reach_mm = settings["reach"] * self.anchors.spacing_mm
@@ -174,22 +188,24 @@ class _Plan:
         self.parts = Parts(None if folder is None else Path(folder), oracle_key(surface, settings))
 
     def fields(self, chunks, workers, progress):
+        """Yield the parts of `Fields` for some chunks of anchors."""
         surface = self.mesh.surface
         arrays = (surface.vertices, surface.faces, self.anchors.vertex, np.float64(self.reach_mm))
         yield from self._solve("field", Fields, arrays, chunks, workers, progress, 0)
 
     def rows(self, network: sparse.csr_array, workers, progress):
+        """Yield the parts of `Rows` for all chunks of anchors."""
         arrays = (network.indptr, network.indices, network.data)
         yield from self._solve("row", Rows, arrays, self.chunks, workers, progress, 1)
 
     def _solve(self, name, solver, arrays, chunks, workers, progress, step):
-        """Parts in the order of `chunks`: those that are there are read, the others solved."""
-        found = {chunk: self.parts.read(f"{name}_{chunk:05d}") for chunk in chunks}
-        missing = [chunk for chunk in chunks if found[chunk] is None]
+        """Yield parts in the order of `chunks`. Read those that exist, and solve the others."""
+        saved = {chunk: self.parts.read(f"{name}_{chunk:05d}") for chunk in chunks}
+        missing = [chunk for chunk in chunks if saved[chunk] is None]
         solved = iter(_parallel(solver, arrays, missing, workers))
         number = len(self.anchors.vertex)
         for count, chunk in enumerate(chunks, 1):
-            part = found.pop(chunk)
+            part = saved.pop(chunk)  # and so it is freed once the caller drops it
             if part is None:
                 part = next(solved)
                 self.parts.write(f"{name}_{chunk:05d}", part)
@@ -199,12 +215,13 @@ class _Plan:
 
 
 def _parallel(solver, arrays: tuple, chunks: list[int], workers: int):
+    """Yield `solver(*arrays)(chunk)` for each chunk, by several processes if that pays."""
     if not chunks:
         return
     if workers <= 1 or len(chunks) * CHUNK < POOL_FROM:
         yield from map(solver(*arrays), chunks)
         return
-    # Arrays travel by file, see `solve.solve_queries`.
+    # Arrays are passed by file, see `solvers.solve_queries`.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "arrays.npz"
         np.savez(path, *arrays)
@@ -215,9 +232,10 @@ _worker: Fields | Rows
 
 
 def _start(path: Path, solver) -> None:
+    """Prepare a worker process."""
     global _worker
     leave_with_parent()
-    os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the processors
+    os.environ["OMP_NUM_THREADS"] = "1"  # each worker has one processor
     with np.load(path, allow_pickle=False) as file:
         _worker = solver(*(file[f"arr_{number}"] for number in range(len(file.files))))
 

@@ -1,8 +1,8 @@
-"""Distances solved source by source: methods "exact" and "heat" of `geodesics.py`.
+"""Solve distances source by source: methods "exact" and "heat" of `geodesics.build`.
 
-Surface points are inserted into the mesh as vertices, which leaves all distances as they are, so
-that the exact method is exact between them (but for a move of at most 2e-3 of a triangle's longest
-side away from its border, see `mesh.insert_points`).
+Surface points are inserted into the mesh as vertices, which does not change any distance. So the
+exact method is exact between them, too, except that points near a side of their triangle are moved
+by at most 2e-3 of its longest side, see `mesh.insert_points`.
 """
 
 import json
@@ -35,14 +35,14 @@ GEODESICS_FORMAT = "jaxcyto geodesics 1"
 
 
 class Geodesics:
-    """An oracle of distances along one surface; made by `geodesics.build` or `load`.
+    """An oracle of distances along one surface, made by `geodesics.build` or `geodesics.load`.
 
     Attributes:
         surface: the mesh.
         method: "exact" or "heat".
-        bias: factor by which the raw method is too long; distances are divided by it.
-        refined_bias: the same on the mesh that the last query of surface points was solved on.
-        settings: plain values that went into it.
+        bias: factor by which the raw distances are too long. They are divided by it.
+        refined_bias: the same factor on the mesh of the last query of surface points.
+        settings: the settings of `build`, plain values.
     """
 
     def __init__(self, surface: Surface, method: str, bias: float, settings: dict):
@@ -52,10 +52,10 @@ class Geodesics:
     def vertex_distances(
         self, first, second, workers: int = 1, progress: Progress | None = None
     ) -> np.ndarray:
-        """Distances float64 [N] in mm between vertices `first` [N] and `second` [N].
+        """Return distances float64 [N] in mm between vertices `first` [N] and `second` [N].
 
         Raises:
-            InputError: if a vertex is not there.
+            InputError: if a vertex does not exist, or the method fails.
         """
         number = len(self.surface.vertices)
         ends = [check_vertices(end, number) for end in (first, second)]
@@ -72,16 +72,16 @@ class Geodesics:
         workers: int = 1,
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """Distances float64 [N] in mm between surface points.
+        """Return distances float64 [N] in mm between surface points.
 
         Args:
             first_face, second_face: triangles int [N].
             first_bary, second_bary: barycentric coordinates [N, 3] in them.
-            workers: processes; the result does not depend on it.
+            workers: number of processes. The result does not depend on it.
             progress: called with (sources done, sources).
 
         Raises:
-            InputError: if a point is not on this surface.
+            InputError: if a point is not on this surface, or the method fails.
         """
         first_face, second_face = np.asarray(first_face), np.asarray(second_face)
         if first_face.shape != second_face.shape:
@@ -94,7 +94,7 @@ class Geodesics:
         return self._on(refined, workers)._pairs(refined, first, second, workers, progress)
 
     def matrix(self, face, bary, workers: int = 1, progress: Progress | None = None) -> np.ndarray:
-        """Distances float32 [N, N] in mm between all of N surface points."""
+        """Return distances float32 [N, N] in mm between all of N surface points."""
         refined, vertex = insert_points(self.surface, face, bary)
         self = self._on(refined, workers)
         unique, index = np.unique(vertex, return_inverse=True)
@@ -117,10 +117,10 @@ class Geodesics:
         return result[np.ix_(index, index)]
 
     def _on(self, refined: Surface, workers: int) -> "Geodesics":
-        """This oracle with its bias measured on a mesh that points were inserted into.
+        """Return this oracle with its bias measured on a mesh with inserted points.
 
-        The bias of the heat method follows the size of the triangles: 2.3 % on a mesh of 2,562
-        vertices, 0.4 % on the same mesh with three points in each triangle.
+        The bias of the heat method depends on the size of the triangles. It was 2.3 % on a mesh of
+        2,562 vertices, and 0.4 % on the same mesh with three points in each triangle.
         """
         if self.method != "heat":
             return self
@@ -130,10 +130,11 @@ class Geodesics:
         return Geodesics(refined, self.method, bias, self.settings)
 
     def _pairs(self, surface, first, second, workers, progress) -> np.ndarray:
+        """Solve the distances [N] of pairs of vertices of a mesh, from few sources."""
         distance = np.where(first == second, 0.0, np.inf)
         labels, parts, local = _components(surface, np.concatenate([first, second]))
         open_pairs = np.flatnonzero((labels[first] == labels[second]) & (first != second))
-        # Each undirected pair once: the answer does not depend on the order of its ends.
+        # Each undirected pair is solved once, so that its distance does not depend on the order.
         ends = np.sort(np.column_stack([first, second])[open_pairs], axis=1)
         pairs, inverse = np.unique(ends, axis=0, return_inverse=True)
         if not len(pairs):
@@ -158,7 +159,7 @@ class Geodesics:
         return distance
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one npz with mesh, its hash, settings and bias; atomically, without pickle."""
+        """Write one npz with the mesh, its hash, settings and bias, completely or not at all."""
         with atomic_write(path) as file:
             np.savez(
                 file,
@@ -175,8 +176,16 @@ class Geodesics:
 def _components(
     surface: Surface, wanted: np.ndarray
 ) -> tuple[np.ndarray, list[Surface], np.ndarray]:
-    """Component [V] of each vertex, the components with `wanted` vertices as meshes of their own
-    (numbered as their label; the others are empty), and each vertex's number [V] therein."""
+    """Divide a mesh into its components.
+
+    Args:
+        surface: the mesh.
+        wanted: vertices whose components are returned.
+
+    Returns:
+        The component of each vertex [V], the components as meshes by this index (empty for those
+        without wanted vertices), and the index of each vertex in its component [V].
+    """
     faces = clean_faces(surface.faces)
     labels = component_labels(len(surface.vertices), faces)
     parts = [Surface(np.zeros((0, 3)), np.zeros((0, 3), np.int32))] * (labels.max(initial=-1) + 1)
@@ -191,7 +200,19 @@ def _components(
 
 
 def heat_bias(surface: Surface, sources: int, seed: int, workers: int, progress) -> float:
-    """Median ratio heat / exact over vertices away from a few sources of the largest component."""
+    """Measure the median ratio of heat to exact distances on the largest component.
+
+    Args:
+        surface: the mesh.
+        sources: number of random source vertices. Targets are all vertices beyond `NEAR_EDGES`
+            mean edge lengths.
+        seed: draws the sources.
+        workers: number of processes.
+        progress: called with (sources done, sources).
+
+    Returns:
+        The ratio. It is 1, with a warning, if the component is not manifold.
+    """
     faces = clean_faces(surface.faces)
     labels = component_labels(len(surface.vertices), faces)
     largest = np.bincount(labels[faces[:, 0]]).argmax()

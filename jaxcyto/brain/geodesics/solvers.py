@@ -1,4 +1,4 @@
-"""Single-source distance fields on one component of a mesh, over many sources and processes."""
+"""Solve distances from single sources on components of a mesh, by several processes."""
 
 import multiprocessing
 import os
@@ -18,21 +18,24 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.processes import leave_with_parent
 
 METHODS = ("exact", "heat")
-# (part, source, targets [n]): the distances from one vertex of a part to some others.
+# (part, source, targets [n]) requests the distances from one vertex of a part to others of it.
 Query = tuple[int, int, np.ndarray]
-# The heat method is poor near its source; targets nearer than this are solved exactly, which
-# costs little there.
+# In mean edge lengths. The heat method is inaccurate near its source, so nearer targets are solved
+# exactly, which costs little at such distances.
 NEAR_EDGES = 10
-# Processes start in a second or so, which pays from about five seconds of work on: the exact
-# method takes some 10 us per vertex and source, heat a tenth of it.
+# Vertices times sources. Starting processes takes about a second, which pays from five seconds of
+# work on. The exact method takes some 10 us per vertex and source, and heat a tenth of that.
 POOL_FROM = 5e5
 
 
 def exact_solver(surface: Surface) -> Callable[..., np.ndarray]:
-    """A function from source, targets [n] and reach (mm, default 0) to exact distances [n].
+    """Return a function that solves exact distances from one source.
 
-    Mitchell, Mount and Papadimitriou 1987, as implemented by Kirsanov (pygeodesic). It stops as
-    soon as all targets are reached and all is solved within reach.
+    The algorithm is that of Mitchell, Mount and Papadimitriou (1987), as implemented by Kirsanov
+    (pygeodesic). It stops as soon as all targets are reached and everything within reach is solved.
+
+    Returns:
+        A function from source, targets [n] and reach (mm, default 0) to distances [n] in mm.
 
     Raises:
         InputError: if the mesh is not manifold, or has no area.
@@ -48,20 +51,24 @@ def exact_solver(surface: Surface) -> Callable[..., np.ndarray]:
         stop = targets.astype(np.int32) if len(targets) < number else None
         if stop is None:
             return exact.geodesicDistances(np.array([source], np.int32))[0][targets]
-        # With stop points it ends once they are reached AND beyond the given distance.
+        # With stop points it ends once these are reached and the given distance is exceeded.
         return exact.geodesicDistances(np.array([source], np.int32), stop, reach_mm)[0]
 
     return solve
 
 
 def heat_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
-    """A function from source and targets [n] to distances [n] by the heat method.
+    """Return a function that solves distances from one source by the heat method.
 
-    Crane, Weischedel and Wardetzky 2013 on the intrinsic Delaunay triangulation of Sharp and
-    Crane 2020 (potpourri3d), which takes any triangles. Its bias is still in.
+    This is the method of Crane, Weischedel and Wardetzky (2013) on the intrinsic Delaunay
+    triangulation of Sharp and Crane (2020), which accepts any triangles (potpourri3d). Its bias is
+    not removed here.
+
+    Returns:
+        A function from source and targets [n] to distances [n] in mm.
 
     Raises:
-        InputError: if it cannot take the mesh.
+        InputError: if potpourri3d rejects the mesh.
     """
     import potpourri3d
 
@@ -73,13 +80,13 @@ def heat_solver(surface: Surface) -> Callable[[int, np.ndarray], np.ndarray]:
 
 
 class Solver:
-    """Distances on a connected mesh without unused vertices.
+    """Solves distances on a connected mesh without unused vertices.
 
     Args:
         surface: the mesh.
         method: "exact" or "heat".
-        bias: factor by which the heat method is too long.
-        near: whether targets near the source are solved exactly in the heat method, too.
+        bias: factor by which heat distances are too long. They are divided by it.
+        near: whether the heat method solves targets near the source exactly.
     """
 
     def __init__(self, surface: Surface, method: str, bias: float = 1.0, near: bool = True):
@@ -95,10 +102,10 @@ class Solver:
         self._near_mm = NEAR_EDGES * mean_edge_mm(self.surface)
 
     def __call__(self, source: int, targets: np.ndarray) -> np.ndarray:
-        """Distances [n] in mm from vertex `source` to vertices `targets` [n].
+        """Solve the distances [n] in mm from vertex `source` to vertices `targets` [n].
 
         Raises:
-            InputError: if the method gives no finite distance.
+            InputError: if the method fails or gives distances that are not finite.
         """
         try:
             distance = self._solve(source, targets) / self.bias
@@ -106,7 +113,7 @@ class Solver:
                 near = np.flatnonzero(distance < self._near_mm)
                 if len(near):
                     distance[near] = self._exact(source, targets[near])
-        except (RuntimeError, OverflowError) as error:  # the latter where pygeodesic finds no path
+        except (RuntimeError, OverflowError) as error:  # pygeodesic overflows without a path
             raise InputError(f"method {self.method} failed at vertex {source}: {error}") from None
         if not np.isfinite(distance).all():
             raise InputError(
@@ -120,13 +127,13 @@ class Solver:
 
 
 def mean_edge_mm(surface: Surface) -> float:
-    """Mean length of the triangles' sides."""
+    """Return the mean length of the triangles' sides in mm."""
     corners = surface.vertices[surface.faces]
     return float(np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).mean())
 
 
 def check_exact(faces: np.ndarray) -> None:
-    """Raises InputError on meshes on which the exact solver would crash or be wrong."""
+    """Raise InputError for meshes that are not manifold, where pygeodesic crashes or is wrong."""
     edges, fans = non_manifold(faces)
     if edges or fans:
         raise InputError(
@@ -143,20 +150,26 @@ def solve_queries(
     near: bool = True,
     workers: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Distances in mm for each query, in order; see `Solver` for the arguments.
+    """Yield the distances in mm for each query, in order.
 
-    The result does not depend on the number of workers. Queries of one part should follow each
-    other: a worker keeps the solver of its last part only.
+    The result does not depend on the number of workers. Queries of the same part should follow
+    each other, because a worker keeps the solver of its last part only.
+
+    Args:
+        parts: components of a mesh.
+        queries: sources and targets on them.
+        method, bias, near: as for `Solver`.
+        workers: number of processes.
 
     Raises:
-        InputError: if the method cannot take the mesh, or crashes on it.
+        InputError: if the method rejects the mesh, or crashes on it.
     """
     work = sum(len(parts[part].vertices) for part, _, _ in queries)
     if workers <= 1 or len(queries) < 2 or work < POOL_FROM * (1 if method == "exact" else 10):
         yield from map(_Answers(parts, method, bias, near), queries)
         return
-    # Meshes travel by file: a child that dies while it starts (as under `python - < script`)
-    # leaves a parent that writes much into its pipe waiting forever.
+    # Meshes are passed by file and not through the pipe. If a child dies while it starts (as under
+    # `python - < script`), a parent that writes much into its pipe waits forever.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "parts.npz"
         np.savez(path, *(array for part in parts for array in (part.vertices, part.faces)))
@@ -164,6 +177,7 @@ def solve_queries(
 
 
 def _pooled(arguments: tuple, queries: list[Query], workers: int) -> Iterator[np.ndarray]:
+    """Yield answers from processes, in chunks of queries that keep all of them busy."""
     chunk = max(1, min(16, len(queries) // (4 * workers)))
     yield from pooled_map(_start, arguments, _run, queries, workers, chunk)
 
@@ -176,7 +190,15 @@ def pooled_map[Task, Result](
     workers: int,
     chunk: int = 1,
 ) -> Iterator[Result]:
-    """Results of tasks, in order, from processes that each called `start(*arguments)`.
+    """Yield the results of tasks, in order, from processes that each called `start(*arguments)`.
+
+    Args:
+        start: initializes a process.
+        arguments: its arguments.
+        run: solves a task.
+        tasks: the tasks.
+        workers: number of processes.
+        chunk: number of tasks that a process takes at a time.
 
     Raises:
         InputError: if a process dies.
@@ -199,7 +221,7 @@ def pooled_map[Task, Result](
 
 
 class _Answers:
-    """Answers queries, building a part's solver when it is first needed."""
+    """Answers queries. It builds the solver of a part on first use and keeps the last one."""
 
     def __init__(self, parts: list[Surface], method: str, bias: float, near: bool):
         self.parts, self.settings = parts, (method, bias, near)
@@ -209,7 +231,7 @@ class _Answers:
     def __call__(self, query: Query) -> np.ndarray:
         part, source, targets = query
         if self._solver is None or part != self._part:
-            self._solver = None  # frees the old one first
+            self._solver = None  # free the old solver first, so that memory holds only one
             self._solver = Solver(self.parts[part], *self.settings)
             self._part = part
         return self._solver(source, targets)
@@ -219,9 +241,10 @@ _worker: _Answers
 
 
 def _start(path: Path, method: str, bias: float, near: bool) -> None:
+    """Prepare a worker process."""
     global _worker
     leave_with_parent()
-    os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the processors
+    os.environ["OMP_NUM_THREADS"] = "1"  # each worker has one processor
     with np.load(path, allow_pickle=False) as file:
         arrays = [file[f"arr_{number}"] for number in range(len(file.files))]
     parts = [Surface(*pair) for pair in zip(arrays[::2], arrays[1::2], strict=True)]
@@ -233,13 +256,14 @@ def _run(query: Query) -> np.ndarray:
 
 
 def choose_sources(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Picks for each pair the end from which it is solved, so that few sources are needed.
+    """Pick the end from which each pair is solved, so that few sources are needed.
 
-    A small vertex cover of the graph of pairs: a vertex with one open pair leaves it to its
-    partner (optimal on trees and cycles), else the vertex with most open pairs is taken.
+    This is a greedy vertex cover of the graph of pairs. If a vertex has one open pair, its partner
+    becomes a source, which is optimal on trees and cycles. Otherwise the vertex with most open
+    pairs becomes one.
 
     Args:
-        first, second: vertices [P] of the pairs, each pair once, no pair of equal vertices.
+        first, second: vertices of the pairs [P], each pair once, and no pair of equal vertices.
 
     Returns:
         bool [P], true where `first` is the source.

@@ -1,6 +1,6 @@
-"""Where sections cut the cortex: patches, their splits, and pairs with distances."""
+"""Draw patches where sections cut the cortex, split them, and pair them by distance."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. Their modules are imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

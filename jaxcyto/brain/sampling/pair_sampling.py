@@ -1,6 +1,7 @@
-"""Pairs drawn evenly over distance, instead of as distances happen to be between random patches.
+"""Draw candidates for pairs, and choose pairs uniformly over distance.
 
-Of random pairs on a cortex one in two hundred is nearer than 10 mm, most are 60 to 140 mm apart.
+Random pairs are not uniform over distance. On a cortex one in two hundred is nearer than 10 mm,
+and most are 60 to 140 mm apart.
 """
 
 import warnings
@@ -10,24 +11,29 @@ from scipy.spatial import KDTree
 
 from jaxcyto.errors import InputError
 
-ROUNDS = 6  # random candidates: pairs per pair that is wanted
-# Candidates that are near: one of this many neighbors among all patches, among one in 8, in 64.
+ROUNDS = 6  # random candidates per requested pair
+# A near candidate is one of the 8 nearest neighbors among all patches, and among random subsets of
+# one in 8 and one in 64 of them.
 NEIGHBORS, THINNED = 8, (1, 8, 64)
-# Of so many patches at each scale: near pairs are the costly ones, being solved exactly.
+# Near candidates are drawn for this share of the patches at each scale, and for at least this many.
+# More would be costly, because near pairs are solved exactly.
 NEAR_SHARE, NEAR_LEAST = 0.05, 500
-BINS = 50
-MOST_NEAR = 100_000_000  # pairs, each counted twice: 1.6 GB
+BINS = 50  # of distances, for a uniform choice
+MOST_NEAR = 100_000_000  # pairs, each counted twice, which take 1.6 GB
 
 
 def neighbor_pairs(
     group: np.ndarray, position_mm: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of patches that are near in space, at several scales, within their group.
+    """Draw pairs of patches that are near in space, at several scales, within their group.
 
     Args:
-        group: group [N] of each patch.
+        group: group of each patch [N].
         position_mm: positions [N, 3].
-        seed: of the draw.
+        seed: seed of the draw.
+
+    Returns:
+        first, second: indices of the patches [P].
     """
     rng = np.random.default_rng(seed)
     firsts, seconds = [], []
@@ -50,20 +56,21 @@ def neighbor_pairs(
 def pairs_within(
     group: np.ndarray, position_mm: np.ndarray, within_mm: float, most: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of a group at most so far apart in a straight line; of more than `most`, a random part.
+    """Return pairs within a group that are at most so far apart in a straight line.
 
     Args:
-        group: group [N] of each patch.
+        group: group of each patch [N].
         position_mm: positions [N, 3].
-        within_mm: the straight distance.
-        most: number of pairs.
-        seed: of the draw.
+        within_mm: the largest straight distance.
+        most: if there are more pairs than this, this many of them are drawn at random.
+        seed: seed of the draw.
+
+    Returns:
+        first, second: indices of the patches [P].
 
     Raises:
-        InputError: `within_mm` is not above 0, or so large that pairs do not fit into memory.
+        InputError: `within_mm` is so large that the pairs do not fit into memory.
     """
-    if not within_mm > 0:
-        raise InputError(f"within_mm = {within_mm}; a length above 0")
     rng = np.random.default_rng(seed)
     parts = [np.empty((0, 2), np.int64)]
     for number in np.unique(group):
@@ -84,40 +91,40 @@ def pairs_within(
 def choose_even(
     first: np.ndarray, second: np.ndarray, distance: np.ndarray, num_pairs: int, seed: int
 ) -> np.ndarray:
-    """Chooses pairs whose distances are as evenly spread as the candidates allow.
+    """Choose pairs whose distances are as uniform as the candidates allow.
 
-    Distances are cut into `BINS` bins up to the 99th percentile, and one beyond it. Every patch
-    of the candidates stays in a pair.
+    Distances are counted in `BINS` bins up to the 99th percentile and in one bin beyond it. Every
+    patch of the candidates stays in a pair.
 
     Args:
-        first, second: patches [C] of the candidates.
-        distance: mm [C], finite.
-        num_pairs: number of pairs wanted; all candidates if there are fewer.
-        seed: of the draw.
+        first, second: patches of the candidates [C].
+        distance: distances of the candidates in mm [C], finite.
+        num_pairs: number of pairs to choose. If there are fewer candidates, all are chosen.
+        seed: seed of the draw.
 
     Returns:
-        The chosen candidates, in random order.
+        Indices of the chosen candidates, in random order.
     """
     rng = np.random.default_rng(seed)
     edges = np.linspace(0, np.percentile(distance, 99), BINS + 1)
     bins = np.clip(np.searchsorted(edges, distance, "right") - 1, 0, BINS)
     have = np.bincount(bins, minlength=BINS + 1)
-    # Rare distances first, at random among equals: a random order with weight 1 / frequency.
+    # A random order in which rare distances tend to come first (weight 1 / frequency).
     order = np.argsort(rng.exponential(size=len(distance)) * have[bins])
     open_patches = set(np.unique(np.concatenate([first, second])).tolist())
     chosen = np.zeros(len(distance), bool)
     ends = np.stack([first, second], -1)[order].tolist()
-    # Pairs of two patches without one first: half as many are needed.
+    # First take pairs of two patches that have none yet, so that fewer pairs are spent on this.
     for needed in (2, 1):
         for candidate, pair in zip(order.tolist(), ends, strict=True):
             if len(open_patches.intersection(pair)) >= needed:
                 chosen[candidate] = True
                 open_patches.difference_update(pair)
-    # The rest fills up the emptiest bins.
+    # The other pairs fill the emptiest bins to a common level.
     left = np.maximum(num_pairs - int(chosen.sum()), 0)
     taken, spare = np.bincount(bins[chosen], minlength=BINS + 1), have.copy()
     level = _water_level(taken, spare, taken.sum() + left)
-    rank = np.empty(len(distance), np.int64)  # place of each candidate within its bin
+    rank = np.empty(len(distance), np.int64)  # position of each candidate within its bin
     free = order[~chosen[order]]
     by_bin = free[np.argsort(bins[free], kind="stable")]
     start = np.searchsorted(bins[by_bin], np.arange(BINS + 1))
@@ -129,7 +136,10 @@ def choose_even(
 
 
 def _water_level(taken: np.ndarray, spare: np.ndarray, total: int) -> int:
-    """The least height at which bins filled from `taken` up to it, or `spare`, hold `total`."""
+    """Return the smallest level at which the bins hold `total` items.
+
+    Each bin is filled to the level, but holds at least `taken` and at most `spare` items.
+    """
     low, high = 0, int(spare.max(initial=0))
     while low < high:
         middle = (low + high) // 2
@@ -141,19 +151,19 @@ def _water_level(taken: np.ndarray, spare: np.ndarray, total: int) -> int:
 
 
 def draw_pairs(group: np.ndarray, num_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `num_pairs` pairs within groups, each patch in at least one.
+    """Draw `num_pairs` pairs within groups, so that each patch is in at least one.
 
-    Each round puts every group in a random order and pairs neighbors in the resulting cycle, so
-    that N pairs among N patches use each patch twice. Within the last round pairs are chosen
-    so that no patch is left out before others have two.
+    Each round puts every group in a random order and pairs neighbors in the resulting cycle. So N
+    pairs among N patches use each patch twice. In the last round no patch gets a second pair
+    before all have one.
 
     Args:
-        group: group [N] of each patch.
+        group: group of each patch [N].
         num_pairs: number of pairs P.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
-        first, second: int64 [P], sorted by nothing; the order is random.
+        first, second: indices of the patches, int64 [P], in random order.
 
     Raises:
         InputError: if P pairs cannot hold every patch, or no group has two patches.
@@ -184,8 +194,8 @@ def draw_pairs(group: np.ndarray, num_pairs: int, seed: int) -> tuple[np.ndarray
             order = rng.permutation(member)
             cycle = np.stack([order, np.roll(order, -1)], -1)
             if len(order) == 2:
-                cycle = cycle[:1]  # the cycle of two is one pair
-            # The even edges alone hold every patch; they are used first.
+                cycle = cycle[:1]  # both edges of this cycle are the same pair
+            # The even edges alone hold every patch, so they are used first.
             even.append(cycle[0::2])
             odd.append(cycle[1::2])
         round_pairs = np.concatenate(

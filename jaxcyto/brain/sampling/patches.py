@@ -1,10 +1,10 @@
-"""The file of patches that `jaxcyto sample` writes and everything later reads."""
+"""Read and write patches.npz, the file of patches that `jaxcyto sample` makes."""
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,14 @@ import numpy as np
 from jaxcyto.brain.manifest import SPLITS, Brain
 from jaxcyto.brain.sections.section import Section
 from jaxcyto.errors import InputError
-from jaxcyto.utils.files import READ_ERRORS, atomic_write, file_sha256, read_npz
+from jaxcyto.utils.files import (
+    Array,
+    Schema,
+    atomic_write,
+    file_sha256,
+    naming_damage,
+    read_arrays,
+)
 
 PATCHES_FORMAT = "jaxcyto patches 1"
 PATCHES_FILE = "patches.npz"
@@ -20,17 +27,17 @@ PATCHES_FILE = "patches.npz"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Patches:
-    """Patches of one brain, N of them, ordered by section and along its hemispheres.
+    """The N patches of one brain, sorted by section and by position along its ribbon.
 
     Attributes:
-        section: rows of the section table, int32 [N].
-        center_px: (column, row) at full resolution, float64 [N, 2].
-        position_mm: positions of the centers, float32 [N, 3].
+        section: index of the row in the section table, int32 [N].
+        center_px: (column, row) of the center in px of the full resolution, float64 [N, 2].
+        position_mm: position of the center, float32 [N, 3].
         hemisphere: index into the brain's hemispheres, int8 [N].
-        face: triangle of the carrying surface, int32 [N].
-        bary: barycentric coordinates in it, float32 [N, 3].
+        face: index of the triangle of the surface that carries the distances, int32 [N].
+        bary: barycentric coordinates in this triangle, float32 [N, 3].
         split: index into `manifest.SPLITS`, uint8 [N].
-        settings: patch_px, um_per_px, depth, seed and so on; plain values.
+        settings: plain values, such as patch_px, um_per_px, depth and seed.
     """
 
     section: np.ndarray
@@ -46,19 +53,28 @@ class Patches:
         return len(self.section)
 
     def select(self, keep: np.ndarray) -> "Patches":
-        """Those that `keep` (numbers, or bool [N]) names."""
+        """Return the patches that `keep` selects, by indices or as bool [N]."""
         arrays = {name: getattr(self, name)[keep] for name in DTYPES}
         return Patches(**arrays, settings=self.settings)
 
     def differs_in_size(self, patch_px: int, um_per_px: float) -> tuple[str, float, float] | None:
-        """If the patches were sampled for another size: the setting, its value, the wanted one."""
+        """Compare the size of the patches with another one.
+
+        Args:
+            patch_px: side in px.
+            um_per_px: resolution.
+
+        Returns:
+            None if they agree, else the name of the first setting that differs, its stored value
+            and the value given here.
+        """
         for name, wanted in (("patch_px", patch_px), ("um_per_px", um_per_px)):
             if not np.isclose(self.settings[name], wanted):
                 return name, self.settings[name], wanted
         return None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one npz, atomically and without pickle."""
+        """Write one npz, completely or not at all, without pickle."""
         arrays = {name: getattr(self, name) for name in DTYPES}
         with atomic_write(path) as file:
             np.savez(
@@ -69,71 +85,76 @@ class Patches:
             )
 
 
-DTYPES = {
-    "section": (np.int32, ()),
-    "center_px": (np.float64, (2,)),
-    "position_mm": (np.float32, (3,)),
-    "hemisphere": (np.int8, ()),
-    "face": (np.int32, ()),
-    "bary": (np.float32, (3,)),
-    "split": (np.uint8, ()),
+ARRAYS = {
+    "section": Array(np.int32, ("N",), low=0),
+    "center_px": Array(np.float64, ("N", 2)),
+    "position_mm": Array(np.float32, ("N", 3)),
+    "hemisphere": Array(np.int8, ("N",), low=0),
+    "face": Array(np.int32, ("N",), low=0),
+    "bary": Array(np.float32, ("N", 3)),
+    "split": Array(np.uint8, ("N",), high=len(SPLITS) - 1),
 }
+SCHEMA: Schema = ARRAYS | {"settings": dict}
+# The type of each array, and its shape for one patch.
+DTYPES = {name: (array.dtype, array.shape[1:]) for name, array in ARRAYS.items()}
 
 
 def load_patches(path: str | os.PathLike, brain: Brain | None = None) -> Patches:
-    """Reads patches.npz.
+    """Read patches.npz.
 
     Args:
         path: the file.
-        brain: where given, the patches are checked to be of this brain as it is now.
+        brain: if given, the patches must belong to this brain in its present state.
+
+    Returns:
+        The patches.
 
     Raises:
-        InputError: if the file is missing, damaged or foreign, or the brain's sections,
-            hemispheres or splits have changed since.
+        InputError: if the file is missing, damaged or of another kind, or the sections,
+            hemispheres or splits of the brain have changed since.
     """
-    path = Path(path)
+    patches = _read(Path(path))
+    if brain is not None:
+        check_current(Path(path), patches, brain)
+    return patches
+
+
+def read_patches(path: Path) -> tuple[Patches, str]:
+    """Read patches.npz once.
+
+    Returns:
+        The patches, and the SHA-256 of the bytes that they were made from.
+
+    Raises:
+        InputError: if the file is missing, damaged or of another kind.
+    """
+    digest = hashlib.sha256()
+    return _read(path, digest.update), digest.hexdigest()
+
+
+def _read(path: Path, update: Callable[[bytes], object] | None = None) -> Patches:
+    """Read patches.npz. `update` is as in `files.read_arrays`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `jaxcyto sample` first")
-    try:
-        file = read_npz(path, PATCHES_FORMAT)
-        arrays = {name: file[name] for name in DTYPES}
-        settings = json.loads(str(file["settings"]))
-        number = len(arrays["section"])
-        for name, (dtype, shape) in DTYPES.items():
-            if arrays[name].dtype != dtype or arrays[name].shape != (number, *shape):
-                raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
-            if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{name} holds values that are not finite")
-        for name in ("section", "hemisphere", "face"):
-            if number and arrays[name].min() < 0:
-                raise ValueError(f"{name} holds a number below zero")
-        if number and arrays["split"].max() >= len(SPLITS):
-            raise ValueError(f"split holds {arrays['split'].max()}")
-        if not isinstance(settings, dict):
-            raise ValueError("its settings are no table")
+    with naming_damage(path, "file of patches", "run `jaxcyto sample` again"):
+        patches = Patches(**read_arrays(path, PATCHES_FORMAT, SCHEMA, update=update))
         for key in ("patch_px", "um_per_px"):
-            if not 0 < float(settings.get(key, 1)) < math.inf:
-                raise ValueError(f"{key} = {settings[key]}")
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: not a readable file of patches ({error}); run `jaxcyto sample` again"
-        ) from None
-    patches = Patches(**arrays, settings=settings)
-    if brain is not None:
-        _check_current(path, patches, brain)
+            if not 0 < float(patches.settings.get(key, 1)) < np.inf:
+                raise ValueError(f"{key} = {patches.settings[key]}")
     return patches
 
 
 def corner_px(
     center_px: np.ndarray, section: Section, um_per_px: float, side: int
 ) -> tuple[int, int]:
-    """(left, top) of a patch on the grid of `um_per_px` (see `Section.read_at`).
+    """Return (left, top) of a patch on the grid of `um_per_px` (see `Section.read_at`).
 
     Args:
-        center_px: (column, row) at full resolution; met to half a pixel of the patch's grid.
-        section: gives the ratio of the two resolutions.
-        um_per_px: of the patch.
-        side: of the patch, px.
+        center_px: (column, row) at full resolution. The center of the patch differs from it by at
+            most half a pixel of the patch's grid.
+        section: the section, which states its full resolution.
+        um_per_px: resolution of the patch.
+        side: side of the patch, px.
     """
     assert section.pixel_um is not None
     ratio = um_per_px / section.pixel_um
@@ -141,18 +162,23 @@ def corner_px(
     return left, top
 
 
-def _check_current(path: Path, patches: Patches, brain: Brain) -> None:
+def check_current(path: Path, patches: Patches, brain: Brain) -> None:
+    """Check that patches belong to the sections, hemispheres and splits of a brain.
+
+    Raises:
+        InputError: if they were drawn from others.
+    """
     again = "; run `jaxcyto sample` again"
     if patches.settings.get("sections_sha256") != sections_sha256(brain):
         raise InputError(
             f"{path}: drawn from other sections or hemispheres than {brain.root}{again}"
         )
     if not {"patch_px", "um_per_px"} <= patches.settings.keys():
-        raise InputError(f"{path}: does not say the size of its patches{again}")
+        raise InputError(f"{path}: does not state the size of its patches{again}")
     if len(patches) and patches.section.max() >= len(brain.sections):
-        raise InputError(f"{path}: names a section that is not there{again}")
+        raise InputError(f"{path}: names a section that does not exist{again}")
     if len(patches) and patches.hemisphere.max() >= len(brain.hemispheres):
-        raise InputError(f"{path}: names a hemisphere that is not there{again}")
+        raise InputError(f"{path}: names a hemisphere that does not exist{again}")
     if not patches.settings.get("split_axis"):
         column = np.array([SPLITS.index(row.split) if row.split else -1 for row in brain.sections])
         changed = np.flatnonzero(column[patches.section] != patches.split)
@@ -162,7 +188,7 @@ def _check_current(path: Path, patches: Patches, brain: Brain) -> None:
 
 
 def sections_sha256(brain: Brain) -> str:
-    """A key of what patches refer to by number: sections (with registration), hemispheres."""
+    """Return a hash of what patches refer to by index: sections with registration, hemispheres."""
     key = [
         [
             row.name,

@@ -1,4 +1,7 @@
-"""Where section planes cut the cortical surface: the ribbon, as segments on known triangles."""
+"""Cut the cortical surface by section planes.
+
+The result is the ribbon of a section, as segments that each lie in one triangle of the surface.
+"""
 
 import dataclasses
 
@@ -9,7 +12,8 @@ from jaxcyto.brain.registration import Registration
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, read_surface, vertex_matched
 from jaxcyto.errors import InputError
 
-MIN_THICKNESS_MM = 0.75  # between pial and white; the medial wall is thinner, cortex is not
+# Distance of pial and white surface. The medial wall is thinner than this, and cortex is not.
+MIN_THICKNESS_MM = 0.75
 
 TRAP = (
     "do the surfaces and the sections share one space, in mm? In BigBrain's histological space "
@@ -20,12 +24,12 @@ TRAP = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segments:
-    """The straight pieces in which one section cuts one surface, M of them, curve by curve.
+    """The M straight segments in which one section cuts one surface, one curve after the other.
 
     Attributes:
-        face: triangles [M].
-        bary: barycentric coordinates [M, 2, 3] of both ends in that triangle.
-        points_mm: positions [M, 2, 3] of both ends.
+        face: index of the triangle that holds each segment [M].
+        bary: barycentric coordinates of both ends in this triangle [M, 2, 3].
+        points_mm: positions of both ends [M, 2, 3].
         length_mm: lengths [M].
     """
 
@@ -36,20 +40,20 @@ class Segments:
 
     @property
     def middle_mm(self) -> np.ndarray:
-        """Midpoints [M, 3]."""
+        """The midpoints [M, 3] in mm."""
         return self.points_mm.mean(1)
 
     def select(self, keep: np.ndarray) -> "Segments":
-        """Those for which `keep` [M] is true."""
+        """Return the segments for which `keep` [M] is true."""
         return Segments(
             self.face[keep], self.bary[keep], self.points_mm[keep], self.length_mm[keep]
         )
 
     def at(self, arc_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What lies at arc lengths [n] along all segments, one after the other.
+        """Locate points by their arc length [n] in mm along all segments, one after the other.
 
         Returns:
-            Segments [n], positions [n, 3] in mm and barycentric coordinates [n, 3].
+            Indices of the segments [n], positions [n, 3] in mm and barycentric coordinates [n, 3].
         """
         ends = np.cumsum(self.length_mm)
         segment = np.minimum(np.searchsorted(ends, arc_mm, "right"), len(ends) - 1)
@@ -60,7 +64,7 @@ class Segments:
 
     @staticmethod
     def joined(parts: list["Segments"]) -> "Segments":
-        """The segments of several surfaces, one after the other."""
+        """Join the segments of several surfaces, one surface after the other."""
         return Segments(
             np.concatenate([part.face for part in parts]),
             np.concatenate([part.bary for part in parts]),
@@ -70,10 +74,15 @@ class Segments:
 
 
 class CutSurface:
-    """A surface to be cut by many sections.
+    """A surface that is cut by many sections.
 
-    Faces are sorted along one axis (the mean section normal), so that a section looks only at
-    those near its plane: the cost is in proportion to the ribbon, not to the mesh.
+    Triangles are sorted along one axis (the mean section normal), so that a section tests only
+    those near its plane. The cost is then proportional to the ribbon and not to the mesh.
+
+    Args:
+        surface: the mesh.
+        cortex: which of its triangles are cut, bool [F].
+        axis: the unit vector [3] along which triangles are sorted.
     """
 
     def __init__(self, surface: Surface, cortex: np.ndarray, axis: np.ndarray):
@@ -89,14 +98,15 @@ class CutSurface:
         self.radius = float(np.linalg.norm(used.max(0) - used.min(0))) / 2
 
     def cut(self, registration: Registration) -> Segments:
-        """The segments in which a section cuts this surface (it may be none).
+        """Return the segments in which a section cuts this surface. There may be none.
 
-        Marching over triangles: the vertices' signed offsets change sign along exactly two edges
-        of a cut triangle; the ends lie where the offset, linear along an edge, is zero.
+        The signed offset of the vertices from the section changes sign along exactly two edges of
+        a cut triangle. The ends of its segment lie where the offset, taken as linear along an
+        edge, is zero.
         """
         plane, normal = registration.affine[:, 3], registration.normal
         flip = np.sign(normal @ self.axis) or 1.0
-        # A point of the tilted, bent section lies this close to a plane across `axis`.
+        # A point of the tilted and bent section is at most `reach` away from a plane across `axis`.
         tilt = np.linalg.norm(flip * normal - self.axis)
         origin = self.center - ((self.center - plane) @ normal) * normal
         reach = registration.bend_mm + 2 * tilt * self.radius + 1e-9
@@ -110,7 +120,7 @@ class CutSurface:
         above = offset >= 0
         cut = above.any(1) & ~above.all(1)
         near, offset, above = near[cut], offset[cut], above[cut]
-        # The lone corner k of each cut triangle; both crossed edges start there.
+        # The corner that is alone on its side of the section. Both crossed edges start there.
         lone = np.argmax(above == (above.sum(1) == 1)[:, None], 1)
         rows = np.arange(len(near))
         bary = np.zeros((len(near), 2, 3))
@@ -131,13 +141,14 @@ class CutSurface:
 
 
 def chain(edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lines segments up, so that each goes on where the one before ends.
+    """Order segments so that each begins where the one before ends.
 
     Args:
-        edge: the mesh edges [M, 2] on which the segments' ends lie.
+        edge: keys of the mesh edges [M, 2] on which the ends of the segments lie.
 
     Returns:
-        The order [M] of the segments, curve by curve, and which of them [M] are to be turned.
+        The order [M] of the segments, one curve after the other, and which of them [M], in this
+        order, must be reversed.
     """
     keys = edge.ravel()
     by_key = np.argsort(keys, kind="stable")
@@ -148,7 +159,7 @@ def chain(edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     loose = np.flatnonzero(mate < 0)
     mate, seen = mate.tolist(), [False] * len(edge)
     order, turned = [], []
-    # Open curves are followed from a loose end, then closed ones from anywhere.
+    # Follow open curves from a loose end first, then closed ones from anywhere.
     for entry in [*loose.tolist(), *range(0, len(keys), 2)]:
         while entry >= 0 and not seen[entry // 2]:
             seen[entry // 2] = True
@@ -161,18 +172,23 @@ def chain(edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def cut_surface(
     hemisphere: Hemisphere, depth: float | None, min_thickness_mm: float
 ) -> tuple[Surface, np.ndarray]:
-    """The surface that is cut, and which of its triangles [F] are cortex.
+    """Return the surface to cut, and which of its triangles [F] are cortex.
 
-    It is the carrying surface (depth `None`), or pial + depth (white - pial). The latter has the
-    carrying surface's vertices and triangles one by one, so that a triangle and barycentric
-    coordinates name corresponding points of both.
+    It is the surface that carries the distances (depth None), or pial + depth * (white - pial).
+    The latter has the same triangles with corresponding vertices, so that a triangle and
+    barycentric coordinates name corresponding points of both.
 
-    Closed surfaces run on across the medial wall, where there is no cortex and pial and white
-    all but touch: triangles thinner than `min_thickness_mm` are left out, where both are given
-    and vertex-matched.
+    Closed surfaces continue across the medial wall, where there is no cortex and pial and white
+    nearly touch. So triangles thinner than `min_thickness_mm` are left out if both surfaces are
+    given and vertex-matched.
+
+    Args:
+        hemisphere: the hemisphere.
+        depth: 0 (pial) ... 1 (white), or None.
+        min_thickness_mm: smallest thickness of cortex. 0 keeps all triangles.
 
     Raises:
-        InputError: if another depth is wanted and the surfaces are not vertex-matched.
+        InputError: if a depth is given and the surfaces are not vertex-matched.
     """
     carrier = hemisphere_surface(hemisphere)
     everything = np.ones(len(carrier.faces), bool)
@@ -196,9 +212,10 @@ def cut_surface(
 
 
 def mean_normal(registrations: list[Registration]) -> np.ndarray:
-    """Mean unit normal [3] of the sections, whichever way each image is turned.
+    """Return the mean unit normal [3] of the sections.
 
-    The principal direction of the normals, its largest component positive.
+    The sign of each normal depends on how its image is turned. So the mean is the principal
+    direction of the normals, with its largest component positive.
     """
     normals = np.stack([registration.normal for registration in registrations])
     axis = np.linalg.svd(normals, full_matrices=False)[2][0]
@@ -206,7 +223,7 @@ def mean_normal(registrations: list[Registration]) -> np.ndarray:
 
 
 def no_overlap(brain: Brain, surfaces: list[Surface], registrations: list[Registration]) -> str:
-    """Says, for the nearest section, by how much the sections miss each surface."""
+    """Describe by how much the nearest section misses each surface."""
     lines = []
     for hemisphere, surface in zip(brain.hemispheres, surfaces, strict=True):
         used = surface.vertices[np.unique(surface.faces)]

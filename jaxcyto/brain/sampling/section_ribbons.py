@@ -1,7 +1,7 @@
-"""The ribbon of each section over all hemispheres, divided into the splits.
+"""Cut all hemispheres by each section, and assign the resulting ribbon to the splits.
 
-A piece of ribbon is of its section's split or, for a brain of one or few sections, of the split of
-its place along an axis.
+A piece of ribbon belongs to the split of its section. In a brain of one or few sections it can
+instead belong to the split of its position along an axis.
 """
 
 import dataclasses
@@ -23,20 +23,27 @@ from jaxcyto.brain.sections.section import open_section
 from jaxcyto.errors import InputError
 from jaxcyto.utils.progress import Progress
 
-BIN_MM = 0.05  # resolution of the cuts between splits along an axis
+BIN_MM = 0.05  # resolution of the borders between splits along an axis
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ribbon:
-    """The ribbon of one section over all hemispheres, with what a draw along it needs."""
+    """The ribbon of one section over all hemispheres, as M segments."""
 
-    hemisphere: np.ndarray  # [M]
-    split: np.ndarray  # [M]
+    hemisphere: np.ndarray  # index of the hemisphere of each segment [M]
+    split: np.ndarray  # index into `manifest.SPLITS` of each segment [M]
     segments: Segments
 
 
 class Cutter:
-    """Cuts all surfaces by a section; keeps what its image covers."""
+    """Cuts all surfaces by a section and keeps the part that the section's image covers.
+
+    Args:
+        brain: the brain.
+        depth: depth of the surfaces that are cut, see `ribbon.cut_surface`.
+        min_thickness_mm: thinner cortex is left out.
+        progress: called with (sections opened, sections).
+    """
 
     def __init__(
         self,
@@ -55,14 +62,15 @@ class Cutter:
         self.registrations: list[Registration] = [
             registration(row, shape) for row, shape in zip(brain.sections, self.shapes, strict=True)
         ]
-        found = [cut_surface(each, depth, min_thickness_mm) for each in brain.hemispheres]
-        self.surfaces = [surface for surface, _ in found]
+        surfaces = [cut_surface(each, depth, min_thickness_mm) for each in brain.hemispheres]
+        self.surfaces = [surface for surface, _ in surfaces]
         axis = mean_normal(self.registrations)
-        self._cut = [CutSurface(surface, cortex, axis) for surface, cortex in found]
+        self._cut = [CutSurface(surface, cortex, axis) for surface, cortex in surfaces]
+        # Set by `split_along`: the axis [3], the lower edges of its bins and the split of each bin.
         self.split_cuts: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def covered(self, index: int) -> tuple[np.ndarray, Segments]:
-        """Hemisphere [M] and segments of what one section's image covers."""
+        """Return the hemisphere [M] and the M segments that one section's image covers."""
         parts = [surface.cut(self.registrations[index]) for surface in self._cut]
         hemisphere = np.repeat(np.arange(len(parts)), [len(part.face) for part in parts])
         segments = Segments.joined(parts)
@@ -71,7 +79,7 @@ class Cutter:
         return hemisphere[keep], segments.select(keep)
 
     def ribbon(self, index: int) -> Ribbon:
-        """The part of it that belongs to a split."""
+        """Return the covered ribbon of one section, without pieces that belong to no split."""
         hemisphere, segments = self.covered(index)
         if self.split_cuts is None:
             split = np.full(len(hemisphere), SPLITS.index(self.brain.sections[index].split))
@@ -83,7 +91,7 @@ class Cutter:
         return Ribbon(hemisphere[keep], split[keep], segments.select(keep))
 
     def check_overlap(self, ribbon_mm: float) -> None:
-        """Raises InputError where there is no ribbon, with what the sections miss."""
+        """Raise InputError if there is no ribbon, with the distance of sections and surfaces."""
         if not ribbon_mm > 0:
             raise InputError(
                 f"{self.brain.root}: no section cuts the cortex.\n"
@@ -93,18 +101,18 @@ class Cutter:
     def split_along(
         self, axis: str, fractions: tuple[float, float, float], extent_mm: float
     ) -> float:
-        """Divides the ribbons across an axis, so that train, val and test get their shares.
+        """Divide the ribbons across an axis, so that train, val and test get their shares.
 
         Args:
             axis: x, y or z.
             fractions: shares of train, val and test.
-            extent_mm: side of a window; those of two splits do not overlap.
+            extent_mm: side of a window. Windows of two splits do not overlap.
 
         Returns:
-            The gap between splits, mm.
+            The gap between splits in mm.
 
         Raises:
-            InputError: the ribbons leave no room for them, or there are none.
+            InputError: if there is no ribbon, or it leaves no room for the splits and their gaps.
         """
         direction = np.eye(3)["xyz".index(axis)]
         # Two square windows whose centers are this far apart along the axis cannot overlap.
@@ -125,12 +133,12 @@ class Cutter:
         position = along.min() + BIN_MM * np.arange(len(weight))
         kinds = [kind for kind in (TRAIN, VAL, TEST) if fractions[kind] > 0]
         parts = np.array([fractions[kind] for kind in kinds]) / sum(fractions)
-        # Segments are assigned by their middle, so their halves and the bins widen the gap.
-        found = blocks(position, weight, parts, gap + longest + BIN_MM, least=0.2)
-        if found is None:
+        # Segments are assigned by their midpoint, so they and the bins reach into the gap.
+        block = blocks(position, weight, parts, gap + longest + BIN_MM, least=0.2)
+        if block is None:
             raise InputError(
                 f"{self.brain.root}: {np.ptp(along):.1f} mm of ribbon along {axis} leave no room "
                 f"for splits {gap:.2f} mm apart; take another axis or smaller windows"
             )
-        self.split_cuts = (direction, position, np.append(kinds, EXCLUDE)[found])
+        self.split_cuts = (direction, position, np.append(kinds, EXCLUDE)[block])
         return gap

@@ -1,8 +1,8 @@
-"""Training, validation and test kept apart in space.
+"""Keep training, validation and test apart in space.
 
-The rule is the section table's split column. Where it is empty it is filled once, by blocks of
-consecutive sections with gaps. A brain of one or few sections can instead be split within its
-sections, along an axis; that split lives in patches.npz alone.
+The split column of the section table decides. If it is empty, it is filled once by blocks of
+consecutive sections with gaps between them. A brain of one or few sections can instead be split
+within its sections, along an axis. That split is stored in patches.npz only.
 """
 
 import dataclasses
@@ -19,11 +19,12 @@ from jaxcyto.brain.sampling.ribbon import CutSurface, mean_normal
 from jaxcyto.brain.surfaces.surface import hemisphere_surface
 from jaxcyto.errors import InputError
 
-FRACTIONS = (0.7, 0.1, 0.2)
-GAP_MM = 2.0
+FRACTIONS = (0.7, 0.1, 0.2)  # of the ribbon, for train, val and test
+GAP_MM = 2.0  # smallest distance between sections of different splits
 TRAIN, VAL, TEST, EXCLUDE = range(len(SPLITS))
-# Many blocks, so that no single place decides the test, while gaps cost at most 30 % of the ribbon;
-# below half, it is refused.
+# Layouts of many blocks are preferred, so that no single location decides the test result. They are
+# taken if the gaps leave each block at least 0.7 of its share. A layout of three blocks is taken
+# from 0.5 on. Below that the brain is refused.
 SCALE_MANY, SCALE_FEW = 0.7, 0.5
 
 
@@ -33,24 +34,25 @@ def assign_splits(
     gap_mm: float = GAP_MM,
     seed: int = 0,
 ) -> Brain:
-    """Fills an empty split column by blocks of consecutive sections; a filled one is kept.
+    """Fill an empty split column by blocks of consecutive sections. Keep a filled one.
 
     Sections are ordered along their mean normal, at the center of the surfaces. Held-out blocks
-    lie between training blocks, up to four test and two validation blocks as there is room;
-    sections of different splits are at least `gap_mm` apart, those between are excluded. A thinner
-    brain gets three blocks. The seed orders the held-out blocks.
+    lie between training blocks. There are up to four test and two validation blocks, as many as
+    fit. Sections of different splits are at least `gap_mm` apart, and those between are excluded.
+    A thinner brain gets three blocks.
 
     Args:
-        brain: a brain whose split column is all empty or all filled.
-        fractions: wanted shares of train, val and test, of the ribbon that is not excluded.
+        brain: a brain whose split column is completely empty or completely filled.
+        fractions: shares of train, val and test in the ribbon that is not excluded.
         gap_mm: smallest distance between sections of different splits.
-        seed: draws the order of the blocks.
+        seed: draws the order of the held-out blocks.
 
     Returns:
         The brain with its splits, which are also written to the section table.
 
     Raises:
-        InputError: if the column is partly filled, or the brain too thin for the gaps.
+        InputError: if the column is partly filled, the fractions do not sum to 1, or the brain is
+            too thin for the gaps.
     """
     table = brain.root / brain.section_table
     empty = [row.name for row in brain.sections if not row.split]
@@ -75,10 +77,10 @@ def assign_splits(
     rng = np.random.default_rng(seed)
     for kinds, least in _layouts(shares, rng):
         parts = np.array([shares[kind] / kinds.count(kind) for kind in kinds])
-        found = blocks(position[order], weight[order], parts, gap_mm, least)
-        if found is not None:
+        block = blocks(position[order], weight[order], parts, gap_mm, least)
+        if block is not None:
             splits = np.empty(len(order), int)
-            splits[order] = np.append(kinds, EXCLUDE)[found]
+            splits[order] = np.append(kinds, EXCLUDE)[block]
             names = [SPLITS[split] for split in splits]
             write_splits(brain, names)
             sections = tuple(
@@ -95,9 +97,10 @@ def assign_splits(
 
 
 def _positions_and_ribbons(brain: Brain) -> tuple[np.ndarray, np.ndarray]:
-    """Of each section [S]: position along the mean normal, at the brain's center, and ribbon; mm.
+    """Return the position along the mean normal and the ribbon length of each section [S], in mm.
 
-    Blocks share out the length of ribbon, for a section beyond the cortex holds no patch.
+    Positions are taken at the center of the surfaces. Blocks divide the ribbon and not the
+    sections, because a section beyond the cortex holds no patch.
     """
     registrations = [registration(row) for row in brain.sections]
     axis = mean_normal(registrations)
@@ -107,12 +110,12 @@ def _positions_and_ribbons(brain: Brain) -> tuple[np.ndarray, np.ndarray]:
     position = [-r.to_px(center[None])[2][0] * np.sign(r.normal @ axis) for r in registrations]
     cuts = [CutSurface(surface, np.ones(len(surface.faces), bool), axis) for surface in surfaces]
     ribbon = [sum(cut.cut(r).length_mm.sum() for cut in cuts) for r in registrations]
-    # without any overlap sampling says what is wrong; here sections then count alike
+    # Without any overlap all sections count alike here, and sampling explains what is wrong.
     return np.array(position), np.array(ribbon) if any(ribbon) else np.ones(len(position))
 
 
 def _layouts(shares: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[list[int], float]]:
-    """Orders of blocks, the best first, each with the least scale at which it is taken."""
+    """Yield layouts, best first: the split of each block, and the smallest scale to accept."""
     for tests in (4, 3, 2, 1):
         held = [TEST] * (tests if shares[TEST] else 0)
         held += [VAL] * (max(1, tests // 2) if shares[VAL] else 0)
@@ -131,21 +134,21 @@ def blocks(
     gap: float,
     least: float = 0.0,
 ) -> np.ndarray | None:
-    """Cuts ordered items into consecutive blocks with gaps.
+    """Cut sorted items into consecutive blocks with gaps.
 
-    Each block but the last takes items up to scale * its part of the total weight, at least one;
-    items nearer than `gap` to the block before are left out. The scale, at most 1, is the largest
-    for which the last block gets its part too.
+    Each block but the last takes items up to scale * its share of the total weight, and at least
+    one. Items nearer than `gap` to the block before are left out. The scale is the largest up to 1
+    for which the last block gets its share, too. It is searched by bisection.
 
     Args:
         position: ascending positions [N].
         weight: weights [N].
-        parts: wanted shares [B] of the weight, summing to 1.
+        parts: shares [B] of the weight, which sum to 1.
         gap: smallest distance between items of different blocks.
         least: the smallest scale that is accepted.
 
     Returns:
-        Block of each item [N], -1 where left out; None if there is no room.
+        The block of each item [N], -1 where it is left out, or None if there is no room.
     """
     total = np.concatenate([[0.0], np.cumsum(weight)])
     middle = total[:-1] + weight / 2
@@ -153,16 +156,16 @@ def blocks(
     def cut(scale: float) -> np.ndarray | None:
         block = np.full(len(position), -1)
         start = 0
-        for number, part in enumerate(parts):
+        for index, part in enumerate(parts):
             if start >= len(position):
                 return None
             target = total[start] + scale * part * total[-1]
             end = max(start + 1, int(np.searchsorted(middle, target)))
-            if number == len(parts) - 1:  # takes what is left, which must not be less
+            if index == len(parts) - 1:  # it takes all that is left, which must be enough
                 if total[-1] + weight[-1] / 2 < target:
                     return None
                 end = len(position)
-            block[start:end] = number
+            block[start:end] = index
             start = int(np.searchsorted(position, position[end - 1] + gap - 1e-9))
         return block
 
@@ -171,18 +174,18 @@ def blocks(
         return None
     for _ in range(20):
         scale = (low + high) / 2
-        found = cut(scale)
-        if found is None:
+        block = cut(scale)
+        if block is None:
             high = scale
         else:
-            best, low = found, scale
+            best, low = block, scale
     return best
 
 
 def split_distances_mm(patches: Patches) -> dict[str, float]:
-    """Smallest straight distance in mm between patch centers of each two splits, e.g. train-test.
+    """Return the smallest straight distance in mm between patch centers of each two splits.
 
-    Only pairs of splits that both have patches are listed.
+    Keys are such as "train-test". Only splits that have patches are listed.
     """
     present = {
         name: patches.position_mm[patches.split == index]

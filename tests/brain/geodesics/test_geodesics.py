@@ -1,4 +1,4 @@
-"""Distances along surfaces: published references, closed forms, odd meshes, files."""
+"""Test distances along surfaces: published references, closed forms, odd meshes, files."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CORNERS = np.eye(3)
 
 
 def grid(size=9, spacing=1.0) -> Surface:
-    """A flat square of 2 (size - 1)^2 triangles."""
+    """Return a flat square of 2 (size - 1)^2 triangles."""
     x, y = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
     number = np.arange(size**2).reshape(size, size)
     a, b, c, d = number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]
@@ -23,14 +23,14 @@ def grid(size=9, spacing=1.0) -> Surface:
 
 
 def cube() -> Surface:
-    """The unit cube; vertex number = 4 x + 2 y + z."""
+    """Return the unit cube. The index of a vertex is 4 x + 2 y + z."""
     vertices = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
     return Surface(vertices, np.array([t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))]))
 
 
 def sphere(subdivisions=4) -> Surface:
-    """Unit icosphere."""
+    """Return a unit icosphere."""
     g = (1 + 5**0.5) / 2
     vertices = [np.array(v, float) for v in ((0, s, t * g) for s in (1, -1) for t in (1, -1))]
     vertices += [np.roll(v, 1) for v in vertices[:4]] + [np.roll(v, 2) for v in vertices[:4]]
@@ -93,7 +93,7 @@ def test_equals_the_reference(shared_data, mesh, reference):
     error = np.abs(heat - expected)[far] / expected[far]
     assert error.mean() < 0.03 and np.percentile(error, 95) < 0.07
     assert abs(np.median(heat[far] / expected[far]) - 1) < 0.01  # the bias is gone
-    assert oracle.bias > 1.02  # and was there
+    assert oracle.bias > 1.02  # and it was there before
     close = expected < 5
     assert np.abs(heat - expected)[close].max() < 0.01
 
@@ -102,7 +102,7 @@ def test_equals_the_reference_at_full_size(shared_data):
     surface = read_surface(shared_data / "bigbrain/surf/tpl-bigbrain_hemi-L_desc-white.surf.gii")
     with np.load(shared_data / "geodesic/ref_bigbrain_L_white164k.npz") as file:
         source, expected = int(file["sources"][1]), file["exact"][1]
-    # All within 30 mm: the solver stops there, which is much quicker than the whole field.
+    # Targets within 30 mm. The solver stops there, which takes much less time than the whole field.
     targets = np.flatnonzero(expected < 30)
     assert len(targets) > 5000
     np.testing.assert_allclose(
@@ -137,7 +137,7 @@ def test_flat_points_are_euclidean():
     where = place(surface, face, bary)
     expected = np.linalg.norm(where[:30] - where[30:], axis=1)
     got = build(surface).distances(face[:30], bary[:30], face[30:], bary[30:])
-    slack = 2 * 2 * CLEARANCE * 2**0.5  # both ends may have been moved off their sides
+    slack = 2 * 2 * CLEARANCE * 2**0.5  # both ends may have been moved off a side
     np.testing.assert_allclose(got, expected, atol=slack)
     matrix = build(surface).matrix(face, bary)
     np.testing.assert_allclose(matrix[np.arange(30), np.arange(30, 60)], got, rtol=1e-5)
@@ -264,7 +264,7 @@ def test_repeated_and_degenerate_triangles_change_nothing():
     expected = build(flat).vertex_distances(*pairs)
     got = build(Surface(flat.vertices, faces)).vertex_distances(*pairs)
     np.testing.assert_allclose(got, expected, atol=1e-12)
-    # A side of no length, and triangles of no area: vertex 12 falls onto its neighbor 11.
+    # Vertex 12 coincides with its neighbor 11: a side of length 0, and triangles of area 0.
     vertices = flat.vertices.copy()
     vertices[12] = vertices[11]
     squeezed = build(Surface(vertices, flat.faces)).vertex_distances(*pairs).reshape(25, 25)

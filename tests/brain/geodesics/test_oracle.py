@@ -1,4 +1,4 @@
-"""The oracle of distances: against exact ones and closed forms, odd meshes, files, shards."""
+"""Test the oracle: exact distances and closed forms, odd meshes, files, shards."""
 
 import itertools
 import shutil
@@ -24,7 +24,7 @@ from jaxcyto.errors import InputError
 
 
 def torus(around=40, across=20) -> Surface:
-    """Not a sphere: a ring of radius 3 and 1, with a wave so that nothing is symmetric."""
+    """Return a torus of radii 3 and 1, with a wave so that nothing is symmetric."""
     u, v = np.meshgrid(np.arange(around), np.arange(across), indexing="ij")
     number = u * across + v
     right, up = np.roll(number, -1, 0), np.roll(number, -1, 1)
@@ -57,7 +57,7 @@ def test_close_to_exact_for_points_and_vertices(make):
     assert error.mean() < 0.005 and np.percentile(error, 95) < 0.015 and error.max() < 0.05
     near = got < oracle.near_mm
     assert near.sum() > 3
-    # Exact, but for points moved off the sides (`mesh.CLEARANCE`).
+    # Exact, except that points are moved off the sides (`mesh.CLEARANCE`).
     np.testing.assert_allclose(got[near], expected[near], atol=0.01 * oracle.spacing_mm)
     first, second = np.random.default_rng(1).integers(len(surface.vertices), size=(2, 300))
     expected = build(surface).vertex_distances(first, second)
@@ -78,7 +78,7 @@ def test_great_circles():
     got = oracle.distances(face[:400], bary[:400], face[400:], bary[400:])
     error = far_errors(got, angle, 0.2)
     assert error.mean() < 0.006 and np.percentile(error, 95) < 0.015
-    # It knows how wrong it is, against the mesh itself.
+    # The oracle measures its own error, against exact distances on the mesh.
     assert 0 < oracle.mean_error < 0.005 and oracle.mean_error < oracle.p95_error < 0.02
 
 
@@ -140,7 +140,7 @@ def test_division_keeps_points_in_place():
 
 
 def book(pages: int) -> Surface:
-    """Squares that share one edge: as many faces there as pages."""
+    """Return squares that share one edge, which has as many faces as there are pages."""
     angle = 2 * np.pi * np.arange(pages) / pages
     outer = np.stack([np.cos(angle), np.sin(angle), 0 * angle], -1)
     upper = outer + np.array([0, 0, 1])
@@ -162,7 +162,8 @@ def test_non_manifold_edges_are_crossed(pages):
     oracle = build_oracle(surface, anchors=400)
     top = np.arange(2, 2 + pages)
     first, second = np.array(list(itertools.permutations(top, 2))).T
-    # Straight over the spine, from the bottom of one page to that of another: 2, and to the top.
+    # The path crosses the spine: 2 from the bottom of a page to the bottom of another, and sqrt(5)
+    # to the top of another.
     np.testing.assert_allclose(oracle.vertex_distances(first, second), 2, rtol=5e-3)
     np.testing.assert_allclose(oracle.vertex_distances(first, second + pages), 5**0.5, rtol=0.01)
 
@@ -182,13 +183,13 @@ def test_odd_meshes(name):
     assert (got >= chord * (1 - 1e-12)).all()
     if name == "two parts at a vertex":  # (1, 0) to (-1, 0) by the origin
         np.testing.assert_allclose(got[1, 3], 2, rtol=0.005)
-    else:  # the square under the wing stays one
+    else:  # the square under the wing stays flat
         np.testing.assert_allclose(got[:25, :25], chord[:25, :25], rtol=0.02, atol=1e-6)
 
 
 def test_sheets_around_a_crowded_edge_are_cut_apart():
-    """Three sheets share an edge and hang together around both of its ends."""
-    # Edge (0, 1); pages with outer vertices 2, 3, 4; caps join the pages around 0 and around 1.
+    """Three sheets share an edge and are connected around both of its ends."""
+    # Pages with the outer vertices 2, 3, 4 share the edge (0, 1). Caps join them around 0 and 1.
     faces = [[0, 1, 2], [0, 1, 3], [0, 1, 4]]
     faces += [[0, 2, 3], [0, 3, 4], [1, 2, 3], [1, 3, 4]]
     cut, vertex = cut_non_manifold(np.array(faces, np.int32))
@@ -300,7 +301,7 @@ def test_a_build_that_cannot_be_saved_is_not_lost(tmp_path, monkeypatch):
 
 
 def test_another_run_may_remove_the_parts_first(tmp_path, monkeypatch):
-    parts, part = Parts(tmp_path / "parts", "key"), {"row": np.arange(3)}
+    parts, part = Parts(tmp_path / "parts", "key"), {"row": np.ones((1, 3), np.float32)}
     parts.write("row_00000", part)
     with monkeypatch.context() as context:  # between a look at the folder and a write into it
         context.setattr(Path, "mkdir", lambda folder, **_: shutil.rmtree(folder))

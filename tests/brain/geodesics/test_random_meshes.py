@@ -1,4 +1,4 @@
-"""Small broken meshes by the hundred; the command tries ten thousand."""
+"""Test distances on hundreds of small broken meshes. The command tries ten thousand."""
 
 import sys
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Pairs: who is paired with whom, distances against great circles, files."""
+"""Test pairs: which patches are paired, distances against great circles, files."""
 
 import dataclasses
 from pathlib import Path
@@ -16,8 +16,8 @@ from jaxcyto.brain.manifest import Brain, Hemisphere
 from jaxcyto.brain.prepare import draw_histogram, histogram_path, pair_shard
 from jaxcyto.brain.sampling import pairing
 from jaxcyto.brain.sampling.pair_sampling import draw_pairs
-from jaxcyto.brain.sampling.pairing import make_pairs, oracle_path
-from jaxcyto.brain.sampling.pairs import load_pairs
+from jaxcyto.brain.sampling.pairing import PairSettings, make_pairs, oracle_path
+from jaxcyto.brain.sampling.pairs import Pairs, load_pairs
 from jaxcyto.brain.sampling.patches import Patches
 from jaxcyto.brain.surfaces.surface import Surface, write_surface
 from jaxcyto.cli import main
@@ -27,7 +27,7 @@ CENTERS = np.array([[-20.0, 0, 0], [20.0, 0, 0]])
 
 
 def ball(steps: int = 24) -> Surface:
-    """A unit sphere of latitudes and longitudes."""
+    """Return a unit sphere of latitudes and longitudes."""
     theta = np.linspace(0, np.pi, steps + 1)[1:-1]
     phi = np.linspace(0, 2 * np.pi, 2 * steps, endpoint=False)
     t, p = np.meshgrid(theta, phi, indexing="ij")
@@ -41,7 +41,7 @@ def ball(steps: int = 24) -> Surface:
 
 
 def make(root: Path, number=120, seed=0) -> tuple[Brain, Patches]:
-    """Two unit spheres as hemispheres, with random patches in all splits, written to disk."""
+    """Write two unit spheres as hemispheres, with random patches in all splits."""
     surface, rng = ball(), np.random.default_rng(seed)
     hemispheres = []
     for name, center in zip("LR", CENTERS, strict=True):
@@ -64,6 +64,10 @@ def make(root: Path, number=120, seed=0) -> tuple[Brain, Patches]:
     )
     patches.save(root / "patches.npz")
     return Brain(root, "two", tuple(hemispheres), (), ()), patches
+
+
+def pair(brain: Brain, patches: Patches, *, workers=None, progress=None, **settings) -> Pairs:
+    return make_pairs(brain, patches, PairSettings(**settings), workers=workers, progress=progress)
 
 
 def great_circle(patches: Patches, first, second) -> np.ndarray:
@@ -113,7 +117,7 @@ def test_groups_of_two_and_of_one():
 
 def test_distances_are_great_circles(tmp_path):
     brain, patches = make(tmp_path)
-    pairs = make_pairs(brain, patches, num_pairs=150, workers=1)
+    pairs = pair(brain, patches, num_pairs=150, workers=1)
     expected = great_circle(patches, pairs.first, pairs.second)
     np.testing.assert_allclose(pairs.distance_mm, expected, rtol=0.01, atol=0.01)
     for name in ("hemisphere", "split"):
@@ -127,11 +131,11 @@ def test_distances_are_great_circles(tmp_path):
 
 def test_workers_and_methods(tmp_path, monkeypatch):
     brain, patches = make(tmp_path)
-    one = make_pairs(brain, patches, workers=1, seed=5)
+    one = pair(brain, patches, workers=1, seed=5)
     monkeypatch.setattr(solve, "POOL_FROM", 0)
-    two = make_pairs(brain, patches, workers=2, seed=5)
+    two = pair(brain, patches, workers=2, seed=5)
     assert np.array_equal(one.first, two.first) and np.array_equal(one.distance_mm, two.distance_mm)
-    heat = make_pairs(brain, patches, method="heat", workers=1, seed=5)
+    heat = pair(brain, patches, method="heat", workers=1, seed=5)
     assert np.array_equal(one.first, heat.first)
     error = np.abs(one.distance_mm - heat.distance_mm) / one.distance_mm
     assert 0 < error.mean() < 0.03
@@ -141,7 +145,7 @@ def test_workers_and_methods(tmp_path, monkeypatch):
 def test_all_distances(tmp_path):
     brain, patches = make(tmp_path, 60)
     seen = []
-    pairs = make_pairs(
+    pairs = pair(
         brain, patches, all_distances=True, workers=1, progress=lambda *count: seen.append(count)
     )
     matrix = np.load(tmp_path / "patches_distances.npy")
@@ -159,7 +163,7 @@ def test_all_distances(tmp_path):
 
 def test_saved_and_loaded(tmp_path):
     brain, patches = make(tmp_path, 40)
-    pairs = make_pairs(brain, patches, workers=1)
+    pairs = pair(brain, patches, workers=1)
     path = tmp_path / "pairs.npz"
     pairs.save(path)
     again = load_pairs(path)
@@ -184,19 +188,19 @@ def test_bad_settings_are_refused(tmp_path):
     brain, patches = make(tmp_path, 40)
     for settings in ({"num_pairs": 0}, {"num_pairs": 3}, {"method": "dijkstra"}):
         with pytest.raises(InputError):
-            make_pairs(brain, patches, workers=1, **settings)
+            pair(brain, patches, workers=1, **settings)
     foreign = dataclasses.replace(patches, face=patches.face + 5000)
     with pytest.raises(InputError, match="sample"):
-        make_pairs(brain, foreign, workers=1)
+        pair(brain, foreign, workers=1)
     (tmp_path / "patches.npz").unlink()
     with pytest.raises(InputError, match="no such file"):
-        make_pairs(brain, patches)
+        pair(brain, patches)
 
 
 def test_the_oracle_is_kept_and_close_to_great_circles(tmp_path, monkeypatch):
     brain, patches = make(tmp_path)
     settings = {"method": "oracle", "anchors": 300, "workers": 1}
-    pairs = make_pairs(brain, patches, num_pairs=200, **settings)
+    pairs = pair(brain, patches, num_pairs=200, **settings)
     expected = great_circle(patches, pairs.first, pairs.second)
     error = np.abs(pairs.distance_mm - expected) / np.maximum(expected, 0.2)
     assert error.mean() < 0.01 and np.percentile(error, 95) < 0.03
@@ -206,17 +210,17 @@ def test_the_oracle_is_kept_and_close_to_great_circles(tmp_path, monkeypatch):
     kept = [oracle_path(brain, index) for index in range(2)]
     assert all(path.is_file() for path in kept)
     monkeypatch.setattr(oracle_build, "build_oracle", None)  # nothing is built again
-    other = make_pairs(brain, patches, seed=1, **settings)
+    other = pair(brain, patches, seed=1, **settings)
     assert not np.array_equal(other.first, pairs.first[: len(other)])
-    full = make_pairs(brain, patches, num_pairs=200, all_distances=True, **settings)
+    full = pair(brain, patches, num_pairs=200, all_distances=True, **settings)
     np.testing.assert_allclose(full.distance_mm, pairs.distance_mm, rtol=1e-5, atol=1e-5)
 
 
 def test_even_distances(tmp_path):
     brain, patches = make(tmp_path, 300)
     settings = {"num_pairs": 600, "anchors": 200, "workers": 1}
-    pairs = make_pairs(brain, patches, method="auto", even_distances=True, **settings)
-    random = make_pairs(brain, patches, method="heat", num_pairs=600, workers=1)
+    pairs = pair(brain, patches, method="auto", even_distances=True, **settings)
+    random = pair(brain, patches, method="heat", num_pairs=600, workers=1)
     bins = np.linspace(0.1, 3, 9)
     even, uneven = (np.histogram(p.distance_mm, bins)[0] for p in (pairs, random))
     assert pairs.settings["method"] == "oracle" and len(pairs) == 600
@@ -229,14 +233,14 @@ def test_even_distances(tmp_path):
     np.testing.assert_allclose(pairs.distance_mm, expected, rtol=0.05, atol=0.01)
     for wrong in ({"method": "heat"}, {"method": "auto", "num_pairs": 299}):
         with pytest.raises(InputError, match="even_distances"):
-            make_pairs(brain, patches, even_distances=True, **settings | wrong)
+            pair(brain, patches, even_distances=True, **settings | wrong)
 
 
 def test_near_pairs(tmp_path):
     brain, patches = make(tmp_path, 300)
     settings = {"method": "heat", "workers": 1}
     with pytest.warns(UserWarning, match=r"of 300 patches have none"):
-        pairs = make_pairs(brain, patches, num_pairs=300, within_mm=0.2, **settings)
+        pairs = pair(brain, patches, num_pairs=300, within_mm=0.2, **settings)
     expected = great_circle(patches, pairs.first, pairs.second)
     np.testing.assert_allclose(pairs.distance_mm, expected, atol=0.02)
     assert pairs.distance_mm.max() <= 0.2 and pairs.settings["within_mm"] == 0.2
@@ -245,7 +249,7 @@ def test_near_pairs(tmp_path):
     for name in ("hemisphere", "split"):
         column = getattr(patches, name)
         assert (column[pairs.first] == column[pairs.second]).all()
-    # every patch that has a partner (but for the method's error at the very limit) is in a pair
+    # Every patch that has a partner is in a pair. The margin of 0.02 covers the error of the method.
     first, second = np.triu_indices(len(patches), 1)
     same = patches.hemisphere[first] == patches.hemisphere[second]
     near = same & (patches.split[first] == patches.split[second])
@@ -253,18 +257,18 @@ def test_near_pairs(tmp_path):
     assert set(np.union1d(first[near], second[near])) <= set(np.union1d(pairs.first, pairs.second))
     for wrong in ({"within_mm": 0.0}, {"within_mm": 1e-6}, {"within_mm": np.nan}):
         with pytest.raises(InputError, match="within_mm"):
-            make_pairs(brain, patches, **settings | wrong)
+            pair(brain, patches, **settings | wrong)
     with pytest.raises(InputError, match="either"):
-        make_pairs(brain, patches, within_mm=1.0, even_distances=True)
+        pair(brain, patches, within_mm=1.0, even_distances=True)
 
 
 def test_auto_takes_the_oracle_where_it_pays(tmp_path, monkeypatch):
     brain, patches = make(tmp_path)
-    assert make_pairs(brain, patches, method="auto", workers=1).settings["method"] == "heat"
+    assert pair(brain, patches, method="auto", workers=1).settings["method"] == "heat"
     monkeypatch.setattr(pairing, "ORACLE_VERTICES", 1000)
     monkeypatch.setattr(pairing, "ORACLE_PAIRS", 120)
     for number, method in ((119, "heat"), (120, "oracle")):
-        made = make_pairs(brain, patches, method="auto", num_pairs=number, workers=1, anchors=100)
+        made = pair(brain, patches, method="auto", num_pairs=number, workers=1, anchors=100)
         assert made.settings["method"] == method
 
 
@@ -274,19 +278,19 @@ def test_shards_are_taken_by_the_run_that_follows(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "read_brain", lambda root: brain)
     for index in (1, 2):
         pair_shard(tmp_path, (index, 2), **settings)
-    pairs = make_pairs(brain, patches, method="oracle", **settings)
+    pairs = pair(brain, patches, method="oracle", **settings)
     pair_shard(tmp_path, (2, 2), **settings)  # a late job
     assert not list(tmp_path.glob("*.parts"))
     again = tmp_path / "again"
     again.mkdir()
     brain, patches = make(again)
-    alone = make_pairs(brain, patches, method="oracle", **settings)
+    alone = pair(brain, patches, method="oracle", **settings)
     assert np.array_equal(alone.distance_mm, pairs.distance_mm)
 
 
 def test_histogram_beside_the_pairs(tmp_path):
     brain, patches = make(tmp_path, 40)
-    pairs = make_pairs(brain, patches, workers=1)
+    pairs = pair(brain, patches, workers=1)
     path = histogram_path(tmp_path / "pairs.npz")
     draw_histogram(path, pairs)
     assert path.name == "pairs_distances.png"

@@ -1,4 +1,4 @@
-"""Sampling: ribbon lengths in closed form, evenness, tissue, splits, files, and real data."""
+"""Test sampling: ribbon lengths in closed form, uniformity, tissue, splits, files, real data."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from jaxcyto.brain.manifest import SPLITS, Brain, read_brain
 from jaxcyto.brain.registration import AffineRegistration
 from jaxcyto.brain.sampling.patches import load_patches
 from jaxcyto.brain.sampling.ribbon import CutSurface
-from jaxcyto.brain.sampling.sampling import sample_patches
+from jaxcyto.brain.sampling.sampling import PatchSettings, sample_patches
 from jaxcyto.brain.sampling.splits import assign_splits, blocks, split_distances_mm
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, write_surface
 from jaxcyto.errors import InputError
@@ -22,7 +22,7 @@ PIXEL_UM = 100.0
 
 
 def ball(radius: float, steps: int = 48) -> Surface:
-    """A sphere of latitudes and longitudes around z."""
+    """Return a sphere of latitudes and longitudes around z."""
     theta = np.linspace(0, np.pi, steps + 1)[1:-1]
     phi = np.linspace(0, 2 * np.pi, 2 * steps, endpoint=False)
     ring = np.stack(
@@ -43,14 +43,17 @@ def ball(radius: float, steps: int = 48) -> Surface:
 
 
 def coronal(y: float, size=200) -> np.ndarray:
-    """A coronal section of `size` px centered at x = z = 0: columns +x, rows -z."""
+    """Return the affine of a coronal section of `size` px centered at x = z = 0.
+
+    Columns run along +x and rows along -z.
+    """
     pixel = PIXEL_UM / 1000
     middle = pixel * (size - 1) / 2
     return np.array([[pixel, 0, 0, -middle], [0, 0, 0, y], [0, -pixel, 0, middle]])
 
 
 def make_brain(root: Path, positions, splits=None, gray=120, extra="", affines=None) -> Brain:
-    """Two concentric spheres (pial 8, white 6 mm), dark discs of 8.5 mm as sections."""
+    """Write two concentric spheres (pial 8, white 6 mm) and dark discs of 8.5 mm as sections."""
     root.mkdir(parents=True, exist_ok=True)
     write_surface(root / "pial.gii", ball(8))
     write_surface(root / "white.gii", ball(6))
@@ -82,14 +85,14 @@ def test_a_plane_cuts_a_sphere_in_a_circle(height, tilt):
     plane = AffineRegistration(np.column_stack([turn @ coronal(height)]))
     surface = ball(7, 96)
     everything = np.ones(len(surface.faces), bool)
-    # The axis by which faces are sorted need not be the plane's own normal.
+    # The axis by which faces are sorted may differ from the normal of the plane.
     segments = CutSurface(surface, everything, np.array([0.0, 1.0, 0.0])).cut(plane)
     circumference = 2 * np.pi * np.sqrt(7**2 - height**2)
     np.testing.assert_allclose(segments.length_mm.sum(), circumference, rtol=5e-3)
     assert np.abs(plane.to_px(segments.points_mm.reshape(-1, 3))[2]).max() < 1e-9
     rebuilt = segments.bary @ surface.vertices[surface.faces[segments.face]]
     np.testing.assert_allclose(rebuilt, segments.points_mm, atol=1e-12)
-    # A closed curve: every end is the end of two segments.
+    # The curve is closed, so every end is the end of two segments.
     ends = np.round(segments.points_mm[segments.length_mm > 1e-9].reshape(-1, 3), 6)
     assert (np.unique(ends, axis=0, return_counts=True)[1] % 2 == 0).all()
 
@@ -101,7 +104,7 @@ def test_no_cut_beside_the_surface():
 
 
 def test_patches_lie_where_they_say(brain):
-    patches = sample_patches(brain, num_patches=1000, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=1000, patch_px=20, um_per_px=100))
     assert len(patches) == 1000
     surface = hemisphere_surface(brain.hemispheres[0])
     corners = surface.vertices[surface.faces[patches.face]]
@@ -114,7 +117,8 @@ def test_patches_lie_where_they_say(brain):
         np.testing.assert_allclose(mm, patches.position_mm[own], atol=1e-5)
         assert (patches.split[own] == SPLITS.index(row.split)).all()
     assert (patches.bary >= 0).all()
-    # Evenly per millimeter: sections and angles get what their length says, to a patch or so.
+    # Patches are uniform per millimeter: sections and angles get as many as their length requires,
+    # with a difference of a patch or so.
     lengths = 2 * np.pi * np.sqrt(49 - np.array([-3.0, 0.5, 4.0]) ** 2)
     expected = 1000 * lengths / lengths.sum()
     assert np.abs(np.bincount(patches.section) - expected).max() < 3
@@ -127,21 +131,21 @@ def test_patches_lie_where_they_say(brain):
 
 def test_same_seed_same_patches_whatever_the_workers(brain):
     settings = {"num_patches": 60, "patch_px": 20, "um_per_px": 100}
-    one = sample_patches(brain, **settings, seed=3, workers=1)
-    two = sample_patches(brain, **settings, seed=3, workers=2)
-    other = sample_patches(brain, **settings, seed=4)
+    one = sample_patches(brain, PatchSettings(**settings, seed=3), workers=1)
+    two = sample_patches(brain, PatchSettings(**settings, seed=3), workers=2)
+    other = sample_patches(brain, PatchSettings(**settings, seed=4))
     assert np.array_equal(one.center_px, two.center_px)
     assert not np.array_equal(one.center_px, other.center_px)
 
 
 def test_spacing_and_depth(brain):
     settings = {"patch_px": 20, "um_per_px": 100}
-    by_spacing = sample_patches(brain, spacing_mm=1.0, **settings)
+    by_spacing = sample_patches(brain, PatchSettings(spacing_mm=1.0, **settings))
     lengths = 2 * np.pi * np.sqrt(49 - np.array([-3.0, 0.5, 4.0]) ** 2)
     assert abs(len(by_spacing) - lengths.sum()) < 2
-    deep = sample_patches(brain, num_patches=200, depth=0.75, **settings)
+    deep = sample_patches(brain, PatchSettings(num_patches=200, depth=0.75, **settings))
     np.testing.assert_allclose(np.linalg.norm(deep.position_mm, axis=1), 6.5, atol=0.02)
-    # The point that carries the distances lies on the mid surface, radially outside.
+    # The point that carries the distances lies on the mid surface, radially outward.
     surface = hemisphere_surface(brain.hemispheres[0])
     carried = np.einsum("nk,nkd->nd", deep.bary, surface.vertices[surface.faces[deep.face]])
     np.testing.assert_allclose(carried, deep.position_mm * 7 / 6.5, atol=0.02)
@@ -150,17 +154,19 @@ def test_spacing_and_depth(brain):
 def test_windows_without_tissue_are_drawn_again(tmp_path):
     brain = make_brain(tmp_path, [0.0], ["train"])
     image = np.asarray(Image.open(tmp_path / "0.png")).copy()
-    image[:, :100] = 255  # the left half has been lost
+    image[:, :100] = 255  # the left half is missing
     Image.fromarray(image).save(tmp_path / "0.png")
     with pytest.warns(UserWarning, match="on background"):
-        patches = sample_patches(brain, num_patches=300, patch_px=20, um_per_px=100, min_tissue=0.6)
+        patches = sample_patches(
+            brain, PatchSettings(num_patches=300, patch_px=20, um_per_px=100, min_tissue=0.6)
+        )
     assert len(patches) == 300
     assert patches.center_px[:, 0].min() > 95
     assert patches.settings["without_tissue"] > 200
     image[:] = 255
     Image.fromarray(image).save(tmp_path / "0.png")
     with pytest.raises(InputError, match="tissue"):
-        sample_patches(brain, num_patches=300, patch_px=20, um_per_px=100)
+        sample_patches(brain, PatchSettings(num_patches=300, patch_px=20, um_per_px=100))
 
 
 def test_what_the_image_does_not_cover_is_not_sampled(tmp_path):
@@ -168,7 +174,7 @@ def test_what_the_image_does_not_cover_is_not_sampled(tmp_path):
     shifted[0, 3] += 10  # the image begins at x = 0
     brain = make_brain(tmp_path, [0.0], ["train"], affines=[shifted])
     Image.fromarray(np.full((200, 200), 100, np.uint8)).save(tmp_path / "0.png")
-    patches = sample_patches(brain, num_patches=100, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=100, patch_px=20, um_per_px=100))
     assert patches.center_px.min() > -1 and patches.center_px.max() < 200
     np.testing.assert_allclose(patches.settings["ribbon_mm"], np.pi * 7, rtol=0.02)
 
@@ -179,10 +185,10 @@ def test_thin_cortex_is_left_out(tmp_path):
     squeeze = white.vertices[:, 0] > 0
     white.vertices[squeeze] *= 7.9 / 6
     write_surface(tmp_path / "white.gii", white)
-    patches = sample_patches(brain, num_patches=100, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=100, patch_px=20, um_per_px=100))
     assert patches.position_mm[:, 0].max() < 0.6
     everywhere = sample_patches(
-        brain, num_patches=100, patch_px=20, um_per_px=100, min_thickness_mm=0
+        brain, PatchSettings(num_patches=100, patch_px=20, um_per_px=100, min_thickness_mm=0)
     )
     assert everywhere.position_mm[:, 0].max() > 6
 
@@ -190,13 +196,15 @@ def test_thin_cortex_is_left_out(tmp_path):
 def test_no_overlap_says_by_how_much(tmp_path):
     brain = make_brain(tmp_path, [9.5, 12.0], ["train", "test"])
     with pytest.raises(InputError, match=r"misses it by 2\.50 mm") as error:
-        sample_patches(brain, num_patches=10, patch_px=20, um_per_px=100)
+        sample_patches(brain, PatchSettings(num_patches=10, patch_px=20, um_per_px=100))
     assert "-70.01 + 0.02 s" in str(error.value) and "2.5 mm" in str(error.value)
     away = coronal(0.0)
     away[0, 3] += 100
     beside = make_brain(tmp_path / "b", [0.0], affines=[away])
     with pytest.raises(InputError, match="no image covers"):
-        sample_patches(beside, num_patches=10, patch_px=20, um_per_px=100, split_axis="z")
+        sample_patches(
+            beside, PatchSettings(num_patches=10, patch_px=20, um_per_px=100, split_axis="z")
+        )
 
 
 @pytest.mark.parametrize("number", [12, 40, 200])
@@ -217,7 +225,7 @@ def test_splits_are_blocks_with_gaps(tmp_path, number, seed):
                 gap = np.abs(positions[names == a][:, None] - positions[names == b]).min()
                 assert gap >= 2 - 1e-6
     kept = (names != "exclude").sum()
-    assert kept >= 0.69 * number  # gaps take 30 % at most
+    assert kept >= 0.69 * number  # gaps take at most 30 %
     used = ribbon[names != "exclude"].sum()
     shares = [ribbon[names == split].sum() / used for split in ("train", "val", "test")]
     np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.11)
@@ -226,11 +234,11 @@ def test_splits_are_blocks_with_gaps(tmp_path, number, seed):
     assert test_blocks >= (3 if number == 200 else 1)
     again = assign_splits(brain, seed=seed)
     assert [row.split for row in again.sections] == names.tolist()
-    assert assign_splits(done).sections == done.sections  # a filled column rules
+    assert assign_splits(done).sections == done.sections  # a filled column is kept
 
 
 def make_brain_table(root: Path, positions) -> Brain:
-    """As make_brain, but all sections share one image file."""
+    """Write a brain like `make_brain`, but all sections share one image file."""
     make_brain(root, [0.0])
     text = ["section,image,pixel_um,affine,split"]
     for number, y in enumerate(positions):
@@ -241,9 +249,11 @@ def make_brain_table(root: Path, positions) -> Brain:
 
 
 def test_sections_beyond_the_cortex_do_not_count(tmp_path):
-    """Half of the sections miss the sphere on one side: every split still gets ribbon."""
+    """Half of the sections miss the sphere on one side, and every split still gets ribbon."""
     brain = make_brain_table(tmp_path, np.linspace(-6.5, 20, 80))
-    patches = sample_patches(assign_splits(brain), num_patches=200, patch_px=20, um_per_px=100)
+    patches = sample_patches(
+        assign_splits(brain), PatchSettings(num_patches=200, patch_px=20, um_per_px=100)
+    )
     assert set(np.unique(patches.split)) == {0, 1, 2}
 
 
@@ -255,7 +265,7 @@ def test_too_thin_and_partly_filled_are_refused(tmp_path):
     with pytest.raises(InputError, match="s1"):
         assign_splits(partly)
     with pytest.raises(InputError, match="assign_splits"):
-        sample_patches(partly, num_patches=10)
+        sample_patches(partly, PatchSettings(num_patches=10))
 
 
 def test_blocks_keep_gap_and_shares():
@@ -274,7 +284,9 @@ def test_blocks_keep_gap_and_shares():
 
 def test_split_along_an_axis(tmp_path):
     brain = make_brain(tmp_path, [-2.0, 2.0])
-    patches = sample_patches(brain, num_patches=400, patch_px=20, um_per_px=100, split_axis="x")
+    patches = sample_patches(
+        brain, PatchSettings(num_patches=400, patch_px=20, um_per_px=100, split_axis="x")
+    )
     x = patches.position_mm[:, 0]
     train, val, test = (x[patches.split == split] for split in range(3))
     gap = patches.settings["gap_mm"]
@@ -285,14 +297,16 @@ def test_split_along_an_axis(tmp_path):
     assert split_distances_mm(patches)["train-test"] > 2 * gap
     filled = make_brain(tmp_path / "f", [-2.0, 2.0], ["train", "test"])
     with pytest.raises(InputError, match="rules"):
-        sample_patches(filled, num_patches=10, split_axis="x")
+        sample_patches(filled, PatchSettings(num_patches=10, split_axis="x"))
     with pytest.raises(InputError, match="no room"):
-        sample_patches(brain, num_patches=10, patch_px=80, um_per_px=100, split_axis="x")
+        sample_patches(
+            brain, PatchSettings(num_patches=10, patch_px=80, um_per_px=100, split_axis="x")
+        )
 
 
 def test_split_distance_closed_form(brain):
-    patches = sample_patches(brain, num_patches=900, patch_px=20, um_per_px=100)
-    # Circles in parallel planes: radii sqrt(49 - y^2) at y = -3, 0.5, 4.
+    patches = sample_patches(brain, PatchSettings(num_patches=900, patch_px=20, um_per_px=100))
+    # The cuts are circles in parallel planes, with radii sqrt(49 - y^2) at y = -3, 0.5, 4.
     radius = np.sqrt(49 - np.array([-3.0, 0.5, 4.0]) ** 2)
     expected = {
         "train-val": np.hypot(3.5, radius[0] - radius[1]),
@@ -306,14 +320,14 @@ def test_split_distance_closed_form(brain):
 
 
 def test_saved_and_loaded(brain, tmp_path):
-    patches = sample_patches(brain, num_patches=50, patch_px=20, um_per_px=100)
+    patches = sample_patches(brain, PatchSettings(num_patches=50, patch_px=20, um_per_px=100))
     path = tmp_path / "patches.npz"
     patches.save(path)
     again = load_patches(path, brain)
     for field in dataclasses.fields(patches):
         saved, loaded = getattr(patches, field.name), getattr(again, field.name)
         assert np.array_equal(saved, loaded) if isinstance(saved, np.ndarray) else saved == loaded
-    assert [path.name] == [each.name for each in tmp_path.iterdir()]  # no temporary left
+    assert [path.name] == [each.name for each in tmp_path.iterdir()]  # no temporary file is left
     first = dataclasses.replace(brain.sections[0], split="test")
     changed = dataclasses.replace(brain, sections=(first, *brain.sections[1:]))
     with pytest.raises(InputError, match="split of section s0"):
@@ -349,12 +363,15 @@ def test_saved_and_loaded(brain, tmp_path):
 )
 def test_bad_settings_are_refused(brain, settings):
     with pytest.raises(InputError):
-        sample_patches(brain, **settings)
+        sample_patches(brain, PatchSettings(**settings))
 
 
 @pytest.fixture(scope="module")
 def real_brain(shared_data, tmp_path_factory):
-    """The real left hemisphere and the section at y = 2.80 mm, optionally misplaced in y."""
+    """Return a function that writes the real left hemisphere and the section at y = 2.80 mm.
+
+    The section can be misplaced in y.
+    """
     folder = shared_data / "histology/bigbrain_sections"
     place = json.loads((folder / "y+2.80_registration.json").read_text())
     pixel = place["um_per_px"] / 1000
@@ -382,11 +399,11 @@ def real_brain(shared_data, tmp_path_factory):
 def test_real_section(real_brain):
     brain = real_brain()
     settings = {"patch_px": 128, "um_per_px": 40, "split_axis": "z"}
-    patches = sample_patches(brain, num_patches=2000, **settings)
+    patches = sample_patches(brain, PatchSettings(num_patches=2000, **settings))
     assert len(patches) == 2000
     assert patches.position_mm[:, 0].max() < 0.5  # the left hemisphere only
     np.testing.assert_allclose(patches.position_mm[:, 1], 2.79672, atol=1e-4)
-    # In the cortical ribbon: at the mid surface there is tissue, darker than white matter.
+    # Patches lie in the cortical ribbon: the mid surface has tissue, darker than white matter.
     image = np.asarray(Image.open(brain.sections[0].image)).astype(float)
     column, row = np.rint(patches.center_px).astype(int).T
     here = np.array(
@@ -397,4 +414,4 @@ def test_real_section(real_brain):
     distance = split_distances_mm(patches)
     assert min(distance.values()) >= patches.settings["gap_mm"] > 5
     with pytest.warns(UserWarning, match=r"origin \(-72\.5\)"):
-        sample_patches(real_brain(2.5), num_patches=500, **settings)
+        sample_patches(real_brain(2.5), PatchSettings(num_patches=500, **settings))
