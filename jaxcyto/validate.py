@@ -1,4 +1,4 @@
-"""All mistakes of a config at once, before any work depends on it."""
+"""Check a config and report all its mistakes at once, before any work depends on it."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,15 @@ from jaxcyto.config import Config, SegmentConfig
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
 
+# (name of the field, its value, predicate of valid values, description of valid values)
 Rule = tuple[str, Any, Callable[[Any], bool], str]
 
 
 def validate(config: Config | SegmentConfig) -> None:
-    """Checks every field that has a range.
+    """Check every field that has a range.
 
     Raises:
-        InputError: with one line for each field out of range.
+        InputError: fields are out of range. The message has one line for each of them.
     """
     segments = isinstance(config, SegmentConfig)
     rules = _common_rules(config) + (_segment_rules if segments else _pretext_rules)(config)
@@ -26,20 +27,21 @@ def validate(config: Config | SegmentConfig) -> None:
         for field, value, holds, expected in rules
         if not _safely(holds, value)
     ]
-    if not faults:
+    if not faults:  # the checks of sizes need a valid `config.model`
         faults = (_segment_fields if segments else _patch_size)(config)
     if faults:
         raise InputError("config: " + "\nconfig: ".join(faults))
 
 
 def batch_size(config: Config | SegmentConfig) -> tuple[str, int]:
-    """Name and value of the field that gives the examples of the global batch."""
+    """Return the name and the value of the field that holds the size of the global batch."""
     if isinstance(config, SegmentConfig):
         return "data.batch_images", config.data.batch_images
     return "data.batch_pairs", config.data.batch_pairs
 
 
 def _safely(holds: Callable[[Any], bool], value: Any) -> bool:
+    """Return whether a value is valid. A value of the wrong type is not."""
     try:
         return holds(value)
     except TypeError:

@@ -514,7 +514,7 @@ FAULTS = {
     "unknown section": (
         None,
         {"train_sections": ("a", "z")},
-        ("'z': no section", "sections.csv", "known are", ": a"),
+        ("'z': no section", "sections.csv", "sections of the split train are", ": a"),
     ),
     "section of another split": (None, {"train_sections": ("b",)}, ("'b': its split is val",)),
     "section without label": (

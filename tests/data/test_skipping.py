@@ -326,7 +326,7 @@ def test_if_nothing_can_be_read_it_stops(config):
         truncate(section.image)
     skipped = Skipped()
     error = until_error(pair_train_batches(source, table, config, seed=0, skipped=skipped))
-    assert f"{TRIES + 1} examples in a row cannot be read; the last: section" in str(error)
+    assert f"{TRIES + 1} examples in a row cannot be read. The last error: section" in str(error)
     with pytest.raises(InputError, match="examples in a row cannot be read"):
         fit_scales(source, table, skipped)
 
