@@ -1,4 +1,4 @@
-"""Batches: their order, their content, and what happens when a section cannot be read."""
+"""Test the order and content of batches of pairs, and the error if a section is unreadable."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_patch_is_centered_on_its_point(config, table, source):
 
 
 def test_order_is_that_of_the_seed_alone(config, table, source):
-    """1, 2 and 4 processes see the same global batches; threads and a late start change nothing."""
+    """Global batches do not depend on the number of processes or threads or on the first step."""
     whole = [pair_train_batches(source, table, config, seed=5)[k] for k in range(3)]
     for processes in (2, 4):
         parts = [
@@ -156,7 +156,7 @@ def test_wrong_size_is_refused(config):
 
 
 def test_unreadable_section_is_named(tiny_brain, config, tmp_path):
-    """A section that is cut off while training: file, section and patch stand in the message."""
+    """If a section is truncated during training, the message names file, section and patch."""
     import dataclasses
     import shutil
 
