@@ -64,7 +64,7 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
     data, model, augment, optim = config.data, config.model, config.augment, config.optim
     rules: list[Rule] = [
         ("seed", config.seed, lambda v: type(v) is int and 0 <= v < 2**32, "0 ... 2**32 - 1"),
-        ("data.brains", data.brains, _names, "folders with a brain.toml; of several: ('a', 'b')"),
+        ("data.brains", data.brains, _names, "folders with a brain.toml, as ('a', 'b')"),
         ("data.um_per_px", data.um_per_px, _positive, "micrometers above 0"),
         ("data.threads", data.threads, _whole(1), "at least 1"),
         ("weights", config.weights, ("last", "best").__contains__, "last or best"),
@@ -88,8 +88,8 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
         rules.append((f"model.{name}", getattr(model, name), _whole(1), "at least 1"))
     for name in ("brightness", "noise"):
         rules.append((f"augment.{name}", getattr(augment, name), _not_negative, "0 or more"))
-    for number, term in enumerate(config.loss.terms):
-        field = f"loss.terms[{number}]"
+    for index, term in enumerate(config.loss.terms):
+        field = f"loss.terms[{index}]"
         rules.append((f"{field}.function", term.function, callable, "a function"))
         rules.append((f"{field}.weight", term.weight, math.isfinite, "a finite number"))
     if config.scales is not None:
@@ -126,7 +126,7 @@ def _segment_rules(config: Any) -> list[Rule]:
         ("eval_images", config.eval_images, _whole(1), "at least 1"),
         ("data.image_px", data.image_px, _whole(1), "at least 1"),
         ("data.batch_images", data.batch_images, _whole(1), "at least 1"),
-        ("data.train_sections", data.train_sections, _texts, "names of sections: ('a', 'b')"),
+        ("data.train_sections", data.train_sections, _texts, "names of sections, as ('a', 'b')"),
         ("encoder_rate", config.encoder_rate, _not_negative, "0 (frozen) or more"),
         ("init_from", config.init_from, _none_or(bool), "the folder of a pre-training run"),
     ]
@@ -163,5 +163,5 @@ def _segment_fields(config: Any) -> list[str]:
     except ValueError as error:
         return [f"data.image_px = {config.data.image_px}: {error}"]
     if config.init_from is not None and config.scales is not None:
-        return ["scales: those of init_from are taken; leave the field out"]
+        return ["scales: those of init_from are taken, so leave the field out"]
     return []

@@ -101,24 +101,24 @@ class SegmentSource:
 
     def read_image(self, window: Window) -> np.ndarray:
         """Read the image of a window, uint8 [image_px, image_px, 1]. Outside, it is background."""
-        table, place = self._table, (window.row, window.column)
+        table, corner = self._table, (window.row, window.column)
         with self._named(window, "image") as section:
             return windows.read_image(
-                section.image, table.um_per_px, table.geometry, *place, table.side
+                section.image, table.um_per_px, table.geometry, *corner, table.side
             )
 
     def read_label(self, window: Window) -> np.ndarray:
         """Read the labels of a window, uint8 [side, side], 255 where not annotated or outside."""
-        table, place = self._table, (window.row, window.column)
+        table, corner = self._table, (window.row, window.column)
         with self._named(window, "label") as section:
-            return windows.read_label(section.label, table.factor, *place, table.side)
+            return windows.read_label(section.label, table.factor, *corner, table.side)
 
     def read_atlas(self, window: Window) -> np.ndarray:
         """Read the atlas of a window, uint8 [a, a, areas]. Outside of the section, it is 0."""
-        table, place = self._table, (window.row, window.column)
+        table, corner = self._table, (window.row, window.column)
         with self._named(window, "atlas") as section:
             assert section.atlas is not None, "the table was opened without atlas"
-            return windows.read_atlas(section.atlas, table.geometry, *place, table.side)
+            return windows.read_atlas(section.atlas, table.geometry, *corner, table.side)
 
     @contextlib.contextmanager
     def _named(self, window: Window, kind: str) -> Iterator[AnnotatedSection]:
