@@ -1,7 +1,7 @@
-"""A trained network for arrays in memory: `jaxcyto.load`, `Network.embed`, `Network.segment`.
+"""Apply a trained network to arrays in memory: `load`, `Network.embed` and `Network.segment`.
 
-Whole brains are for the commands `explore` and `predict`, which read and write files piece by
-piece. See docs/python.md.
+For whole brains, use the commands `explore` and `predict`, which read and write files in parts. See
+docs/python.md.
 """
 
 import os
@@ -19,25 +19,25 @@ from jaxcyto.runs.load import PretextRun, SegmentRun, load_run
 
 
 def load(path: str | os.PathLike) -> "Network":
-    """Loads a trained network.
+    """Load a trained network.
 
     Args:
-        path: the folder of a finished run, of either task; or an export (`jaxcyto export`), its
-            folder or its file.
+        path: folder of a finished run of either task, or folder or file of an export (`jaxcyto
+            export`).
 
     Raises:
-        InputError: neither of them, not finished, or damaged.
+        InputError: the path is neither a run nor an export, or it is unfinished or damaged.
     """
     return Network(load_run(path))
 
 
 class Segmentation(NamedTuple):
-    """What the network says of a section of H x W px, on pixels of `Network.out_um`.
+    """A predicted map of a section, with pixels of `Network.out_um`.
 
     Attributes:
-        classes: uint8 [h, w], indices into `Network.classes`; where no tissue is near, the class of
-            kind "background", or 255 if there is none.
-        probabilities: uint8 [classes, h, w], 255 = probability 1; None if not asked for.
+        classes: indices into `Network.classes`, uint8 [h, w]. Where no tissue is near, the class is
+            the one of kind "background", or 255 if there is none.
+        probabilities: uint8 [classes, h, w], 255 = probability 1, or None if not requested.
     """
 
     classes: np.ndarray
@@ -45,20 +45,20 @@ class Segmentation(NamedTuple):
 
 
 class Network:
-    """A trained network, made by `load`; of one of two tasks.
+    """A trained network of one of the two tasks, as returned by `load`.
 
-    It is compiled once for inputs of one size.
+    The first call with inputs of a new size compiles the network for this size.
 
     Attributes:
-        run: all that is known of it; `run.model` and `run.variables` are the Flax module and its
-            parameters, for use without this class.
+        run: the loaded run. `run.model` and `run.variables` are the Flax module and its variables,
+            for use without this class.
     """
 
     def __init__(self, run: PretextRun | SegmentRun):
-        """Wraps a network.
+        """Wrap a network.
 
         Args:
-            run: as `runs.load_run` gives it.
+            run: result of `runs.load_run`.
         """
         self.run = run
         self._predictors: dict[tuple[int, bool], Predictor] = {}
@@ -68,63 +68,63 @@ class Network:
 
     @property
     def task(self) -> str:
-        """Which it was trained for: "pre-training" (`embed`) or "segmentation" (`segment`)."""
+        """Task of the network: "pre-training" (use `embed`) or "segmentation" (use `segment`)."""
         return "segmentation" if isinstance(self.run, SegmentRun) else "pre-training"
 
     @property
     def um_per_px(self) -> float:
-        """Resolution of the input, micrometers per pixel."""
+        """Resolution of the input in micrometers per pixel."""
         return self.run.um_per_px
 
     @property
     def patch_px(self) -> int:
-        """Side of the patches that `embed` takes.
+        """Side of the patches that `embed` takes, in pixels.
 
         Raises:
-            InputError: a segmentation network.
+            InputError: this is a segmentation network.
         """
         return self._pretext().patch_px
 
     @property
     def classes(self) -> tuple[AreaClass, ...]:
-        """Name, color and kind of each class of `segment`; its index is the class number.
+        """Name, color and kind of each class, in the order of the indices in class maps.
 
         Raises:
-            InputError: a pre-training network.
+            InputError: this is a pre-training network.
         """
         return self._segment().classes
 
     @property
     def out_um(self) -> float:
-        """Side of a pixel of what `segment` gives, micrometers.
+        """Pixel size of the class maps of `segment` in micrometers.
 
         Raises:
-            InputError: a pre-training network.
+            InputError: this is a pre-training network.
         """
         return self._segment().out_um
 
     def embed(self, patches: np.ndarray) -> Embedding:
-        """Features and predicted positions of patches, computed on all local devices.
+        """Compute features and predicted positions of patches, on all local devices.
 
         Args:
-            patches: uint8 [N, s, s], gray, s = `patch_px`, at `um_per_px`.
+            patches: gray values, uint8 [N, s, s], with s = `patch_px` and at `um_per_px`.
 
         Returns:
-            `features` float32 [N, F]: the squared Euclidean distance of two of them, times
-            `run.scales.distance_mm`, predicts the distance along the surface in mm. `coordinates`
-            float32 [N, 3] in mm, the first one |x| if `run.absolute_x`.
+            `features` float32 [N, F] and `coordinates_mm` float32 [N, 3]. The squared Euclidean
+            distance of two feature vectors times `run.scales.distance_mm` predicts the distance
+            along the surface in mm. The first coordinate is |x| if `run.absolute_x` is true.
 
         Raises:
-            InputError: a segmentation network, or patches of another kind or size.
+            InputError: this is a segmentation network, or the patches have another dtype or size.
         """
         run = self._pretext()
         patches = _gray("patches", patches, "[N, s, s]", 3)
         if patches.shape[1:] != (run.patch_px, run.patch_px):
             raise InputError(
                 f"patches: {patches.shape[1]} x {patches.shape[2]} px, but this network takes "
-                f"{run.patch_px} x {run.patch_px} px at {run.um_per_px:g} um/px; cut them so"
+                f"{run.patch_px} x {run.patch_px} px at {run.um_per_px:g} um/px"
             )
-        # few sizes, since each is compiled
+        # The batch size is a power of two, because each size is compiled once.
         return embed(run, patches, batch=min(BATCH, 1 << (len(patches) - 1).bit_length()))
 
     def segment(
@@ -135,26 +135,27 @@ class Network:
         background: int = 255,
         probabilities: bool = False,
     ) -> Segmentation:
-        """Segments a section, tile by tile as `jaxcyto predict` does.
+        """Segment a section in tiles, as `jaxcyto predict` does.
 
         Args:
-            image: uint8 [H, W], gray.
-            pixel_um: size of its pixels, micrometers; None: `um_per_px`.
+            image: gray values, uint8 [H, W].
+            pixel_um: pixel size of the image in micrometers. By default, it is `um_per_px`.
             background: gray value outside of the image and where there is no tissue.
-            probabilities: whether to return the probability of each class, too.
+            probabilities: whether to also return the probability of each class.
 
         Returns:
-            The class map, on pixels of `out_um`; the last ones may overhang.
+            The class map with pixels of `out_um`. The last row and column may extend beyond the
+            image.
 
         Raises:
-            InputError: a pre-training network, one that needs an atlas, or an image of another
-                kind.
+            InputError: this is a pre-training network, it needs an atlas, the image has another
+                dtype or number of dimensions, or an argument is out of range.
         """
         run = self._segment()
         if run.atlas_channels:
             raise InputError(
-                f"{run.path}: this network needs atlas images; segment by `jaxcyto predict`, which "
-                "reads those of the section table"
+                f"{run.path}: this network needs atlas images. Use `jaxcyto predict`, which reads "
+                "those of the section table"
             )
         image = _gray("image", image, "[H, W]", 2)
         if not 0 <= background <= 255:
@@ -166,30 +167,31 @@ class Network:
         if key not in self._predictors:
             self._predictors[key] = Predictor(run, *key)
         bands = list(self._predictors[key].section(source))
-        found = [band.probabilities for band in bands if band.probabilities is not None]
+        maps = [band.probabilities for band in bands if band.probabilities is not None]
         return Segmentation(
             np.concatenate([band.classes for band in bands]),
-            np.concatenate(found, axis=1) if probabilities else None,
+            np.concatenate(maps, axis=1) if probabilities else None,
         )
 
     def _pretext(self) -> PretextRun:
         if isinstance(self.run, PretextRun):
             return self.run
         raise InputError(
-            f"{self.run.path}: a segmentation network; patches are embedded by a pre-training one"
+            f"{self.run.path}: this is a segmentation network. Only pre-training networks embed "
+            "patches"
         )
 
     def _segment(self) -> SegmentRun:
         if isinstance(self.run, SegmentRun):
             return self.run
         raise InputError(
-            f"{self.run.path}: a pre-training network; fine-tune it for segmentation (train.py "
+            f"{self.run.path}: this is a pre-training network. Fine-tune it first (train.py "
             f"--config configs/segment.py --config.init_from={self.run.path})"
         )
 
 
 def _gray(name: str, images: np.ndarray, shape: str, dimensions: int) -> np.ndarray:
-    """The images as an array, if they are gray values of so many dimensions."""
+    """Return the images as an array after checking dtype, number of dimensions and size."""
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != dimensions or not all(images.shape[-2:]):
         raise InputError(

@@ -1,11 +1,12 @@
-"""Augmentation on the device: pure functions of a key and an image.
+"""Augment images on the device, by pure functions of a key and an image.
 
-A key is drawn for each example from (root key, step, number of the example), so that nothing
-depends on the composition of the batch, on devices, processes or workers.
+The key of an example depends on the root key, the step and the index of the example only. The
+result is therefore the same for any composition of the batch and any number of devices, processes
+and workers.
 
-Symmetries (flips, rotations by 90 degrees) act on uint8 and can be applied alike to image, atlas
-and label; intensities (contrast, brightness, blur, noise) act on the normalized image. A strength
-of zero takes the operation out of the program: it costs nothing and changes no bit.
+Symmetries (flips and rotations by 90 degrees) act on uint8, and the same symmetry can be applied
+to image, atlas and label. Intensity operations (contrast, brightness, blur and noise) act on the
+normalized image. An operation of zero strength is not compiled into the program.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Symmetry = dict[str, jax.Array]  # three bools: transpose, then flip rows, then flip columns
+Symmetry = dict[str, jax.Array]  # three bools: transpose, flip_rows, flip_columns
 
-MAX_BLUR_PX = 0.7  # [w, 1 - 2 w, w] has variance 2 w and stays a low pass up to w = 1 / 4
+# The kernel [w, 1 - 2 w, w] has variance 2 w and is a low-pass filter up to w = 1/4, which is a
+# standard deviation of 0.707 px.
+MAX_BLUR_PX = 0.7
 
 
 def example_keys(root_key: jax.Array, step: jax.Array | int, index: jax.Array) -> jax.Array:
-    """One key per example: fold_in(fold_in(root, step), index).
+    """Derive one key per example as fold_in(fold_in(root_key, step), index).
 
     Args:
         root_key: key of the run.
-        step: number of the training step.
-        index: [B] integer, number of each example in the data set.
+        step: index of the training step.
+        index: index of each example in the data set, integer [B].
 
     Returns:
         Keys [B].
@@ -37,9 +40,12 @@ def normalize(image: jax.Array, mean: float | jax.Array, std: float | jax.Array)
     """Standardize gray values 0 ... 255 to (image - mean) / std, float32.
 
     Args:
-        image: any shape.
+        image: array of any shape.
         mean: mean of the training set, gray values.
         std: standard deviation of the training set, gray values.
+
+    Returns:
+        float32, of the same shape.
     """
     return (image.astype(jnp.float32) - mean) / std
 
@@ -53,10 +59,11 @@ def normalize_atlas(atlas: jax.Array) -> jax.Array:
 
 
 def draw_symmetry(key: jax.Array, *, flip: bool, rotate: bool) -> Symmetry:
-    """Draws evenly from the group that the two switches span: 1, 4 or 8 members.
+    """Sample uniformly from the symmetry group that `flip` and `rotate` generate.
 
-    Flips alone give the four mirrorings of rows and columns, rotations alone the four rotations by
-    90 degrees, both together all eight symmetries of the square.
+    Flips alone generate four symmetries: mirroring rows, columns, both or neither. Rotations alone
+    generate the four rotations by multiples of 90 degrees. Both together generate all eight
+    symmetries of the square.
     """
     rows, columns, turn = jax.random.bernoulli(key, shape=(3,))
     no = jnp.zeros((), bool)
@@ -68,18 +75,21 @@ def draw_symmetry(key: jax.Array, *, flip: bool, rotate: bool) -> Symmetry:
 
 
 def apply_symmetry(image: jax.Array, symmetry: Symmetry, *, rotate: bool = True) -> jax.Array:
-    """Transposes and flips an image [H, W, ...] as drawn.
+    """Transpose and flip an image.
 
-    Written as selects between an image and its mirror image: under vmap, a switch over the eight
-    cases would compute all of them.
+    Each of the three operations selects between the image and its mirror image, because a switch
+    over the eight symmetries would compute all of them under vmap.
 
     Args:
         image: [H, W, ...], any dtype.
-        symmetry: what `draw_symmetry` returned.
-        rotate: whether `symmetry` may hold a transpose; False also takes images with H != W.
+        symmetry: result of `draw_symmetry`.
+        rotate: whether `symmetry` may hold a transpose. Without it, H and W may differ.
+
+    Returns:
+        [H, W, ...], of the same dtype.
 
     Raises:
-        ValueError: if `rotate` and the image is not square.
+        ValueError: `rotate` is set and the image is not square.
     """
     if rotate:
         if image.shape[0] != image.shape[1]:
@@ -101,29 +111,31 @@ def intensity(
     blur_px: float = 0.0,
     noise: float = 0.0,
 ) -> jax.Array:
-    """Changes contrast, brightness, sharpness and noise of a normalized image, in this order.
+    """Change contrast and brightness, blur, and add noise to a normalized image, in this order.
 
     Args:
         key: key of this image.
         image: [H, W, C] float, normalized.
-        brightness: an offset is drawn from [-brightness, brightness], in standard deviations of
-            the training set.
-        contrast: a factor is drawn from [1 - contrast, 1 + contrast]; the training mean (0) stays.
-        blur_px: the standard deviation of a 3x3 blur is drawn from [0, blur_px]; at most 0.7 px.
-        noise: standard deviation of white noise, in those of the training set.
+        brightness: half-width of the range [-brightness, brightness] of the offset, in standard
+            deviations of the training set.
+        contrast: half-width of the range [1 - contrast, 1 + contrast] of the factor. The factor
+            leaves the training mean (0) unchanged.
+        blur_px: upper limit of the standard deviation of a 3x3 blur, at most 0.7 px. The standard
+            deviation is drawn from [0, blur_px].
+        noise: standard deviation of white noise, in standard deviations of the training set.
 
     Returns:
         [H, W, C] float.
 
     Raises:
-        ValueError: if a strength is negative or the blur is too wide.
+        ValueError: a strength is negative or the blur is too wide.
     """
     if min(brightness, contrast, blur_px, noise) < 0 or blur_px > MAX_BLUR_PX:
         raise ValueError(
             f"strengths must not be negative, and blur_px not above {MAX_BLUR_PX}:"
             f" {brightness=}, {contrast=}, {blur_px=}, {noise=}"
         )
-    # One key for each operation, so that switching one off leaves the draws of the others.
+    # Each operation has its own key, so disabling one does not change the draws of the others.
     keys = jax.random.split(key, 4)
     if contrast:
         image = image * jax.random.uniform(keys[0], minval=1 - contrast, maxval=1 + contrast)
@@ -137,11 +149,16 @@ def intensity(
 
 
 def blur(image: jax.Array, std_px: jax.Array | float) -> jax.Array:
-    """Mild blur by [w, 1 - 2 w, w] along rows and columns, w = std_px^2 / 2; edges are repeated.
+    """Convolve rows and columns with [w, 1 - 2 w, w], where w = std_px^2 / 2.
+
+    Pixels outside of the image repeat the edge.
 
     Args:
         image: [H, W, C] float.
         std_px: standard deviation of the kernel, 0 ... 0.7 px.
+
+    Returns:
+        [H, W, C] float.
     """
     weight = jnp.square(std_px) / 2
     height, width = image.shape[:2]
@@ -168,25 +185,28 @@ def augment_patches(
     blur_px: float = 0.0,
     noise: float = 0.0,
 ) -> jax.Array:
-    """Normalizes and augments the patches of a batch of pairs.
+    """Normalize and augment the patches of a batch of pairs.
 
-    The two patches of a pair are drawn independently (an assumption: staining and cut differ
-    between them as they do between pairs).
+    The two patches of a pair are augmented independently. This is an assumption: staining and cut
+    differ within a pair as much as they do between pairs.
 
     Args:
-        keys: [B] from `example_keys`.
+        keys: keys [B] from `example_keys`.
         patches: uint8 [B, 2, H, W, C].
         mean: training mean, gray values.
         std: training standard deviation, gray values.
-        flip: mirror rows and columns.
-        rotate: rotate by multiples of 90 degrees (square patches only).
-        brightness: see `intensity`; as are contrast, blur_px and noise.
+        flip: whether to mirror rows and columns, each with probability 1/2.
+        rotate: whether to rotate by a random multiple of 90 degrees (square patches only).
+        brightness: see `intensity`.
         contrast: see `intensity`.
         blur_px: see `intensity`.
         noise: see `intensity`.
 
     Returns:
         float32 [B, 2, H, W, C].
+
+    Raises:
+        ValueError: a strength is out of range, or `rotate` is set and patches are not square.
     """
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -220,20 +240,25 @@ def augment_windows(
     rotate: bool = False,
     **strengths: float,
 ) -> tuple[jax.Array, ...]:
-    """Normalizes and augments the images of windows; what lies over them moves along.
+    """Normalize and augment the images of windows, and apply the same symmetry to their labels.
 
     Args:
-        keys: [B] from `example_keys`.
-        images: uint8 [B, H, W, C], and what covers the same window on other grids (label [B, h, w],
-            atlas [B, h', w', A]): one symmetry is drawn for all of them.
-        mean: training mean of the first, gray values.
-        std: training standard deviation of the first, gray values.
-        flip: mirror rows and columns.
-        rotate: rotate by multiples of 90 degrees (square windows only).
-        **strengths: of `intensity`, on the first alone.
+        keys: keys [B] from `example_keys`.
+        images: image uint8 [B, H, W, C], followed by arrays that cover the same windows on other
+            grids, such as label [B, h, w] and atlas [B, h', w', A]. One symmetry is drawn for all
+            arrays of a window.
+        mean: training mean of the image, gray values.
+        std: training standard deviation of the image, gray values.
+        flip: whether to mirror rows and columns, each with probability 1/2.
+        rotate: whether to rotate by a random multiple of 90 degrees (square windows only).
+        **strengths: strengths of `intensity`, which changes the image only.
 
     Returns:
-        The same tuple: the first as float32, the others in their own types.
+        The augmented arrays in the same order. The image is float32, and the others keep their
+        dtypes.
+
+    Raises:
+        ValueError: a strength is out of range, or `rotate` is set and windows are not square.
     """
 
     def one(key: jax.Array, image: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:

@@ -1,9 +1,9 @@
-"""Configuration: plain dataclasses, and the only place where a default lives.
+"""Define the configuration as plain dataclasses, which hold all default values.
 
 A config file (`configs/*.py`) defines `get_config()`, which returns a `Config` (pre-training) or a
-`SegmentConfig` (segmentation). Every field can be overridden on the command line:
-`--config.optim.learning_rate=0.02`, `--config.loss.terms[1].weight=0`. "Paper" below is Spitzer et
-al., MICCAI 2018 (arXiv 1806.05104). What it leaves open is marked as an assumption.
+`SegmentConfig` (segmentation). Every field can be overridden on the command line, for example with
+`--config.optim.learning_rate=0.02` or `--config.loss.terms[1].weight=0`. "Paper" below refers to
+Spitzer et al., MICCAI 2018 (arXiv 1806.05104). What it leaves open is marked as an assumption.
 """
 
 import dataclasses
@@ -17,84 +17,86 @@ import optax
 
 from jaxcyto import losses
 
-Array = Any  # numpy or JAX, float
+Array = Any  # NumPy or JAX array of floats
 
 FEATURES = 32  # width of the dense layer (paper, section 2)
 
 
 @dataclasses.dataclass
 class ModelConfig:
-    """The network. The defaults are the paper's size; `small()` is the other one."""
+    """The network. The defaults are the paper's network, and `small()` is a smaller one."""
 
-    stem_kernel: int = 5  # px; derived from the paper's counts
+    stem_kernel: int = 5  # px, derived from the paper's counts
     stem_stride: int = 4  # px
     widths: tuple[int, ...] = (16, 32, 64, 64, 128, 128)  # channels of each block
     features: int = FEATURES
-    dtype: str = "float32"  # of the convolutions: float32 or bfloat16; parameters stay float32
-    # Compute the inside of each block again for the gradient instead of keeping it: less memory,
-    # more time; for tiles or batches that do not fit otherwise.
+    dtype: str = "float32"  # of convolutions, or "bfloat16". Parameters are always float32.
+    # Recompute the activations inside each block for the gradient instead of storing them. This
+    # needs less memory and more time, for tiles or batches that would not fit otherwise.
     remat: bool = False
 
 
 def small() -> ModelConfig:
-    """The network for quickstart, tests and CPU experiments: 128 px at 16 um/px."""
+    """Return the network of the quickstart, tests and CPU experiments, for 128 px at 16 um/px."""
     return ModelConfig(stem_kernel=3, stem_stride=1, widths=(16, 32, 64, 64, 128))
 
 
 @dataclasses.dataclass
 class DataConfig:
-    """Which pairs, read how. Paths are relative to the working directory."""
+    """Pairs to train on and how to read them. Paths are relative to the working directory."""
 
-    brains: tuple[str, ...] = ()  # folders with a brain.toml; in a shell: "('a', 'b')"
+    brains: tuple[str, ...] = ()  # folders with a brain.toml, in a shell "('a', 'b')"
     pairs: str = "pairs.npz"  # file in each brain's folder, written by `jaxcyto pair`
     patch_px: int = 1019  # paper, section 2
     um_per_px: float = 2.0  # paper, section 2
-    batch_pairs: int = 32  # of the global batch (assumption); below 8, batch norm at 1x1 is noise
-    threads: int = 4  # readers, each of a batch; as many batches are read ahead
-    # What to do with a training example that cannot be read: "raise", or "skip": take another
-    # one, drawn from (seed, step). Validation and test always raise: fewer of them would be others.
+    # Size of the global batch (assumption). Below 8, batch normalization at 1x1 px is too noisy.
+    batch_pairs: int = 32
+    threads: int = 4  # each reads one batch, and as many batches are read ahead
+    # What happens if a training example cannot be read: "raise" stops the run, and "skip" draws
+    # another example, which depends only on the seed and the position in the training order.
+    # Validation and test always raise, because dropping examples would change the metric.
     on_error: str = "raise"
-    # Keep the training patches in the memory of each device (200,000 of 1019 px: 208 GB) and draw
-    # batches there: the same batches, without reading from disk.
+    # Hold all training patches in the memory of each device (208 GB for 200,000 patches of
+    # 1019 px) and draw the same batches from there instead of reading them from disk.
     on_device: bool = False
-    all_distances: bool = False  # add `all_distances` [2B, 2B] mm to each batch
-    absolute_x: bool = False  # |x| as target: mirrored hemispheres look alike
+    all_distances: bool = False  # add `all_distances_mm` [2B, 2B] to each batch
+    absolute_x: bool = False  # use |x| as target, because mirrored hemispheres look alike
 
 
 @dataclasses.dataclass
 class AugmentConfig:
-    """On-device augmentation (all of it an assumption). Zero strength switches a part off.
+    """Augmentation on the device, all of which is an assumption. Zero strength disables a part.
 
-    Brightness, contrast and blur should cover the differences of staining between sections: a
-    section has one staining and one place, so a network can learn places by heart from it.
+    Brightness, contrast and blur should cover the differences in staining between sections.
+    Otherwise a network can recognize a section, and thereby the position, from its staining.
     """
 
     flip: bool = True  # up-down and left-right, each with probability 1/2
     rotate: bool = True  # by a random multiple of 90 degrees
-    brightness: float = 0.4  # standard deviations of the input, uniform in +- this
-    contrast: float = 0.25  # relative, uniform in 1 +- this
-    blur_px: float = 0.5  # standard deviation of a blur, uniform in 0 ... this, at most 0.7
-    noise: float = 0.0  # standard deviation of white noise, in those of the input
+    brightness: float = 0.4  # in standard deviations of the input, uniform in +- this
+    contrast: float = 0.25  # factor, uniform in 1 +- this
+    blur_px: float = 0.5  # standard deviation in px, uniform in 0 ... this, at most 0.7
+    noise: float = 0.0  # standard deviation of white noise, in standard deviations of the input
 
 
 @dataclasses.dataclass
 class Term:
-    """A loss `function(outputs, batch) -> [B]` and its weight in the total."""
+    """A loss `function(outputs, batch) -> [B]` and its weight in the total loss."""
 
     function: Callable[..., Any]
     weight: float = 1.0
 
     def __iter__(self) -> Iterator[Any]:
-        """Unpacks like a pair, as `losses.total_loss` takes them."""
+        """Unpack like the pair (function, weight), the form that `losses.total_loss` takes."""
         return iter((self.function, self.weight))
 
 
 @dataclasses.dataclass
 class LossConfig:
-    """total = sum of weight * mean(term) + weight_decay * ||kernels||^2 (paper, section 2).
+    """The total loss, sum of weight * mean(term) + weight_decay * ||kernels||^2 (paper, section 2).
 
-    The weights 1, alpha = 10 and lambda = 0.001 are the paper's. The outer form (here l1), the
-    scaled units and decaying kernels only are assumptions.
+    The weights 1, alpha = 10 and lambda = 0.001 are the paper's. It is an assumption that the outer
+    form is l1, that targets are scaled, and that only kernels decay.
     """
 
     terms: tuple[Term, ...] = dataclasses.field(
@@ -108,14 +110,16 @@ class LossConfig:
 
 @dataclasses.dataclass
 class OptimConfig:
-    """SGD with Nesterov momentum 0.9 as in the first author's later tutorial (assumption).
+    """The optimizer. The default is SGD with Nesterov momentum 0.9 (assumption).
 
-    For short runs of the small network take Adam at 0.002, as the quickstart does: after 850 steps
-    on a phantom its errors are 6.3 and 4.7 mm (distance, position), SGD's 7.0 and 5.4; four times
-    that rate makes little difference, a quarter learns slower (docs/results.md, one seed).
+    The first author's later tutorial uses it. For short runs of the small network, use Adam with a
+    learning rate of 0.002 as in the quickstart. After 850 steps on a phantom, its errors in
+    distance and position are 6.3 and 4.7 mm, and those of SGD are 7.0 and 5.4 mm. Four times this
+    learning rate makes little difference, and a quarter of it learns more slowly (docs/results.md,
+    one seed).
     """
 
-    # any optax optimizer; it is called with the learning rate
+    # any optax optimizer, which is called with the learning rate
     optimizer: Callable[..., optax.GradientTransformation] = dataclasses.field(
         default=functools.partial(optax.sgd, momentum=0.9, nesterov=True)
     )
@@ -123,23 +127,24 @@ class OptimConfig:
     warmup_steps: int = 0
     decay: str = "cosine"  # to zero at the last step, or "constant"
     clip_norm: float | None = None  # global norm of the gradient
-    # Steps whose gradients are averaged for one update (`optax.MultiSteps`); warm-up counts
-    # updates. Batch norm sees the batch of a step, so this is not the same as larger batches.
+    # Number of steps whose gradients are averaged for one update (`optax.MultiSteps`). Warm-up
+    # counts updates. This differs from larger batches, because batch normalization uses the
+    # statistics of each step's batch.
     accumulate: int = 1
-    # Steps in a row that may be left out because loss or gradient is not finite (as a rule an
-    # overflow); one more stops the run.
+    # Number of consecutive steps that may be skipped because the loss or the gradient is not
+    # finite, which is usually an overflow. One more such step stops the run.
     skip_nonfinite: int = 0
 
 
 @dataclasses.dataclass
 class Scales:
-    """Units of the outputs and the inputs, fitted once on training data.
+    """Scales of the outputs and the input, fitted once on training data.
 
-    Predicted distance is in units of `distance_mm`, the mean training distance; coordinates
-    are mapped to [-1, 1] on each axis by the training range (an assumption, after a later public
-    script of the paper's circle); the input is standardized. Both units weigh the two terms, too.
-    On a phantom, distances in units four times as large were hardly learned, and a quarter as large
-    took from the coordinates what it gave to the distance (docs/results.md, one seed).
+    Distances are divided by `distance_mm`, the mean training distance. Coordinates are mapped from
+    the training range to [-1, 1] on each axis, which is an assumption based on a later public
+    script from the paper's group. The input is standardized. The scales also weight the two loss
+    terms. On a phantom, a distance unit four times as large left distances almost unlearned. A unit
+    a quarter as large improved distances at the expense of coordinates (docs/results.md, one seed).
     """
 
     distance_mm: float = 1.0
@@ -180,7 +185,7 @@ class Scales:
 
 @dataclasses.dataclass
 class InputScales:
-    """Standardization of the input, fitted on training data or taken over from pre-training."""
+    """Scales that standardize the input, fitted on training data or taken from pre-training."""
 
     input_mean: float = 0.0  # gray value
     input_std: float = 1.0
@@ -188,21 +193,21 @@ class InputScales:
 
 @dataclasses.dataclass
 class SegmentData:
-    """Which annotated sections, read how. Paths are relative to the working directory."""
+    """Annotated sections and how to read them. Paths are relative to the working directory."""
 
-    brains: tuple[str, ...] = ()  # folders with a brain.toml and equal classes; ('a', 'b')
-    train_sections: tuple[str, ...] = ()  # only these of the split "train"; (): all annotated
+    brains: tuple[str, ...] = ()  # folders with a brain.toml and equal classes, as ('a', 'b')
+    train_sections: tuple[str, ...] = ()  # annotated sections of the split "train", or () for all
     image_px: int = 2025  # side of a training image (Spitzer et al. 2017)
     um_per_px: float = 2.0  # paper, section 2
-    atlas: bool = False  # the second contracting path, fed by the sections' atlas images
-    batch_images: int = 8  # of the global batch (assumption)
-    threads: int = 4  # readers, each of a batch; as many batches are read ahead
-    on_error: str = "raise"  # or "skip", as `DataConfig.on_error`
+    atlas: bool = False  # whether a second contracting path reads the sections' atlas images
+    batch_images: int = 8  # size of the global batch (assumption)
+    threads: int = 4  # each reads one batch, and as many batches are read ahead
+    on_error: str = "raise"  # or "skip", see `DataConfig.on_error`
 
 
 @dataclasses.dataclass
 class Config:
-    """A pre-training run. `prepare(config)`, if given, makes the data once, before it is read."""
+    """A pre-training run. If given, `prepare(config)` makes the data before it is read."""
 
     seed: int = 0
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -215,12 +220,12 @@ class Config:
     steps: int | None = None  # overrides epochs
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps
-    eval_pairs: int = 512  # validation pairs looked at each time; the test uses all
-    batch_stats_steps: int = 100  # batches for re-estimated BN statistics (assumption)
-    checkpoint_every: int = 1000  # steps; also before each validation
-    keep: int = 2  # newest checkpoints kept, beside the one with the lowest validation error
-    # Which weights are written, tested and exported: those of the last step, or those of the
-    # checkpoint with the lowest validation error ("best"). results.json states the step.
+    eval_pairs: int = 512  # pairs per validation, while the test uses all
+    batch_stats_steps: int = 100  # batches that re-estimate BN statistics (assumption)
+    checkpoint_every: int = 1000  # steps, and before each validation
+    keep: int = 2  # newest checkpoints kept, plus the one with the lowest validation error
+    # Weights that are written, tested and exported: "last" takes those of the last step, and "best"
+    # those of the checkpoint with the lowest validation error. results.json states the step.
     weights: str = "last"
     # On the CPU, convolve in oneDNN where it is installed (x86-64 Linux). False uses XLA, as does
     # JAXCYTO_ONEDNN=0 in the environment. The results agree up to rounding.
@@ -230,9 +235,10 @@ class Config:
 
 @dataclasses.dataclass
 class SegmentConfig:
-    """Fine-tuning of a segmentation network; without `init_from` the random baseline.
+    """The training of a segmentation network, from pre-trained weights if `init_from` is given.
 
-    Batches do not depend on `init_from`, so that both are compared on the same ones.
+    Batches do not depend on `init_from`, so fine-tuning and training from scratch see the same
+    batches.
     """
 
     seed: int = 0
@@ -243,21 +249,23 @@ class SegmentConfig:
         default_factory=lambda: LossConfig(terms=(Term(losses.cross_entropy, 1.0),))
     )
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    scales: InputScales | None = None  # None: those of `init_from`, else fitted
-    init_from: str | None = None  # folder of a finished pre-training run, or an export of one
-    # Learning rate of what was taken over, relative to the rest's; 0: frozen. A tenth, since on a
-    # phantom's test sections the full rate gave a Dice of 0.13 instead of 0.23 after 300 steps,
-    # of 0.26 instead of 0.32 after 900 (docs/results.md, row "4 encoder 1", one seed).
+    scales: InputScales | None = None  # None: taken from `init_from`, else fitted
+    init_from: str | None = None  # a finished pre-training run, or an export
+    # Learning rate of the pre-trained layers relative to the others. 0 freezes them. The default
+    # is 0.1 because at 1 the Dice score on a phantom's test sections was 0.13 instead of 0.23
+    # after 300 steps, and 0.26 instead of 0.32 after 900 (docs/results.md, row "4 encoder 1",
+    # one seed).
     encoder_rate: float = 0.1
     steps: int = 10_000  # assumption
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps
-    eval_images: int = 16  # validation images, 2.5 times as wide, each time; the test uses all
-    batch_stats_steps: int = 50  # batches for re-estimated BN statistics (assumption)
-    checkpoint_every: int = 1000  # steps; also before each validation
-    keep: int = 2  # newest checkpoints kept, beside the one with the lowest validation error
-    # Which weights are written, tested and exported: those of the last step, or those of the
-    # checkpoint with the lowest validation error ("best"). results.json states the step.
+    # Images per validation, while the test uses all. They are 2.5 times as wide as in training.
+    eval_images: int = 16
+    batch_stats_steps: int = 50  # batches that re-estimate BN statistics (assumption)
+    checkpoint_every: int = 1000  # steps, and before each validation
+    keep: int = 2  # newest checkpoints kept, plus the one with the lowest validation error
+    # Weights that are written, tested and exported: "last" takes those of the last step, and "best"
+    # those of the checkpoint with the lowest validation error. results.json states the step.
     weights: str = "last"
     # On the CPU, convolve in oneDNN where it is installed (x86-64 Linux). False uses XLA, as does
     # JAXCYTO_ONEDNN=0 in the environment. The results agree up to rounding.
@@ -266,7 +274,7 @@ class SegmentConfig:
 
 
 def total_steps(config: Config, train_pairs: int) -> int:
-    """Steps of the whole run: `steps`, else `epochs` over the training pairs."""
+    """Return the number of steps of a run: `steps` if given, else `epochs` over the pairs."""
     if config.steps is not None:
         return config.steps
     return max(1, math.ceil(config.epochs * train_pairs / config.data.batch_pairs))

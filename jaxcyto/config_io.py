@@ -1,4 +1,4 @@
-"""Configs as plain JSON values, and their fields by name."""
+"""Convert configs to plain JSON values, and list and compare their fields."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from jaxcyto.config import Scales
 
 
 def field_paths(kind: Any) -> Iterator[str]:
-    """Every field of a config's class, dotted: data.brains, optim.learning_rate, ..."""
+    """Yield the dotted name of every field of a config class, such as optim.learning_rate."""
     types = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         yield field.name
@@ -20,7 +20,11 @@ def field_paths(kind: Any) -> Iterator[str]:
 
 
 def to_json(value: Any) -> Any:
-    """A config as plain JSON values; functions become "module:name" (with partial's arguments)."""
+    """Convert a config to plain JSON values.
+
+    Functions become "module:name". A `functools.partial` becomes a dict with its function and its
+    keyword arguments.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {field.name: to_json(getattr(value, field.name)) for field in fields}
@@ -37,15 +41,15 @@ def to_json(value: Any) -> Any:
 
 
 def scales_from_json(table: dict[str, Any]) -> Scales:
-    """The `scales` of a config.json.
+    """Create `Scales` from the field `scales` of config.json.
 
     Raises:
-        TypeError, ValueError, OverflowError: they are not such numbers.
+        TypeError, ValueError, OverflowError: a field is unknown, not a number or too large.
     """
 
     def number(key: str, value: Any) -> float:
         if not isinstance(value, int | float):
-            raise TypeError(f"{key} = {value!r} is no number")
+            raise TypeError(f"{key} = {value!r} is not a number")
         return float(value)
 
     values: dict[str, Any] = {
@@ -56,7 +60,7 @@ def scales_from_json(table: dict[str, Any]) -> Scales:
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Fields in which two `to_json` values differ, as "field: old -> new"."""
+    """List the fields in which two results of `to_json` differ, as "field: old -> new"."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line

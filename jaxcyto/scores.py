@@ -1,4 +1,4 @@
-"""Scores of predicted classes: together, by class, section by section; as plain values and text."""
+"""Score predicted classes as a whole, by class and by section, as plain values and as text."""
 
 from typing import Any
 
@@ -10,18 +10,26 @@ from jaxcyto.brain.sections.label_image import UNLABELED
 
 
 def scores(confusion: np.ndarray, classes: tuple[AreaClass, ...]) -> dict[str, Any]:
-    """`metrics.segmentation_scores` by the classes of a brain."""
+    """Compute `metrics.segmentation_scores` for the classes of a brain.
+
+    Args:
+        confusion: pixel counts [C, C or more], see `metrics.segmentation_scores`.
+        classes: the C classes of the brain.
+    """
     names, areas = [c.name for c in classes], [c.kind == "area" for c in classes]
     return metrics.segmentation_scores(confusion, names, areas)
 
 
 def confusion(predicted: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Annotated pixels by annotated and predicted class, int64 [C, C + 1]; last: no prediction.
+    """Count annotated pixels by annotated class (rows) and predicted class (columns).
 
     Args:
-        predicted: uint8 [h, w]; C and above: no prediction.
-        label: uint8 [h, w]; 255 = not annotated.
+        predicted: class indices, uint8 [h, w]. Values of C and above mean no prediction.
+        label: class indices, uint8 [h, w]. 255 means not annotated and is not counted.
         num_classes: C.
+
+    Returns:
+        int64 [C, C + 1]. The last column counts pixels without prediction.
     """
     counted = label != UNLABELED
     columns = np.minimum(predicted[counted].astype(np.int64), num_classes)
@@ -33,7 +41,12 @@ def confusion(predicted: np.ndarray, label: np.ndarray, num_classes: int) -> np.
 def sum_sections(
     by_section: dict[str, np.ndarray], classes: tuple[AreaClass, ...]
 ) -> dict[str, Any]:
-    """What results.json says of a test, from the confusion matrix [C, C] of each section."""
+    """Return the test entries of results.json from the confusion matrices of the sections.
+
+    Args:
+        by_section: confusion matrix [C, C or C + 1] of each section, by name.
+        classes: the C classes.
+    """
     total = np.sum(list(by_section.values()), axis=0)
     return {
         "test": scores(total, classes),
@@ -43,7 +56,7 @@ def sum_sections(
 
 
 def scores_table(results: dict[str, Any]) -> str:
-    """`sum_sections` as a short table: together, by class, by section."""
+    """Format the result of `sum_sections` as a short table: in total, by class and by section."""
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
@@ -58,9 +71,9 @@ def scores_table(results: dict[str, Any]) -> str:
         *(f"  {n:<{width - 2}}{number(v, '.3f'):>12}" for n, v in total["dice"].items()),
         f"{'section':<{width}}{'wrong, %':>12}{'Dice areas':>12}{'pixels':>12}",
     ]
-    for name, found in sections.items():
+    for name, section in sections.items():
         lines.append(
-            f"  {name:<{width - 2}}{number(found['err_seg_percent'], '.2f'):>12}"
-            f"{number(found['dice_macro_areas'], '.3f'):>12}{found['pixels']:>12}"
+            f"  {name:<{width - 2}}{number(section['err_seg_percent'], '.2f'):>12}"
+            f"{number(section['dice_macro_areas'], '.3f'):>12}{section['pixels']:>12}"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""All mistakes of a config at once, before any work depends on it."""
+"""Check a config and report all its mistakes at once, before any work depends on it."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,15 @@ from jaxcyto.config import Config, SegmentConfig
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
 
+# (name of the field, its value, predicate of valid values, description of valid values)
 Rule = tuple[str, Any, Callable[[Any], bool], str]
 
 
 def validate(config: Config | SegmentConfig) -> None:
-    """Checks every field that has a range.
+    """Check every field that has a range.
 
     Raises:
-        InputError: with one line for each field out of range.
+        InputError: fields are out of range. The message has one line for each of them.
     """
     segments = isinstance(config, SegmentConfig)
     rules = _common_rules(config) + (_segment_rules if segments else _pretext_rules)(config)
@@ -26,20 +27,21 @@ def validate(config: Config | SegmentConfig) -> None:
         for field, value, holds, expected in rules
         if not _safely(holds, value)
     ]
-    if not faults:
+    if not faults:  # the checks of sizes need a valid `config.model`
         faults = (_segment_fields if segments else _patch_size)(config)
     if faults:
         raise InputError("config: " + "\nconfig: ".join(faults))
 
 
 def batch_size(config: Config | SegmentConfig) -> tuple[str, int]:
-    """Name and value of the field that gives the examples of the global batch."""
+    """Return the name and the value of the field that holds the size of the global batch."""
     if isinstance(config, SegmentConfig):
         return "data.batch_images", config.data.batch_images
     return "data.batch_pairs", config.data.batch_pairs
 
 
 def _safely(holds: Callable[[Any], bool], value: Any) -> bool:
+    """Return whether a value is valid. A value of the wrong type is not."""
     try:
         return holds(value)
     except TypeError:
@@ -62,7 +64,7 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
     data, model, augment, optim = config.data, config.model, config.augment, config.optim
     rules: list[Rule] = [
         ("seed", config.seed, lambda v: type(v) is int and 0 <= v < 2**32, "0 ... 2**32 - 1"),
-        ("data.brains", data.brains, _names, "folders with a brain.toml; of several: ('a', 'b')"),
+        ("data.brains", data.brains, _names, "folders with a brain.toml, as ('a', 'b')"),
         ("data.um_per_px", data.um_per_px, _positive, "micrometers above 0"),
         ("data.threads", data.threads, _whole(1), "at least 1"),
         ("onednn", config.onednn, lambda v: type(v) is bool, "True or False"),
@@ -87,8 +89,8 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
         rules.append((f"model.{name}", getattr(model, name), _whole(1), "at least 1"))
     for name in ("brightness", "noise"):
         rules.append((f"augment.{name}", getattr(augment, name), _not_negative, "0 or more"))
-    for number, term in enumerate(config.loss.terms):
-        field = f"loss.terms[{number}]"
+    for index, term in enumerate(config.loss.terms):
+        field = f"loss.terms[{index}]"
         rules.append((f"{field}.function", term.function, callable, "a function"))
         rules.append((f"{field}.weight", term.weight, math.isfinite, "a finite number"))
     if config.scales is not None:
@@ -125,7 +127,7 @@ def _segment_rules(config: Any) -> list[Rule]:
         ("eval_images", config.eval_images, _whole(1), "at least 1"),
         ("data.image_px", data.image_px, _whole(1), "at least 1"),
         ("data.batch_images", data.batch_images, _whole(1), "at least 1"),
-        ("data.train_sections", data.train_sections, _texts, "names of sections: ('a', 'b')"),
+        ("data.train_sections", data.train_sections, _texts, "names of sections, as ('a', 'b')"),
         ("encoder_rate", config.encoder_rate, _not_negative, "0 (frozen) or more"),
         ("init_from", config.init_from, _none_or(bool), "the folder of a pre-training run"),
     ]
@@ -162,5 +164,5 @@ def _segment_fields(config: Any) -> list[str]:
     except ValueError as error:
         return [f"data.image_px = {config.data.image_px}: {error}"]
     if config.init_from is not None and config.scales is not None:
-        return ["scales: those of init_from are taken; leave the field out"]
+        return ["scales: those of init_from are taken, so leave the field out"]
     return []

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, strict rank promotion, and the optional folder of real data."""
+"""Set up eight fake CPU devices, strict rank promotion, and the data that tests share."""
 
 import os
 from pathlib import Path
@@ -12,9 +12,9 @@ from absl import flags
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiled once for all tests and workers, and, by the environment, for processes that tests start.
+# All tests and workers share one compilation cache. Child processes inherit it by the environment.
 CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
-SECONDS = "0.2"  # what compiles faster is not kept
+SECONDS = "0.2"  # programs that compile faster are not cached
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 )
@@ -28,7 +28,7 @@ if not flags.FLAGS.is_parsed():  # grain reads absl flags, which only app.run pa
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real data kept beside the checkout; absent on most machines."""
+    """Return the folder of real data beside the checkout, or skip the test if it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data beside the checkout ({folder.name} folder absent)")
@@ -37,7 +37,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_brain(tmp_path_factory) -> Path:
-    """A small phantom with patches of 32 px at 64 um/px, pairs and all distances."""
+    """Make a small phantom with patches of 32 px at 64 um/px, pairs and all distances."""
     from jaxcyto.brain.prepare import pair_brain, sample_brain
     from jaxcyto.phantom.make import make_phantom
     from jaxcyto.phantom.settings import PRESETS

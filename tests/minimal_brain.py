@@ -1,4 +1,4 @@
-"""A brain small enough to be broken in many ways: two spheres, three sections, one annotated."""
+"""Make a tiny brain of two spheres and three sections, one of them annotated, to be damaged."""
 
 from pathlib import Path
 
@@ -38,11 +38,11 @@ kind = "background"
 
 
 def make_ball(root: Path) -> Path:
-    """Writes the brain folder: sections at y = -2, 0 and 2 mm; the middle one is annotated."""
+    """Write the brain folder. Sections lie at y = -2, 0 and 2 mm. The middle one is annotated."""
     root.mkdir()
     (root / "brain.toml").write_text(TOML)
     number = np.arange(300) + 0.5
-    z, turn = 1 - number / 150, np.pi * (1 + 5**0.5) * number  # evenly spread on the sphere
+    z, turn = 1 - number / 150, np.pi * (1 + 5**0.5) * number  # Fibonacci sphere
     flat = np.sqrt(1 - z**2)
     sphere = np.stack([flat * np.cos(turn), flat * np.sin(turn), z], -1)
     faces = ConvexHull(sphere).simplices
@@ -73,7 +73,7 @@ def make_ball(root: Path) -> Path:
 
 
 def replace(path: Path, old: str, new: str) -> None:
-    """Replaces text that must stand in the file."""
+    """Replace the first occurrence of a text that the file must contain."""
     text = path.read_text()
     assert old in text, f"{old!r} is not in {path}"
     path.write_text(text.replace(old, new, 1))

@@ -1,4 +1,4 @@
-"""The folder of a finished pre-training run with random weights."""
+"""Write the folder of a finished pre-training run with random weights."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ SCALES = {
 
 
 def random_variables(model: SiameseNet, side: int, seed: int = 0) -> dict:
-    """Kernels as He et al. draw them; batch norm with statistics that are not the initial ones."""
+    """Draw kernels as He et al. do, and batch normalization that differs from its initial state."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -37,7 +37,7 @@ def random_variables(model: SiameseNet, side: int, seed: int = 0) -> dict:
 
 
 def write_run(root: Path, model: SiameseNet, side: int, um_per_px: float = 64.0) -> Path:
-    """Writes config.json and random weights."""
+    """Write config.json and random weights."""
     root.mkdir(parents=True)
     save_weights(root, random_variables(model, side))
     config = {

@@ -1,4 +1,4 @@
-"""The folder of a finished segmentation run with random weights."""
+"""Write the folder of a finished segmentation run with random weights."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def write_run(
     atlas: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Writes config.json and random weights, drawn here: nothing needs to be compiled."""
+    """Write config.json and random weights, which NumPy draws so that nothing is compiled."""
     geometry = Geometry.of(model)
     side = geometry.smallest_valid_size
     images = [jnp.zeros((1, side, side, 1))]
@@ -36,9 +36,9 @@ def write_run(
     rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        if len(leaf.shape) == 4:  # kernels, as He et al. draw them
+        if len(leaf.shape) == 4:  # kernels, drawn as by He et al.
             values = rng.normal(0, (2 / np.prod(leaf.shape[:3])) ** 0.5, leaf.shape)
-        else:  # of batch norm
+        else:  # batch normalization and biases
             values = rng.uniform(0.2, 1.0, leaf.shape)
         return values.astype(np.float32)
 

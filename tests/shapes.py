@@ -1,4 +1,4 @@
-"""Shapes that several tests use."""
+"""Make surfaces that several tests use."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from jaxcyto.brain.surfaces.surface import Surface
 
 
 def sphere(rings: int = 40) -> Surface:
-    """A unit sphere of latitude rings, closed at the poles by a vertex each."""
+    """Make a unit sphere of latitude rings, closed by one vertex at each pole."""
     theta = np.linspace(0, np.pi, rings + 1)[1:-1]
     around = 2 * rings
     phi = np.arange(around) * 2 * np.pi / around

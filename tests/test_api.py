@@ -1,4 +1,4 @@
-"""`import jaxcyto`: arrays give what the commands give, and the API says what it takes."""
+"""Test that the Python interface gives the same results as the commands and is documented."""
 
 import inspect
 import subprocess
@@ -52,7 +52,7 @@ def test_no_other_names():
 
 
 def public() -> list[tuple[str, object]]:
-    """Every function, class, method and property of the documented API."""
+    """List every function, class, method and property of the public API."""
     found: list[tuple[str, object]] = []
     for name in jaxcyto.__all__:
         value = getattr(jaxcyto, name)

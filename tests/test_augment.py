@@ -1,4 +1,4 @@
-"""Augmentation: identities, group laws, SciPy as peer, independence of the batch."""
+"""Test augmentation: identities, group laws, SciPy as reference, independence of the batch."""
 
 import functools
 import itertools
@@ -40,7 +40,7 @@ def test_zero_strength_is_only_normalizing(patches):
 
 
 def test_draws_depend_on_step_and_example_only(patches):
-    """Other neighbors, another order, another batch size: the same patch, bit for bit."""
+    """A patch is the same bit for bit in another order or batch size, or with other neighbors."""
     run = augment_all
     whole = run(keys(3, np.arange(6)), patches)
     order = np.array([5, 1, 3])
@@ -85,7 +85,7 @@ EIGHT = [*ROTATIONS, *(np.rot90(SQUARE[:, ::-1], k) for k in range(4))]
     ],
 )
 def test_draws_are_even_over_the_group(flip, rotate, members):
-    """Every draw is a member of NumPy's list, and 4000 draws hit each equally often."""
+    """Every draw equals one of NumPy's results, and 4000 draws hit each of them equally often."""
 
     def one(key):
         symmetry = augment.draw_symmetry(key, flip=flip, rotate=rotate)
@@ -99,7 +99,7 @@ def test_draws_are_even_over_the_group(flip, rotate, members):
 
 
 def test_symmetries_close_under_composition():
-    """Applying any two in turn gives one of the eight again; each has an inverse."""
+    """Any two in succession equal one of the eight, and each of them has an inverse."""
     bits = list(itertools.product([False, True], repeat=3))
     names = ("transpose", "flip_rows", "flip_columns")
     members = [dict(zip(names, map(jnp.asarray, b), strict=True)) for b in bits]
@@ -113,7 +113,7 @@ def test_symmetries_close_under_composition():
 
 
 def test_one_draw_moves_image_and_label_alike():
-    """Arrays of different size and type that show the same scene still do so afterwards."""
+    """Two arrays of different size and dtype that show the same scene still do so afterwards."""
     label = np.random.default_rng(2).integers(0, 9, (8, 8), dtype=np.uint8)
     image = np.repeat(np.repeat(label, 3, 0), 3, 1)[..., None].astype(np.float32)
     for key in jax.random.split(ROOT, 8):
@@ -193,7 +193,7 @@ def test_strengths_out_of_range(wrong):
 
 
 def test_image_label_and_atlas_move_together():
-    """One picture on three grids: after any symmetry the three still show the same."""
+    """The same picture on three grids is still the same picture after any symmetry."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 200, (16, 6, 6)).astype(np.uint8)
     image = np.repeat(np.repeat(label, 4, axis=1), 4, axis=2)[..., None]

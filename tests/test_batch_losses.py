@@ -1,4 +1,4 @@
-"""Losses over all patches of a batch, against plain loops and scikit-learn."""
+"""Test losses over all patches of a batch against plain loops and scikit-learn."""
 
 import functools
 
@@ -25,7 +25,7 @@ def outputs() -> dict:
 
 @pytest.fixture
 def distances() -> np.ndarray:
-    """Along a line, mm; the patches of a pair are near, those of the last hemisphere all are."""
+    """Return distances along a line in mm. Pairs are near, and so is all of the last hemisphere."""
     place = np.array([0, 1, 5, 6, 20, 21.5, 21, 40, 0, 0.5, 1, 1.5])
     distances = np.abs(place[:, None] - place).astype(np.float32)
     distances[ACROSS] = np.inf
@@ -92,7 +92,7 @@ def test_gradients_are_finite_where_features_vanish_or_nobody_is_near(outputs, d
 
 
 def test_features_that_follow_the_place_cost_less(distances):
-    """Directions that turn with the place, against the same ones shuffled."""
+    """Features whose direction turns with the position cost less than the same ones shuffled."""
     angle = np.array([0, 1, 5, 6, 20, 21.5, 21, 40, 0, 0.5, 1, 1.5]) * np.pi / 40
     good = np.stack([np.cos(angle), np.sin(angle)], -1).reshape(B, 2, 2).astype(np.float32)
     batch = {"all_distances_mm": jnp.asarray(distances)}

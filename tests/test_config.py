@@ -1,4 +1,4 @@
-"""Configs load, travel through JSON, and refuse what is misspelled."""
+"""Test that configs load and convert to JSON, and that misspelled names are refused."""
 
 import dataclasses
 import functools
@@ -92,7 +92,7 @@ def test_any_optax_optimizer_and_clipping():
 
 
 def test_accumulated_steps_are_one_update_by_the_mean_gradient():
-    """Clipped after the mean; the schedule counts updates; steps between change nothing."""
+    """Clipping follows the mean, the schedule counts updates, and other steps change nothing."""
     import jax.numpy as jnp
 
     config = C.OptimConfig(optimizer=optax.sgd, learning_rate=1.0, clip_norm=1.0)
@@ -175,7 +175,7 @@ def test_missing_flags_are_named_with_an_example():
     assert done.stderr.startswith("error: --config missing, as in: python train.py --config ")
 
 
-# Forks for each start: most of the seconds that one takes are imports.
+# Fork for each start of train.py, because imports take most of its time.
 STARTS = """
 import json, os, runpy, sys, warnings
 import absl.app, grain, ml_collections, optax
@@ -185,7 +185,7 @@ for line in sys.stdin:
     sys.argv = json.loads(line)
     read, write = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of forks; nothing has started a thread
+        warnings.simplefilter("ignore")  # about forks, which is safe as no thread has started
         child = os.fork()
     if child == 0:
         os.dup2(write, 2)
@@ -204,14 +204,14 @@ for line in sys.stdin:
 
 @functools.cache
 def starts() -> subprocess.Popen:
-    """A process that starts train.py; it ends with this one, which closes its input."""
+    """Start a process that runs train.py on request. It ends when this process closes its input."""
     command = [sys.executable, "-c", STARTS]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
 
 
 def refused(config, workdir, *arguments) -> str:
-    """The one line of a start that ends with status 2."""
+    """Run train.py, check that it ends with status 2, and return its one line of output."""
     process = starts()
     assert process.stdin is not None and process.stdout is not None
     argv = ["train.py", "--config", str(config), f"--workdir={workdir}", *arguments]

@@ -1,4 +1,4 @@
-"""Every command of README, docs and docstrings names things that exist, with options that exist."""
+"""Test that the commands in README, docs and docstrings use existing files and options."""
 
 import dataclasses
 import importlib.util
@@ -23,10 +23,10 @@ COMMAND = re.compile(
 
 
 def commands() -> list[tuple[str, str]]:
-    """(file, command without its comment), of code blocks, docstrings and inline code."""
+    """List (file, command without comment) of code blocks, docstrings and inline code."""
     found = []
     for path in [*PAGES, *SOURCES]:
-        text = re.sub(r"\\\\?\n\s*", " ", path.read_text())  # lines that go on
+        text = re.sub(r"\\\\?\n\s*", " ", path.read_text())  # continued lines
         pieces = [line.strip() for line in text.splitlines() if re.match(r"( {4}|srun|jaxc)", line)]
         pieces += re.findall(r"`([^`\n]+)`", text)
         for piece in pieces:
@@ -45,21 +45,21 @@ def test_there_are_commands_of_each_kind():
 
 @pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("jaxcyto")])
 def test_jaxcyto(page, command):
-    """Parsed by the command line itself; shell variables stand for the number 3."""
+    """The command line itself parses the command. Shell variables are replaced by the number 3."""
     name, *arguments = shlex.split(re.sub(r"\$\(\(.*?\)\)|\$\w+", "3", command))[1:]
     assert name in main.commands, f"{page}: {command}"
     known = main.commands[name]
-    if arguments and arguments[0].startswith("--"):  # only names an option
+    if arguments and arguments[0].startswith("--"):  # the text only names an option
         options = {option for parameter in known.params for option in parameter.opts}
         assert {flag for flag in arguments if flag.startswith("--")} <= options
     elif arguments and "..." not in arguments:
-        parent = click.Context(main, **main.context_settings)  # as from the command line
+        parent = click.Context(main, **main.context_settings)  # as on the command line
         known.make_context(name, arguments, parent=parent)
 
 
 @pytest.mark.parametrize(("page", "command"), [c for c in COMMANDS if c[1].startswith("train.py")])
 def test_train(page, command):
-    """Config files exist; overridden fields exist in what they return."""
+    """Config files exist, and their configs have the overridden fields."""
     arguments = shlex.split(command)[1:]
     config: Any = None
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -87,7 +87,7 @@ def load(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # its dataclasses look there
+    sys.modules[path.stem] = module  # its dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 

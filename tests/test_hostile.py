@@ -1,6 +1,7 @@
-"""Files made to do harm: refused in words, with nothing opened, unpacked or run for their sake.
+"""Test that harmful files are refused with a message, and that nothing in them is executed.
 
-What `benchmarks/robustness/fuzz/run.py` found is kept here, one small input each.
+Nor do they cause other files to be opened or large amounts of data to be unpacked. Inputs that
+`benchmarks/robustness/fuzz/run.py` has discovered are kept here in a small form.
 """
 
 import base64
@@ -54,7 +55,7 @@ MIB = 1 << 20
 
 
 def refused(read, path: Path, most: int = 64 * MIB) -> str:
-    """The message of an InputError that names the file, raised without large allocations."""
+    """Return the message of the InputError, which names the file, and check the memory used."""
     tracemalloc.start()
     try:
         with pytest.raises(InputError) as caught:
@@ -84,7 +85,7 @@ def with_entities(declarations: str, use: str) -> str:
     return text.replace("</Data>", f"{use}</Data>", 1)
 
 
-# --- GIFTI: entities, other files, bombs ---
+# --- GIFTI: entities, other files, decompression bombs ---
 
 LAUGHS = '<!ENTITY a0 "lol">' + "".join(
     f'<!ENTITY a{k} "{f"&a{k - 1};" * 10}">' for k in range(1, 10)
@@ -150,10 +151,10 @@ def test_reading_allocates_no_more_than_the_file(tmp_path):
 
 
 BAD_MESHES = {
-    # meshio looks for the next line without end
+    # meshio would search for the next line forever
     "off without counts": (b"OFF\n# made by hand\n", "not a surface"),
     "ply without end": (b"ply\nformat ascii 1.0\ncomment\n", "does not end"),
-    # of formats that would open further files, or allocate by a number in them
+    # formats that would open other files, or allocate memory by a count in the file
     "gmsh": (b"$MeshFormat\n4.1 0 8\n$EndMeshFormat\n", "not a surface in a known format"),
     "abaqus": (b"*HEADING\n*INCLUDE, INPUT=/etc/passwd\n", "not a surface in a known format"),
     "xdmf": (b"<Xdmf><DataItem>/etc/passwd</DataItem></Xdmf>", "no surface format"),
@@ -182,7 +183,7 @@ def annot(codes=(0, 1, 2, 7), entries: int = 3, length: int = 2) -> bytes:
 def test_annot(tmp_path):
     path = tmp_path / "lh.annot"
     path.write_bytes(annot())
-    # The code 7 is of no area; it must not become the area with the nearest code.
+    # No area has the code 7. It must not become the area with the nearest code.
     np.testing.assert_array_equal(read_labels(path, 4), [-1, 1, 2, -1])
     for data in (annot(entries=1 << 29), annot(length=1 << 30), annot()[:-6], annot(length=-1)):
         path.write_bytes(data)
@@ -191,9 +192,9 @@ def test_annot(tmp_path):
 
 def test_text_labels(tmp_path):
     path = tmp_path / "areas.txt"
-    path.write_bytes(b"1 " * 50_000 + b"1" * 50_000)  # as an array of equal words: 5 GB
+    path.write_bytes(b"1 " * 50_000 + b"1" * 50_000)  # 5 GB as a NumPy array of text
     assert re.search("over 64 letters", refused(lambda path: read_labels(path, 50_001), path))
-    path.write_bytes(b"1" * 200_000 + b"x")  # took minutes to recognize
+    path.write_bytes(b"1" * 200_000 + b"x")  # parsing this once took minutes
     assert re.search("not labels", refused(lambda path: read_labels(path, 4), path))
 
 
@@ -209,7 +210,7 @@ def header(kind: str = "<f4", shape: str = "(2, 2, 3)") -> str:
 
 
 class Touch:
-    """Makes a file where it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -255,7 +256,7 @@ def plain(value) -> bytes:
 
 
 def with_size(path: Path, size: int) -> None:
-    """Lets the directory of an archive state another size of its first member."""
+    """Change the size of the first member that the directory of an archive states."""
     data = bytearray(path.read_bytes())
     start = data.index(b"PK\1\2")
     data[start + 20 : start + 28] = struct.pack("<2I", size, size)
@@ -352,7 +353,7 @@ def test_pairs_are_sound(tmp_path):
         )
 
 
-# --- out of the brain's folder ---
+# --- paths that leave the brain's folder ---
 
 
 def test_links_and_paths_out_of_the_folder(tmp_path):
@@ -361,7 +362,7 @@ def test_links_and_paths_out_of_the_folder(tmp_path):
     outside.write_bytes((root / "a.tif").read_bytes())
     (root / "link.tif").symlink_to(outside)
     (root / "up").symlink_to(tmp_path)
-    (root / "inner.tif").symlink_to(root / "a.tif")  # inside: may be used
+    (root / "inner.tif").symlink_to(root / "a.tif")  # allowed, because its target is inside
     table = (root / "sections.csv").read_text()
     for name in ("../outside.tif", str(outside), "link.tif", "up/outside.tif", "up/ball/../x.tif"):
         (root / "sections.csv").write_text(table.replace("a.tif", name))
@@ -405,13 +406,13 @@ def image() -> np.ndarray:
 
 
 def set_tags(path: Path, values: dict[int, int]) -> None:
-    """Writes values in place of those of tags, whatever it leads to."""
+    """Overwrite the values of tags, even if the file becomes invalid."""
     with tifffile.TiffFile(path) as tiff:
         tags = tiff.pages[0].tags
-        places = {tag: (tags[tag].valueoffset, tags[tag].dtype) for tag in values}
+        offsets = {tag: (tags[tag].valueoffset, tags[tag].dtype) for tag in values}
     with open(path, "r+b") as file:
-        for tag, (place, kind) in places.items():
-            file.seek(place)
+        for tag, (offset, kind) in offsets.items():
+            file.seek(offset)
             file.write(struct.pack({3: "<H", 4: "<I", 5: "<II"}[kind], *np.atleast_1d(values[tag])))
 
 
@@ -443,7 +444,7 @@ BAD_TIFF = {
         "",
     ),
     "pixels of nothing": (TILES | {"resolution": (1, 1, 3)}, {282: (2**32 - 1, 1)}, ""),
-    "pixels of a kilometre": (TILES | {"resolution": (1, 1, 3)}, {282: (1, 2**32 - 1)}, ""),
+    "pixels of a kilometer": (TILES | {"resolution": (1, 1, 3)}, {282: (1, 2**32 - 1)}, ""),
 }
 
 
@@ -461,7 +462,8 @@ def test_tiff(tmp_path, case):
 
 def test_sides_over_a_million(tmp_path):
     path = tmp_path / "a.tif"
-    tifffile.imwrite(path, np.zeros((1, 70_000), np.uint8))  # too wide for a short number
+    # A width of more than 16 bits makes tifffile write a 32-bit tag, which `set_tags` overwrites.
+    tifffile.imwrite(path, np.zeros((1, 70_000), np.uint8))
     set_tags(path, {256: 1 << 21})
     assert re.search("a plane of up to 1048576 px", refused(read_some, path, 2 * MIB))
 
@@ -481,7 +483,7 @@ def test_other_files_of_an_ome_tiff_are_not_opened(tmp_path):
     with tifffile.TiffFile(path) as tiff:
         ome = tiff.ome_metadata
     assert ome is not None
-    os.mkfifo(tmp_path / "b.ome.tif")  # opening it would wait for ever
+    os.mkfifo(tmp_path / "b.ome.tif")  # opening it would block forever
     uuid = '<UUID FileName="b.ome.tif">urn:uuid:00000000-0000-0000-0000-000000000000</UUID>'
     data = f'<TiffData IFD="0" PlaneCount="1">{uuid}</TiffData>'
     ome = re.sub(r"<TiffData[^>]*/>|<TiffData.*?</TiffData>", data, ome, flags=re.S)
@@ -556,7 +558,7 @@ def test_geodesic_cache(tmp_path, cache, case):
         arrays[name] = change(arrays[name])
     with np.errstate(all="ignore"):
         surface = Surface(arrays["vertices"], arrays["faces"])
-    arrays["key"] = np.array(oracle_key(surface, settings))  # who writes the file knows the hash
+    arrays["key"] = np.array(oracle_key(surface, settings))  # an attacker can compute the hash
     path = tmp_path / "oracle.npz"
     np.savez(path, **arrays)
     assert re.search(message, refused(geodesics.load, path))
@@ -643,11 +645,11 @@ def test_metrics(tmp_path):
         assert read_metrics(path) == [{"step": 1, "loss": 0.5}]
 
 
-# --- the whole ---
+# --- the whole package ---
 
 
 def test_nothing_is_unpickled_or_evaluated():
-    """Configs are Python and run as such, by ml_collections in train.py; nothing else is run."""
+    """Only configs are executed, which are Python files that ml_collections runs in train.py."""
     words = r"\b(eval|exec)\(|\bimport (pickle|marshal|shelve|joblib)|allow_pickle=True|yaml"
     for path in (*ROOT.glob("jaxcyto/**/*.py"), ROOT / "train.py"):
         assert not re.search(words, path.read_text()), path

@@ -1,4 +1,4 @@
-"""The structure that CONTRIBUTING describes: no arrow back, no circle, no crowded folder."""
+"""Test the layout that CONTRIBUTING describes: order of imports, no cycles, small folders."""
 
 import ast
 import subprocess
@@ -20,7 +20,7 @@ NO_JAX = ("utils", "brain", "phantom", "cli")
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name; a package by that of its face."""
+    """Map dotted names to the modules of the package. A folder's name maps to its __init__.py."""
     paths = sorted(PACKAGE.glob("**/*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
     return dict(zip((name.removesuffix(".__init__") for name in names), paths, strict=True))
@@ -30,7 +30,7 @@ MODULES = modules()
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of the package that a file imports, wherever in it."""
+    """Return the modules of the package that a file imports, at any level."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -68,7 +68,7 @@ def test_no_circle():
     done: set[str] = set()
     while rest := MODULES.keys() - done:
         free = {name for name in rest if ARROWS[name] <= done}
-        assert free, f"each of these waits for another: {sorted(rest)}"
+        assert free, f"these modules import each other in a cycle: {sorted(rest)}"
         done |= free
 
 
@@ -101,7 +101,7 @@ def test_rooms_without_jax_do_not_name_it(module):
     ],
 )
 def test_a_door_does_not_bring_the_whole_house(code):
-    """No face imports JAX, matplotlib or scikit-learn for those who do not need them."""
+    """Importing a folder does not import JAX, matplotlib or scikit-learn before they are needed."""
     heavy = {"jax", "matplotlib", "sklearn"}
     if code.startswith("import jaxcyto.models"):  # Flax modules
         heavy -= {"jax"}

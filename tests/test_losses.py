@@ -1,4 +1,4 @@
-"""Losses against closed forms, NumPy and optax."""
+"""Test losses against closed forms, NumPy and optax."""
 
 import functools
 import re
@@ -47,7 +47,7 @@ OUTER = {
 
 
 def test_distance_by_hand():
-    """(3, 4) apart: 25, against 20 that is 5, 25 or, beyond delta, 5 - 1/2."""
+    """The offset (3, 4) gives 25. Against 20, the error is 5, 25 or, beyond delta, 5 - 1/2."""
     outputs = {"features": jnp.asarray([[[1.0, 1.0], [4.0, 5.0]]])}
     batch = {"distance_scaled": jnp.asarray([20.0])}
     assert losses.predicted_distance(outputs["features"]) == 25
@@ -135,7 +135,7 @@ def test_gradient_is_finite_at_zero_distance(form):
 
 
 def test_low_precision_outputs_are_compared_in_float32():
-    """Nearly equal bfloat16 features: their difference is exact in float32, and kept."""
+    """The difference of nearly equal bfloat16 features is computed exactly, in float32."""
     features = jnp.asarray([[[256.0, 1.0], [258.0, 1.0078125]]], jnp.bfloat16)
     predicted = losses.predicted_distance(features)
     assert predicted.dtype == jnp.float32 and predicted == 4 + 0.0078125**2
@@ -185,7 +185,7 @@ def test_total_is_the_weighted_sum_of_means(outputs, batch):
 
 
 def test_padding_does_not_enter_the_total(outputs, batch):
-    """A padded batch, even one padded with NaN, has the value and gradient of its valid part."""
+    """A batch that is padded, even with NaN, has the value and gradient of its valid part."""
     terms = ((distance_loss, 1.0), (coordinate_loss, 10.0))
     keep = jnp.asarray([True, False, True, True, False])
     poisoned = jax.tree.map(
@@ -239,7 +239,7 @@ def test_weight_decay_takes_kernels_only():
 
 @pytest.fixture
 def my_losses(tmp_path, monkeypatch):
-    """The Python files of docs/losses.md, imported as a user would."""
+    """Import the Python code of docs/losses.md as a user would."""
     text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
     sources = [s for s in re.findall(r"```python\n(.*?)```", text, re.S) if "# my_losses.py" in s]
     assert len(sources) == 2
@@ -260,7 +260,7 @@ def test_batchwise_is_seen_through_partial(my_losses):
 
 
 def test_documented_relative_loss(my_losses, outputs):
-    """Against a plain loop over patches, with inf between hemispheres, value and gradient."""
+    """The value equals that of a loop, and the gradient is finite despite inf distances."""
     rng = np.random.default_rng(3)
     distances = rng.uniform(0, 2, (2 * B, 2 * B)).astype(np.float32)
     hemisphere = np.repeat([0, 0, 1, 1, 1], 2)
@@ -311,7 +311,7 @@ def test_cross_entropy_is_that_of_scikit_learn():
 
 
 def test_focal_loss_in_numpy():
-    """Lin et al. 2017, equations 3 to 5, class by class against the others; gamma 0 is plain."""
+    """The loss follows Lin et al. 2017, equations 3 to 5, for each class against the others."""
     outputs, batch = logits_and_labels()
     for gamma in (0.0, 2.0):
         values = losses.focal_loss(outputs, batch, gamma=gamma)
@@ -342,7 +342,7 @@ SEGMENTATION = (losses.cross_entropy, losses.focal_loss, losses.dice_loss)
 
 @pytest.mark.parametrize("loss", SEGMENTATION)
 def test_pixels_without_annotation_do_not_count(loss):
-    """Neither in the value nor in the gradient, whatever stands there, NaN included."""
+    """They change neither the value nor the gradient, whatever their logits are, even NaN."""
     outputs, batch = logits_and_labels()
     ignored = batch["label"] == 255
     for number in (1e4, np.nan):

@@ -1,4 +1,4 @@
-"""Metrics against NumPy, and (sum, count) states against the whole set at once."""
+"""Test metrics against NumPy, and merged (sum, count) states against the whole set."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def pairs(size: int, seed: int = 0) -> tuple[dict, dict]:
 
 
 def test_by_hand():
-    """One pair: 3 mm wrong in distance; its patches off by (3, 4, 0) and (0, 0, -1)."""
+    """For one pair, the distance is off by 3 mm and the patches by (3, 4, 0) and (0, 0, -1)."""
     predicted = {
         "distance_mm": jnp.asarray([7.0]),
         "coordinates_mm": jnp.asarray([[[3.0, 4.0, 0.0], [0.0, 0.0, -1.0]]]),
@@ -59,7 +59,7 @@ def assert_close(result: dict, expected: dict) -> None:
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=6).filter(any), st.integers(0, 99))
 def test_padded_batches_equal_the_whole(sizes, seed):
-    """However the pairs fall on batches of 8, padded with NaN, the result is that of all pairs."""
+    """The result does not depend on how pairs are divided into batches of 8, padded with NaN."""
     predicted, batch = pairs(sum(sizes), seed)
     step = jax.jit(metrics.pretext_metrics)
     states, start = [], 0
@@ -126,7 +126,7 @@ AREAS = (True, True, True, False, True)
 
 
 def random_maps(seed: int, shape=(6, 9, 7)):
-    """Predictions and sparse labels; class 4 is predicted but never annotated."""
+    """Draw predictions and sparse labels. Class 4 is predicted but never annotated."""
     rng = np.random.default_rng(seed)
     label = rng.choice([0, 1, 2, 3, 255], shape, p=[0.3, 0.2, 0.1, 0.1, 0.3]).astype(np.uint8)
     guess = rng.integers(0, 5, shape)
@@ -156,7 +156,7 @@ def test_scores_are_those_of_scikit_learn(seed):
 
 
 def test_states_of_batches_add_up_to_the_whole():
-    """Halves of unequal annotation: the mean of their scores is another number."""
+    """The halves are annotated unequally, so the mean of their scores would be wrong."""
     predicted, label = random_maps(7)
     label[:3, 1:] = 255
     parts = [

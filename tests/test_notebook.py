@@ -1,7 +1,6 @@
-"""The example notebook runs from its first cell to its last, and is kept without outputs.
+"""Test that the example notebook runs completely and is stored without outputs.
 
-The code cells are executed in order in one interpreter, without Jupyter, which nothing else here
-needs.
+The code cells run in order in one interpreter, without Jupyter, because no other test needs it.
 """
 
 import json
@@ -52,5 +51,5 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "features 400 32" in done.stdout and figure.stat().st_size > 10_000
-    assert float(done.stdout.split()[-1]) < 30  # mm: the phantom's own extent
-    assert not list(FOLDER.glob("*.png"))  # leaves nothing behind
+    assert float(done.stdout.split()[-1]) < 30  # mm, the extent of the phantom
+    assert not list(FOLDER.glob("*.png"))  # no files are left behind

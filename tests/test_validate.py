@@ -1,4 +1,4 @@
-"""Bad configs end in one message with a line for each field, before any data is made."""
+"""Test that a bad config gives one message with a line per field, before data is made."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ def good() -> C.Config:
 
 
 def faults(config) -> list[str]:
-    """What is wrong with a config, a line each."""
+    """Return one line for each fault of a config."""
     try:
         validate(config)
     except InputError as error:
@@ -27,7 +27,7 @@ def faults(config) -> list[str]:
 def test_defaults_are_valid():
     assert faults(good()) == []
     small = dataclasses.replace(good(), model=C.small())
-    assert len(faults(small)) == 1  # the patches are too large for it
+    assert len(faults(small)) == 1  # the patches are too large for the small network
     small.data.patch_px = 128
     assert faults(small) == []
 
@@ -96,13 +96,13 @@ def test_defaults_of_a_segmentation_are_valid():
 
 
 def refused(config, field, value, tmp_path) -> str:
-    """The message of a run with this value, which ends before data is made."""
+    """Start a run with this value, and return its message after checking that no data is made."""
     *parents, last = field.split(".")
     target = config
     for parent in parents:
         target = getattr(target, parent)
     setattr(target, last, value)
-    config.prepare = lambda _: pytest.fail("data was prepared for a config that is no good")
+    config.prepare = lambda _: pytest.fail("data was prepared for an invalid config")
     with pytest.raises(InputError) as caught:
         loop.train(config, tmp_path / "run")
     return str(caught.value)

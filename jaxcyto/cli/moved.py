@@ -127,7 +127,7 @@ def new_name(error: BaseException) -> str | None:
     """Return what to import instead if an import failed because its target has moved.
 
     Args:
-        error: Any error that a config file has raised.
+        error: any error that a config file has raised.
 
     Returns:
         A message with the old and the new name, or None if the error has another cause.

@@ -29,7 +29,7 @@ def parse_shard(_context, _option, value: str | None) -> tuple[int, int] | None:
     """Parse an option "I/N" (part I of N) into (I, N). This is a callback for click.
 
     Raises:
-        click.BadParameter: The value is not of this form.
+        click.BadParameter: the value is not of this form.
     """
     if value is None:
         return None

@@ -20,14 +20,14 @@ def parse_flags(argv: list[str], config: flags.FlagHolder) -> list[str]:
     """Parse flags with absl, and exit with one line instead of a traceback on failure.
 
     Args:
-        argv: Command line.
-        config: Flag of the config file.
+        argv: command line.
+        config: flag of the config file.
 
     Returns:
         The arguments that are not flags.
 
     Raises:
-        SystemExit: The flags or the config are wrong. The status is 2, and one line has been
+        SystemExit: the flags or the config are wrong. The status is 2, and one line has been
             printed to stderr.
     """
     match = re.search(r"--config[= ]([^\s:]+)", " ".join(argv))
@@ -81,9 +81,9 @@ def did_you_mean(name: str, fields: list[str], flag_names: Sequence[str] = ()) -
     """Guess the intended name of a misspelled field or flag.
 
     Args:
-        name: Misspelled name.
-        fields: Fields of the dataclass in which it was not found, which are tried first.
-        flag_names: Flags of train.py, tried next with all fields of the configs.
+        name: misspelled name.
+        fields: fields of the dataclass in which it was not found, which are tried first.
+        flag_names: flags of train.py, tried next with all fields of the configs.
 
     Returns:
         "did you mean ...? ", or "" if no name is similar.

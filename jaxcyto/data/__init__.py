@@ -1,6 +1,6 @@
-"""Examples for training: pairs of patches, and windows of annotated sections."""
+"""Load training examples: pairs of patches, and windows of annotated sections."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. They are imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

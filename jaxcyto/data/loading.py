@@ -1,4 +1,4 @@
-"""What the loaders of both tasks share: reading ahead, and the statistics of the input."""
+"""Read batches ahead and compute statistics of the input, for the loaders of both tasks."""
 
 from collections.abc import Callable, Generator
 from typing import Any
@@ -15,16 +15,31 @@ def iterate(
     place: Callable[[grain.IterDataset], grain.IterDataset],
     start: int = 0,
 ) -> Generator[Batch]:
-    """Reads ahead in threads from batch `start` on; `place` puts batches on the devices."""
+    """Iterate over batches that threads read ahead.
+
+    Args:
+        batches: random access to batches.
+        threads: number of reading threads and of batches read ahead.
+        place: wraps the batches so that they are put on the devices.
+        start: index of the first batch.
+    """
     options = grain.ReadOptions(threads, prefetch_buffer_size=threads)
     iterator = iter(place(batches[start:].to_iter_dataset(options)))
     try:
         yield from iterator
-    finally:
+    finally:  # ends the threads, also if the consumer stops early
         iterator.close()
 
 
 def mean_and_std(sums: np.ndarray) -> tuple[float, float]:
-    """Of gray values, from their number, sum and sum of squares; the latter at least 1."""
+    """Return the mean and standard deviation of gray values.
+
+    Args:
+        sums: number of pixels, sum of gray values and sum of their squares, float64 [3].
+
+    Returns:
+        The mean, and the standard deviation or 1 if that is larger, so that constant images can be
+        divided by it.
+    """
     mean, second = sums[1:] / sums[0]
     return float(mean), float(max(np.sqrt(max(second - mean**2, 0.0)), 1.0))

@@ -1,7 +1,7 @@
-"""Pairs of patches from brains on disk: a random-access source and its grain pipelines.
+"""Read batches of pairs of patches from brains on disk, through grain.
 
-Images stay uint8 up to the device. The order of pairs is a function of (seed, step) alone: not of
-threads, processes or workers, so that a run resumes by its step number.
+Images stay uint8 up to the device. The order of pairs depends on the seed only, and not on threads,
+processes or workers, so a run can resume at any step.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ SCALE_PATCHES = 256  # patches read to fit the input's mean and standard deviati
 
 
 class PairSource:
-    """Random access: the number of a pair -> its patches and targets.
+    """Random access to the patches and targets of a pair by its index.
 
-    Sections are opened on first use and stay open; reading is thread-safe.
+    Sections are opened on first use and stay open. Reading is thread-safe.
     """
 
     def __init__(self, table: PairTable, config: DataConfig):
@@ -45,7 +45,7 @@ class PairSource:
         return {"patches": patches} | self.targets(index)
 
     def targets(self, index) -> Batch:
-        """Everything of a pair but its images."""
+        """Return everything about a pair except its images."""
         table = self._table
         return {
             "distance_mm": table.distance_mm[index],
@@ -55,11 +55,11 @@ class PairSource:
         }
 
     def open_sections(self, threads: int, skipped: Skipped | None) -> None:
-        """Reads the headers of all sections with a patch: better now than after days of training.
+        """Read the headers of all sections with a patch, so that a bad file fails before training.
 
         Args:
-            threads: that read.
-            skipped: where given, training sections may fail; they are tried again later.
+            threads: number of reading threads.
+            skipped: if given, training sections may fail. They are tried again when needed.
 
         Raises:
             ReadError: a section image cannot be read.
@@ -81,10 +81,10 @@ class PairSource:
             list(pool.map(check, patches.tolist()))
 
     def read_patch(self, patch: int | np.integer) -> np.ndarray:
-        """The image of a patch number, uint8 [patch_px, patch_px].
+        """Read the image of the patch with this index, uint8 [patch_px, patch_px].
 
         Raises:
-            ReadError: names section, patch and file.
+            ReadError: the image cannot be read. The message names section, patch and file.
         """
         k, j = self._table.locate(patch)
         patches = self._table.patches[k]
@@ -115,7 +115,7 @@ class PairSource:
 
 
 class ExampleSource(Protocol):
-    """Gives the example of a number."""
+    """Random access to the examples of a data set by their index."""
 
     def __getitem__(self, index) -> Batch: ...
 
@@ -131,20 +131,23 @@ def pair_train_batches(
     skipped: Skipped | None = None,
     for_steps: bool = False,
 ) -> grain.MapDataset:
-    """Endless shuffled batches, reshuffled each epoch; element k is the batch of step k + 1.
+    """Return an endless sequence of training batches. Element k is the batch of step k + 1.
 
-    Each process gets `batch_pairs / processes` pairs; the global batch is the same for any
-    number of processes.
+    Pairs are reshuffled in each epoch. Each process gets `batch_pairs / processes` pairs, and the
+    global batch is the same for any number of processes.
 
     Args:
-        source: of the pairs.
-        table: of the pairs.
-        config: sizes.
-        seed: of the order.
-        process, processes: which share.
-        skipped: where given, a training pair drawn at random takes the place of one that cannot
-            be read.
-        for_steps: whether training steps take the batches; what they lack is noted in `skipped`.
+        source: source of the pairs.
+        table: table of the pairs.
+        config: size of the global batch, and whether to add `all_distances_mm`.
+        seed: seed of the order.
+        process, processes: index of this process and number of processes.
+        skipped: if given, a pair that cannot be read is replaced by a random training pair.
+        for_steps: whether training steps use the batches, so that failed reads count in `skipped`.
+
+    Raises:
+        InputError: the batch size is not divisible by the number of processes or exceeds the number
+            of training pairs, or `skipped` does not work with the config.
     """
     size = config.batch_pairs
     if size % processes:
@@ -152,35 +155,35 @@ def pair_train_batches(
     pairs = table.of_split("train")
     if len(pairs) < size:
         raise InputError(
-            f"{len(pairs)} training pairs are fewer than data.batch_pairs = {size}; "
-            "make more pairs or smaller batches"
+            f"{len(pairs)} training pairs are fewer than data.batch_pairs = {size}. "
+            "Make more pairs or smaller batches"
         )
     if config.all_distances and skipped is not None and processes > 1:
         raise InputError(
-            "data.on_error = 'skip' with data.all_distances: takes one process, for none knows "
-            "what the others have skipped; set data.on_error = 'raise'"
+            "data.on_error = 'skip' with data.all_distances takes one process only, because no "
+            "process knows what the others have skipped. Set data.on_error = 'raise'"
         )
 
-    def load(place: int, pair: int) -> Batch:
+    def load(position: int, pair: int) -> Batch:
         def draw(attempt: int) -> Batch:
             if not attempt:
                 return source[pair]
-            rng = np.random.default_rng((seed, place, attempt))
+            rng = np.random.default_rng((seed, position, attempt))
             return source[pairs[rng.integers(len(pairs))]]
 
         if skipped is None:
             return draw(0)
-        return skipped.read(draw, place // size + 1 if for_steps else 0, place)
+        return skipped.read(draw, position // size + 1 if for_steps else 0, position)
 
-    numbers = grain.MapDataset.source(pairs.tolist()).seed(seed).shuffle().repeat()
-    items = numbers.map_with_index(load)[process::processes]
+    order = grain.MapDataset.source(pairs.tolist()).seed(seed).shuffle().repeat()
+    items = order.map_with_index(load)[process::processes]
     batches = items.batch(size // processes, drop_remainder=True)
     if config.all_distances:
-        ordered = numbers.batch(size, drop_remainder=True)
+        ordered = order.batch(size, drop_remainder=True)
 
         def add_distances(k: int, batch: Batch) -> Batch:
             index = batch["index"]
-            if processes > 1:  # columns in the order in which devices gather: process by process
+            if processes > 1:  # columns follow the order of gathering, process by process
                 drawn = np.asarray(ordered[k])
                 index = np.concatenate([drawn[p::processes] for p in range(processes)])
             patches = np.stack([table.first[index], table.second[index]], axis=1).reshape(-1)
@@ -201,9 +204,17 @@ def pair_eval_batches(
     process: int = 0,
     processes: int = 1,
 ) -> grain.MapDataset:
-    """The given pairs in order, once; the last batch is padded with `valid` False.
+    """Return batches of the given pairs, in order.
 
-    Each process gets `batch_pairs / processes` pairs in a row of each global batch.
+    The last batch is padded, and `valid` is False for its padding. Each process gets a contiguous
+    part of `batch_pairs / processes` pairs of each global batch.
+
+    Args:
+        source: source of the pairs.
+        table: table of the pairs.
+        config: size of the global batch, and whether to add `all_distances_mm`.
+        pairs: indices of the pairs.
+        process, processes: index of this process and number of processes.
     """
     size = config.batch_pairs
     steps = -(-len(pairs) // size)
@@ -211,7 +222,7 @@ def pair_eval_batches(
 
     def load(k: int) -> Batch:
         index = pairs[k * size : (k + 1) * size]
-        # the padding is distinct pairs, for batch statistics in train mode see it
+        # The padding consists of distinct pairs, because batch statistics in train mode use it.
         padded = np.concatenate([index, pairs[np.arange(size - len(index)) % len(pairs)]])
         items = [source[i] for i in padded[own]]
         batch = {key: np.stack([item[key] for item in items]) for key in items[0]}
@@ -225,20 +236,24 @@ def pair_eval_batches(
 
 
 def fit_scales(source: PairSource, table: PairTable, skipped: Skipped | None = None) -> Scales:
-    """Scales of outputs and inputs from the training pairs alone (`config.Scales`).
+    """Fit the scales of outputs and input (`config.Scales`) on the training pairs.
 
     Args:
-        source: of the pairs.
-        table: of the pairs.
-        skipped: where given, other training patches take the place of those that cannot be read.
+        source: source of the pairs.
+        table: table of the pairs.
+        skipped: if given, patches that cannot be read are replaced by other training patches.
+
+    Raises:
+        InputError: there are no training pairs.
+        ReadError: a patch cannot be read and `skipped` is None.
     """
     pairs = table.of_split("train")
     if not len(pairs):
-        raise InputError("no training pairs; see the split column of the section tables")
+        raise InputError("no training pairs. See the split column of the section tables")
     patches = np.unique([table.first[pairs], table.second[pairs]])
     coordinates = table.coordinates_mm[patches].astype(np.float64)
     chosen = patches[np.linspace(0, len(patches) - 1, min(SCALE_PATCHES, len(patches))).astype(int)]
-    sums = np.zeros(3)  # of pixels, values, squares
+    sums = np.zeros(3)  # number of pixels, sum of values, sum of squares
     for patch in chosen:
 
         def draw(attempt: int, patch: int = patch) -> np.ndarray:
@@ -251,7 +266,7 @@ def fit_scales(source: PairSource, table: PairTable, skipped: Skipped | None = N
     mean, std = mean_and_std(sums)
     distance = table.distance_mm[pairs].astype(np.float64)
     low, high = coordinates.min(axis=0), coordinates.max(axis=0)
-    high = np.where(high - low < 1e-3, low + 1.0, high)  # one section only: the axis is constant
+    high = np.where(high - low < 1e-3, low + 1.0, high)  # constant if there is only one section
     return Scales(
         distance_mm=float(distance.mean()),
         coordinate_low_mm=tuple(low.tolist()),

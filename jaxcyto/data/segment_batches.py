@@ -1,8 +1,8 @@
-"""Windows of annotated sections: a random-access source and its grain pipelines.
+"""Read batches of windows of annotated sections, through grain.
 
-Training draws windows balanced over classes, evaluation walks over a grid of them. A draw is a
-function of (seed, number) alone: not of threads, processes or workers, so that a run resumes by
-its step number. Images stay uint8 up to the device.
+Training draws windows that are balanced over classes, and evaluation reads a grid of windows. A
+draw depends on the seed and its index only, and not on threads, processes or workers, so a run can
+resume at any step. Images stay uint8 up to the device.
 """
 
 import contextlib
@@ -19,27 +19,32 @@ from jaxcyto.data.segment_table import AnnotatedSection, SegmentTable, Window
 from jaxcyto.data.skipping import ReadError, Skipped
 from jaxcyto.errors import InputError
 
-SCALE_IMAGES = 256  # draws read to fit the input's mean and standard deviation
-ENDLESS = 1 << 40  # batches
+SCALE_IMAGES = 256  # training images read to fit the input's mean and standard deviation
+ENDLESS = 1 << 40  # batches, because grain needs a length
 
 
 class SegmentSource:
-    """Reads windows and draws those of training; thread-safe."""
+    """Reads windows and draws training windows, thread-safe."""
 
     def __init__(self, table: SegmentTable):
         self._table = table
         entries = np.flatnonzero(table.in_split(table.blocks["section"], "train"))
         label = table.blocks["label"][entries]
-        # Of each class with training pixels: its blocks, and their pixels added up.
-        of_class = [entries[label == number] for number in np.unique(label)]
+        # For each class with training pixels: its blocks, and the cumulative sum of their pixels.
+        of_class = [entries[label == value] for value in np.unique(label)]
         self._classes = [(e, np.cumsum(table.blocks["count"][e], dtype=np.int64)) for e in of_class]
 
     def draw(self, seed: int, number: int, attempt: int = 0) -> Window:
-        """Training window `number` of a seed; further attempts are other windows.
+        """Draw a training window.
 
-        A class is drawn, each as likely as the other; then one of its annotated pixels; then
-        where in the window this pixel lies. Near the border of a section windows overhang, so
-        that every pixel is as likely at every place.
+        The class is drawn first, with equal probabilities, then one of its annotated pixels, and
+        then the position of this pixel in the window. Windows may extend beyond the section, so
+        each pixel is equally likely at each position in the window.
+
+        Args:
+            seed: seed of the run.
+            number: index of the draw.
+            attempt: 0, or the index of a replacement for a window that cannot be read.
 
         Raises:
             ReadError: the label image cannot be read.
@@ -48,10 +53,10 @@ class SegmentSource:
         rng = np.random.default_rng((seed, number, attempt) if attempt else (seed, number))
         entries, total = self._classes[rng.integers(len(self._classes))]
         pixel = int(rng.integers(total[-1]))
-        place = int(np.searchsorted(total, pixel, side="right"))
-        block = table.blocks[entries[place]]
+        chosen = int(np.searchsorted(total, pixel, side="right"))
+        block = table.blocks[entries[chosen]]
         section, row, column = (int(block[key]) for key in ("section", "row", "column"))
-        before = int(total[place]) - int(block["count"])
+        before = int(total[chosen]) - int(block["count"])  # pixels of the blocks before this one
         labels = self.read_label(Window(section, row, column))
         y, x = divmod(int(np.flatnonzero(labels == block["label"])[pixel - before]), table.side)
         up, left = rng.integers(table.side, size=2).tolist()
@@ -60,7 +65,18 @@ class SegmentSource:
     def example(
         self, seed: int, number: int, skipped: Skipped | None, step: int = 0
     ) -> tuple[Window, Batch]:
-        """A training window and what is read of it; of later attempts where `skipped` is given."""
+        """Draw a training window and read it.
+
+        Args:
+            seed: seed of the run.
+            number: index of the draw.
+            skipped: if given, a window that cannot be read is replaced by a later attempt.
+            step: training step that uses the window, or 0 for none.
+
+        Raises:
+            ReadError: the window cannot be read and `skipped` is None.
+            InputError: too many attempts in a row cannot be read.
+        """
 
         def draw(attempt: int) -> tuple[Window, Batch]:
             window = self.draw(seed, number, attempt)
@@ -69,36 +85,40 @@ class SegmentSource:
         return draw(0) if skipped is None else skipped.read(draw, step, number)
 
     def describe(self, seed: int, number: int, skipped: Skipped | None = None) -> str:
-        """What a draw shows, for messages; `number` is its `index` in the batch."""
+        """Describe the window of a draw, for messages. `number` is its `index` in the batch."""
         return self._table.describe_window(self.example(seed, number, skipped)[0])
 
     def read(self, window: Window) -> Batch:
-        """`image`, `label` and, where the table has them, `atlas` of a window."""
+        """Read `image`, `label` and, if the table has atlas images, `atlas` of a window.
+
+        Raises:
+            ReadError: a file cannot be read. The message names the section and the window.
+        """
         item = {"image": self.read_image(window), "label": self.read_label(window)}
         if self._table.sections[window.section].atlas is not None:
             item["atlas"] = self.read_atlas(window)
         return item
 
     def read_image(self, window: Window) -> np.ndarray:
-        """uint8 [image_px, image_px, 1]; outside of the section background."""
-        table, place = self._table, (window.row, window.column)
+        """Read the image of a window, uint8 [image_px, image_px, 1]. Outside, it is background."""
+        table, corner = self._table, (window.row, window.column)
         with self._named(window, "image") as section:
             return windows.read_image(
-                section.image, table.um_per_px, table.geometry, *place, table.side
+                section.image, table.um_per_px, table.geometry, *corner, table.side
             )
 
     def read_label(self, window: Window) -> np.ndarray:
-        """uint8 [side, side]; what is not annotated, and outside of the section, 255."""
-        table, place = self._table, (window.row, window.column)
+        """Read the labels of a window, uint8 [side, side], 255 where not annotated or outside."""
+        table, corner = self._table, (window.row, window.column)
         with self._named(window, "label") as section:
-            return windows.read_label(section.label, table.factor, *place, table.side)
+            return windows.read_label(section.label, table.factor, *corner, table.side)
 
     def read_atlas(self, window: Window) -> np.ndarray:
-        """uint8 [a, a, areas]; outside of the section 0."""
-        table, place = self._table, (window.row, window.column)
+        """Read the atlas of a window, uint8 [a, a, areas]. Outside of the section, it is 0."""
+        table, corner = self._table, (window.row, window.column)
         with self._named(window, "atlas") as section:
             assert section.atlas is not None, "the table was opened without atlas"
-            return windows.read_atlas(section.atlas, table.geometry, *place, table.side)
+            return windows.read_atlas(section.atlas, table.geometry, *corner, table.side)
 
     @contextlib.contextmanager
     def _named(self, window: Window, kind: str) -> Iterator[AnnotatedSection]:
@@ -121,11 +141,23 @@ def segment_train_batches(
     skipped: Skipped | None = None,
     for_steps: bool = False,
 ) -> grain.MapDataset:
-    """Endless batches; element k is the batch of step k + 1, its example i is draw k B + i.
+    """Return an endless sequence of training batches. Element k is the batch of step k + 1.
 
-    Each process gets `batch_images / processes` images; the global batch is the same for any
-    number of processes. `index` is the number of the draw, modulo 2^31. For `skipped` and
-    `for_steps` see `pair_batches.pair_train_batches`.
+    Example i of this batch is draw k B + i, where B is the size of the global batch. Each process
+    gets B / processes images, and the global batch is the same for any number of processes. `index`
+    is the index of the draw modulo 2^31.
+
+    Args:
+        source: source of the windows.
+        table: sections and windows.
+        config: size of the global batch.
+        seed: seed of the draws.
+        process, processes: index of this process and number of processes.
+        skipped: if given, a window that cannot be read is replaced by another draw.
+        for_steps: whether training steps use the batches, so that failed reads count in `skipped`.
+
+    Raises:
+        InputError: the batch size is not divisible by the number of processes.
     """
     size = config.batch_images
     if size % processes:
@@ -149,17 +181,18 @@ def segment_eval_batches(
     process: int = 0,
     processes: int = 1,
 ) -> grain.MapDataset:
-    """The given evaluation windows in order, once; the last batch is padded, `valid` False.
+    """Return batches of the given evaluation windows, in order.
 
-    Each process gets `batch_images / processes` windows in a row of each global batch. `index` is
-    the number of the window (see `SegmentTable.window`).
+    The last batch is padded, and `valid` is False for its padding. Each process gets a contiguous
+    part of `batch_images / processes` windows of each global batch. `index` is the index of the
+    window (see `SegmentTable.window`).
     """
     size = config.batch_images
     start, stop = process * size // processes, (process + 1) * size // processes
 
     def load(k: int) -> Batch:
         drawn = numbers[k * size : (k + 1) * size]
-        # the padding is distinct windows, for batch statistics in train mode see it
+        # The padding consists of distinct windows, because batch statistics in train mode use it.
         padding = numbers[np.arange(size - len(drawn)) % len(numbers)]
         index = np.concatenate([drawn, padding])[start:stop]
         items = [source.read(table.window(n)) for n in index]
@@ -177,13 +210,16 @@ def _batch(items: list[Batch], index, valid: int) -> Batch:
 
 
 def fit_input_scales(source: SegmentSource, skipped: Skipped | None = None) -> InputScales:
-    """Mean and standard deviation of the gray values of training images.
+    """Compute the mean and standard deviation of gray values in `SCALE_IMAGES` training images.
 
     Args:
-        source: of the windows.
-        skipped: where given, other images take the place of those that cannot be read.
+        source: source of the windows.
+        skipped: if given, images that cannot be read are replaced by others.
+
+    Raises:
+        ReadError: an image cannot be read and `skipped` is None.
     """
-    sums = np.zeros(3)  # of pixels, values, squares
+    sums = np.zeros(3)  # number of pixels, sum of values, sum of squares
     gray = np.arange(256.0)
     for number in range(SCALE_IMAGES):
         image = source.example(0, number, skipped)[1]["image"]

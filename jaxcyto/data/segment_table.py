@@ -1,4 +1,4 @@
-"""The annotated sections of all brains of a config, and the windows that show them."""
+"""Open the annotated sections of all brains of a config and divide them into windows."""
 
 import dataclasses
 import hashlib
@@ -21,16 +21,16 @@ from jaxcyto.utils.files import file_sha256
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The first pixel of a window on the output grid (see `jaxcyto.data.windows`)."""
+    """A window of a section, by its first pixel on the output grid of `jaxcyto.data.windows`."""
 
-    section: int  # of the table
+    section: int  # index into `SegmentTable.sections`
     row: int
     column: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnnotatedSection:
-    """A section with its images open; `atlas` only if the config asks for it."""
+    """A section with its images open. `atlas` is None if the config does not use atlas images."""
 
     brain: Brain
     row: SectionRow
@@ -49,8 +49,8 @@ class SegmentTable:
     """The annotated sections of all brains of a config that have a split.
 
     The output grid of a section is divided into blocks as large as the output of one training
-    image, from its first pixel on; those with an annotated pixel are the windows of evaluation,
-    numbered over all sections.
+    image, starting at its first pixel. The blocks with an annotated pixel are the windows of
+    evaluation. Their indices run over all sections.
     """
 
     brains: tuple[Brain, ...]
@@ -62,26 +62,26 @@ class SegmentTable:
     um_per_px: float
     factor: int  # label pixels along one side of an output pixel
     side: int  # of a window's output, px
-    keys: tuple[str, ...]  # SHA-256 of each brain's splits and label images
+    keys: tuple[str, ...]  # SHA-256 of each brain's splits and label images, see `_key`
 
     def in_split(self, sections: np.ndarray, split: str) -> np.ndarray:
-        """Which of these sections [N] are in a split, bool [N]."""
+        """Return which of the sections with the given indices [N] are in a split, bool [N]."""
         return np.array([entry.row.split == split for entry in self.sections])[sections]
 
     def of_split(self, split: str) -> np.ndarray:
-        """Numbers of the evaluation windows in a split, in order.
+        """Return the indices of the evaluation windows in a split, in ascending order.
 
         Each annotated pixel of the split lies in exactly one of them.
         """
         return np.flatnonzero(self.in_split(self.blocks["section"][self.windows], split))
 
     def window(self, number: int | np.integer) -> Window:
-        """The evaluation window of this number."""
+        """Return the evaluation window of this index."""
         block = self.blocks[self.windows[number]]
         return Window(int(block["section"]), int(block["row"]), int(block["column"]))
 
     def class_pixels(self, split: str) -> np.ndarray:
-        """Annotated pixels of the output grid of each class in a split, int64 [classes]."""
+        """Count the annotated output pixels of each class in a split, int64 [classes]."""
         blocks = self.blocks[self.in_split(self.blocks["section"], split)]
         pixels = np.zeros(len(self.classes), np.int64)
         np.add.at(pixels, blocks["label"], blocks["count"])
@@ -89,28 +89,31 @@ class SegmentTable:
 
     @property
     def training_sections(self) -> list[str]:
-        """BRAIN/SECTION of every section that training images are drawn from."""
+        """BRAIN/SECTION of every section from which training images are drawn."""
         return sorted(s.name_in_brain for s in self.sections if s.row.split == "train")
 
     @property
     def held_out_sections(self) -> list[str]:
-        """BRAIN/SECTION of those of validation and test."""
+        """BRAIN/SECTION of every section of validation and test."""
         return sorted(s.name_in_brain for s in self.sections if s.row.split != "train")
 
     @property
     def atlas_channels(self) -> int:
-        """0 without an atlas."""
+        """Number of channels of the atlas images, or 0 without atlas."""
         atlas = self.sections[0].atlas
         return 0 if atlas is None else atlas.channels
 
     def section_name(self, number: int | np.integer) -> str:
-        """The section of an evaluation window; with its brain's folder if there are several."""
+        """Return the name of an evaluation window's section.
+
+        If there are several brains, it is preceded by the name of the brain's folder.
+        """
         section = self.sections[self.window(number).section]
         name = section.row.name
         return name if len(self.brains) == 1 else f"{section.brain.root.name}/{name}"
 
     def describe(self) -> str:
-        """What there is to learn from, in one line."""
+        """Describe the sections and the training pixels in one line."""
         split = [section.row.split for section in self.sections]
         counts = ", ".join(f"{split.count(each)} {each}" for each in ("train", "val", "test"))
         pixels = zip(self.classes, self.class_pixels("train").tolist(), strict=True)
@@ -120,7 +123,7 @@ class SegmentTable:
         )
 
     def describe_window(self, window: Window) -> str:
-        """Which place of which section a window shows, for messages."""
+        """Describe the section and the position of a window, for messages."""
         section = self.sections[window.section]
         size = self.factor * self.side
         top, left = self.factor * window.row, self.factor * window.column
@@ -134,7 +137,7 @@ def open_windows(config: SegmentData, model: ModelConfig) -> SegmentTable:
     """Open the annotated sections of a config, with windows for `config.image_px`.
 
     Raises:
-        InputError: as `open_window_tables`.
+        InputError: see `open_window_tables`.
     """
     return open_window_tables(config, model, [config.image_px])[0]
 
@@ -144,8 +147,8 @@ def open_window_tables(
 ) -> list[SegmentTable]:
     """Open the annotated sections of a config once, with windows of several sizes.
 
-    Each label image is read once as a whole. A PNG then stays in memory, of a TIFF only the table
-    of its tiles.
+    Each label image is read completely once. Afterwards a PNG stays in memory as a whole, but of a
+    TIFF only the table of its tiles.
 
     Args:
         config: brains and sections. Its `image_px` is not used.
@@ -175,7 +178,7 @@ def open_window_tables(
         if section.row.split == "train" and not len(blocks[0]):
             raise InputError(
                 f"section {section.row.name}: label {section.row.label} has no annotated pixel, "
-                "but its split is train; annotate it, or clear its label in the section table"
+                "but its split is train. Annotate it, or clear its label in the section table"
             )
         return section, blocks
 
@@ -188,13 +191,13 @@ def open_window_tables(
     tables = []
     for k, side in enumerate(sides):
         blocks = np.concatenate([parts[k] for _, parts in scanned])
-        places = blocks[["section", "row", "column"]]
+        positions = blocks[["section", "row", "column"]]
         table = SegmentTable(
             brains=brains,
             classes=classes,
             sections=tuple(section for section, _ in scanned),
             blocks=blocks,
-            windows=np.flatnonzero(np.r_[True, places[1:] != places[:-1]]),
+            windows=np.flatnonzero(np.r_[True, positions[1:] != positions[:-1]]),
             geometry=geometry,
             um_per_px=config.um_per_px,
             factor=factor,
@@ -204,7 +207,7 @@ def open_window_tables(
         tables.append(table)
     if never := [classes[c].name for c in np.flatnonzero(tables[0].class_pixels("train") == 0)]:
         warnings.warn(
-            f"no training pixel of {', '.join(never)}: never drawn, and not learned", stacklevel=2
+            f"no training pixel of {', '.join(never)}: these classes are not learned", stacklevel=2
         )
     return tables
 
@@ -213,16 +216,17 @@ def _read_brains(folders: Sequence[str]) -> tuple[Brain, ...]:
     """Read the brains of a config.
 
     Raises:
-        InputError: there is none, or two folders have one name, by which results tell them apart.
+        InputError: there is no brain, or two folders have the same name. Results identify brains by
+            this name.
     """
     if not folders:
-        raise InputError("data.brains is empty; give one or more folders with a brain.toml")
+        raise InputError("data.brains is empty. Give one or more folders with a brain.toml")
     brains = tuple(read_brain(folder) for folder in folders)
     names = [brain.root.name for brain in brains]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
-            f"data.brains: two folders named {twice[0]!r}; results tell brains apart by it: rename "
-            "one, or leave it out if it is the same"
+            f"data.brains: two folders named {twice[0]!r}, but results identify brains by this "
+            "name. Rename one of them, or remove it if it is the same brain"
         )
     return brains
 
@@ -231,18 +235,18 @@ def _shared_classes(brains: Sequence[Brain]) -> tuple[AreaClass, ...]:
     first = brains[0]
     if len(first.classes) < 2:
         raise InputError(
-            f"{first.root / 'brain.toml'}: {len(first.classes)} classes; segmentation needs two or "
-            "more [[classes]]"
+            f"{first.root / 'brain.toml'}: {len(first.classes)} classes, but segmentation needs "
+            "two or more [[classes]]"
         )
     for other in brains[1:]:
         if other.classes == first.classes:
             continue
         pairs = zip(first.classes, other.classes, strict=False)
         differing = (f"class {k}: {a} and {b}" for k, (a, b) in enumerate(pairs) if a != b)
-        number = f"{len(first.classes)} and {len(other.classes)} classes"
+        counts = f"{len(first.classes)} and {len(other.classes)} classes"
         raise InputError(
             f"{first.root / 'brain.toml'} and {other.root / 'brain.toml'} differ in their classes "
-            f"({next(differing, number)}); give both brains the same [[classes]] in the same order"
+            f"({next(differing, counts)}). Give both brains the same [[classes]] in the same order"
         )
     return first.classes
 
@@ -250,7 +254,7 @@ def _shared_classes(brains: Sequence[Brain]) -> tuple[AreaClass, ...]:
 def _chosen_sections(
     brains: Sequence[Brain], train_sections: Sequence[str]
 ) -> list[tuple[Brain, SectionRow]]:
-    """Return the labeled sections of the three splits, of "train" only the named ones.
+    """Return the labeled sections of the three splits, limited in "train" to the named ones.
 
     Raises:
         InputError: a labeled section has no split, a named section is not one of them, or no
@@ -262,12 +266,12 @@ def _chosen_sections(
     if missing := [name for name in train_sections if name not in training]:
         raise InputError(
             f"data.train_sections: {missing[0]!r}: {_why_not_training(brains, missing[0])} "
-            f"({tables}); known are the annotated sections of the split train: "
+            f"({tables}). The annotated sections of the split train are: "
             f"{', '.join(sorted(training)) or 'none'}"
         )
     if not training:
         raise InputError(
-            f"{tables}: no section has both a label and the split train; annotate one of that "
+            f"{tables}: no section has both a label and the split train. Annotate one of that "
             "split, or correct the column"
         )
     wanted = set(train_sections) or training
@@ -275,7 +279,7 @@ def _chosen_sections(
 
 
 def _labeled_sections(brain: Brain) -> list[SectionRow]:
-    """Return the sections with a label image, without those of the split "exclude".
+    """Return the sections with a label image, except those of the split "exclude".
 
     Raises:
         InputError: one of them has no split.
@@ -284,7 +288,7 @@ def _labeled_sections(brain: Brain) -> list[SectionRow]:
     if empty := [row.name for row in labeled if not row.split]:
         raise InputError(
             f"{brain.root / brain.section_table}: split: empty for {len(empty)} annotated "
-            f"sections ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)}); fill in train, "
+            f"sections ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)}). Fill in train, "
             f"val, test or exclude, or let `jaxcyto sample {brain.root}` fill the column"
         )
     return [row for row in labeled if row.split != "exclude"]
@@ -304,7 +308,7 @@ def _open(brain: Brain, row: SectionRow, atlas_factor: int | None) -> AnnotatedS
     if atlas_factor is not None:
         if row.atlas is None:
             raise InputError(
-                f"{brain.root / brain.section_table}: section {row.name}: atlas: empty; name its "
+                f"{brain.root / brain.section_table}: section {row.name}: atlas: empty. Name its "
                 "atlas image, or set data.atlas = False"
             )
         atlas = section_atlas(row, image.shape, brain.classes, atlas_factor)
@@ -312,7 +316,10 @@ def _open(brain: Brain, row: SectionRow, atlas_factor: int | None) -> AnnotatedS
 
 
 def _key(rows: Sequence[SectionRow]) -> str:
-    """What windows and draws depend on: names, splits, pixel sizes and label images, in order."""
+    """Return the SHA-256 of all that windows and draws depend on.
+
+    These are the names, splits, pixel sizes and label images of the sections, in order.
+    """
     digest = hashlib.sha256()
     for row in rows:
         assert row.label is not None

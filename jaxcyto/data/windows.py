@@ -1,8 +1,9 @@
-"""Windows of a section as the segmentation network sees them: image, atlas and labels aligned.
+"""Read windows of a section as the segmentation network sees them, with aligned image and labels.
 
-Rows and columns count pixels of the network's output grid, of `out_um` = um_per_px * output stride
-each: pixel m covers the section from out_um * m to out_um * (m + 1) um. They may be negative or
-lie beyond the section: there the image is background, the atlas 0, the label UNLABELED.
+Rows and columns are pixels of the network's output grid, whose size is `out_um` = um_per_px *
+output stride. Pixel m covers the section from out_um * m to out_um * (m + 1) um. Pixels may be
+negative or lie beyond the section. There, the image is background, the atlas 0 and the label
+UNLABELED.
 """
 
 import math
@@ -17,10 +18,10 @@ from jaxcyto.models.geometry import Geometry
 
 
 def label_factor(um_per_px: float, geometry: Geometry) -> int:
-    """Label pixels along one side of an output pixel.
+    """Return the number of label pixels along one side of an output pixel.
 
     Raises:
-        InputError: it is no whole number.
+        InputError: it is not a whole number.
     """
     out_um = um_per_px * geometry.output_stride
     factor = out_um / LABEL_UM
@@ -37,7 +38,19 @@ def label_factor(um_per_px: float, geometry: Geometry) -> int:
 def read_image(
     image: Section, um_per_px: float, geometry: Geometry, row: int, column: int, side: int
 ) -> np.ndarray:
-    """The image patch whose output is `side` pixels from (row, column) on, uint8 [H, W, 1]."""
+    """Read the part of the image that the network needs to predict a window.
+
+    Args:
+        image: section image.
+        um_per_px: resolution of the network in micrometers per pixel.
+        geometry: geometry of the network.
+        row: first row of the window, px of the output grid.
+        column: first column of the window, px of the output grid.
+        side: side of the window, px of the output grid.
+
+    Returns:
+        Gray values, uint8 [H, W, 1].
+    """
     stride, offset = geometry.output_stride, geometry.label_offset
     size = stride * side + geometry.receptive_field
     top, left = stride * row - offset, stride * column - offset
@@ -47,13 +60,27 @@ def read_image(
 def read_atlas(
     atlas: AtlasImage, geometry: Geometry, row: int, column: int, side: int
 ) -> np.ndarray:
-    """The atlas patch that belongs to it, uint8 [a, a, channels]; `atlas` has the output's grid."""
+    """Read the part of the atlas that the network needs to predict a window.
+
+    The pixels of `atlas` are those of the output grid. For the other arguments see `read_image`.
+
+    Returns:
+        uint8 [a, a, channels].
+    """
     size = geometry.atlas_size(geometry.output_stride * side + geometry.receptive_field)
     offset = geometry.atlas_offset
     return atlas.read(row - offset, column - offset, size, size)
 
 
 def read_label(label: Section, factor: int, row: int, column: int, side: int) -> np.ndarray:
-    """The labels of the output, uint8 [side, side]."""
+    """Read the majority label of each output pixel of a window, uint8 [side, side].
+
+    Args:
+        label: label image.
+        factor: label pixels along one side of an output pixel.
+        row: first row of the window, px of the output grid.
+        column: first column of the window, px of the output grid.
+        side: side of the window, px of the output grid.
+    """
     size = factor * side
     return majority(label.read(factor * row, factor * column, size, size), factor)

@@ -36,11 +36,11 @@ class Gaps:
     """G gaps between successive positions of curves.
 
     Attributes:
-        before: Index of the position before the gap, int64 [G]. The position after it is
+        before: index of the position before the gap, int64 [G]. The position after it is
             `before + 1`.
-        squared_distance: Squared distance between the averaged features, float64 [G], in squared
+        squared_distance: squared distance between the averaged features, float64 [G], in squared
             units of the features.
-        kind: Kind of the gap, uint8 [G]. WITHIN if all averaged patches lie in one area, BORDER if
+        kind: kind of the gap, uint8 [G]. WITHIN if all averaged patches lie in one area, BORDER if
             the two positions at the gap lie in different areas, BESIDE if there is a border
             elsewhere in the windows, UNKNOWN if the area of a patch is not known.
     """
@@ -66,16 +66,16 @@ def embed_curves(
     from the background.
 
     Args:
-        run: The network.
-        brain: Brain whose sections are read.
+        run: the network.
+        brain: brain whose sections are read.
         curves: N positions.
-        progress: Called with (patches done, total).
+        progress: called with (patches done, total).
 
     Returns:
         Features, float32 [N, F], and which patches hold enough tissue, bool [N].
 
     Raises:
-        ReadError: A section cannot be read.
+        ReadError: a section cannot be read.
     """
     usable: list[bool] = []
 
@@ -100,12 +100,12 @@ def neighbor_gaps(
     """Compute all gaps with `window` usable patches of the same curve on either side.
 
     Args:
-        features: Features in the order of the positions, float [N, F].
-        curve: Index of the curve of each position [N], in ascending order.
-        areas: Class index of each position [N], UNLABELED where not known. None if no area is
+        features: features in the order of the positions, float [N, F].
+        curve: index of the curve of each position [N], in ascending order.
+        areas: class index of each position [N], UNLABELED where not known. None if no area is
             known.
-        window: Count of patches averaged on either side.
-        usable: Which positions are usable, bool [N]. Other positions, such as those without
+        window: count of patches averaged on either side.
+        usable: which positions are usable, bool [N]. Other positions, such as those without
             tissue, end the curve. None if all are usable.
     """
     count = len(features)
@@ -135,9 +135,9 @@ def gap_statistics(gaps: Gaps, curvature: np.ndarray, obliqueness: np.ndarray) -
     """Test whether distances are larger at borders than within areas, and what else raises them.
 
     Args:
-        gaps: Gaps between N positions.
-        curvature: Signed mean curvature at the positions, 1/mm [N].
-        obliqueness: Obliqueness of the cut at the positions, degrees [N].
+        gaps: gaps between N positions.
+        curvature: signed mean curvature at the positions, 1/mm [N].
+        obliqueness: obliqueness of the cut at the positions, degrees [N].
 
     Returns:
         A dict with these keys. A value is None if there are too few gaps to compute it.

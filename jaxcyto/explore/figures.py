@@ -38,15 +38,15 @@ def nearest_figure(
     """Draw a patch and its nearest neighbors by Euclidean distance of the features.
 
     Args:
-        brain: Brain whose sections are read.
+        brain: brain whose sections are read.
         patches: N patches of the brain.
-        features: Features of the patches, float [N, F].
-        chosen: Index of the query patch.
-        areas: Area names [N], None where not known. None if no area is known.
-        distance_mm: Mean training distance in mm, the unit of squared feature distances.
+        features: features of the patches, float [N, F].
+        chosen: index of the query patch.
+        areas: area names [N], None where not known. None if no area is known.
+        distance_mm: mean training distance in mm, the unit of squared feature distances.
 
     Raises:
-        ReadError: A section cannot be read.
+        ReadError: a section cannot be read.
     """
     squared = np.square(features - features[chosen]).sum(axis=1)
     squared[chosen] = -1.0  # sort it before patches with identical features
@@ -94,12 +94,12 @@ def surface_figure(brain: Brain, maps: Sequence[np.ndarray], label: str) -> Figu
     values.
 
     Args:
-        brain: Brain with hemispheres.
-        maps: For each hemisphere, a value at each vertex [V]. NaN is drawn gray.
-        label: Label of the color bar.
+        brain: brain with hemispheres.
+        maps: for each hemisphere, a value at each vertex [V]. NaN is drawn gray.
+        label: label of the color bar.
 
     Raises:
-        InputError: A surface cannot be read.
+        InputError: a surface cannot be read.
     """
     figure = Figure(figsize=(14, 2.5 * len(maps) + 0.3), layout="constrained")
     axes = figure.subplots(len(maps), 4, squeeze=False)
@@ -132,14 +132,14 @@ def neighbors_figure(
     scale.
 
     Args:
-        brain: Brain whose section images are read at `TISSUE_UM`.
-        curves: Positions along the ribbon.
-        gaps: Gaps between the positions.
-        sections: Rows of the section table, one panel each.
-        unit: Unit of the distance, for the legend.
+        brain: brain whose section images are read at `TISSUE_UM`.
+        curves: positions along the ribbon.
+        gaps: gaps between the positions.
+        sections: rows of the section table, one panel each.
+        unit: unit of the distance, for the legend.
 
     Raises:
-        InputError: A section cannot be read.
+        InputError: a section cannot be read.
     """
     columns = min(SECTION_COLUMNS, len(sections))
     rows = -(-len(sections) // columns)

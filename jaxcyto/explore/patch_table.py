@@ -49,9 +49,9 @@ def write_table(path: Path, columns: Mapping[str, np.ndarray], source: Mapping[s
     """Write columns [N] as a Parquet file.
 
     Args:
-        path: The file.
-        columns: Arrays [N] by column name.
-        source: Digests of the inputs that the columns were computed from.
+        path: the file.
+        columns: arrays [N] by column name.
+        source: digests of the inputs that the columns were computed from.
     """
     import pyarrow
     import pyarrow.parquet

@@ -36,10 +36,10 @@ def probe_areas(
     * majority always predicts the most frequent area of the training patches.
 
     Args:
-        features: Features, float [N, F].
-        areas: Area indices or names [N].
-        train: Patches to fit on, bool [N] or indices.
-        test: Patches to score, bool [N] or indices.
+        features: features, float [N, F].
+        areas: area indices or names [N].
+        train: patches to fit on, bool [N] or indices.
+        test: patches to score, bool [N] or indices.
         neighbors: k of k-NN. If there are fewer training patches, all of them are used.
 
     Returns:
@@ -48,7 +48,7 @@ def probe_areas(
         `balanced_accuracy`, the mean recall over the areas of the test patches.
 
     Raises:
-        InputError: There are no training or test patches, or the training patches have fewer than
+        InputError: there are no training or test patches, or the training patches have fewer than
             two areas.
     """
     from sklearn.linear_model import LogisticRegression
@@ -80,10 +80,10 @@ def probe_coordinates(
     The penalty is selected from `ALPHAS` on the training patches.
 
     Args:
-        features: Features, float [N, F].
-        position_mm: Positions in mm [N, 3]. Pass (|x|, y, z) for a run with `absolute_x`.
-        train: Patches to fit on, bool [N] or indices.
-        test: Patches to score, bool [N] or indices.
+        features: features, float [N, F].
+        position_mm: positions in mm [N, 3]. Pass (|x|, y, z) for a run with `absolute_x`.
+        train: patches to fit on, bool [N] or indices.
+        test: patches to score, bool [N] or indices.
 
     Returns:
         A dict with `coordinate_mae_mm` (mean Euclidean distance), `coordinate_mae_mm_per_axis`, and
@@ -91,7 +91,7 @@ def probe_coordinates(
         `metrics.pretext_metrics`.
 
     Raises:
-        InputError: There are no training or test patches.
+        InputError: there are no training or test patches.
     """
     from sklearn.linear_model import RidgeCV
 
@@ -125,8 +125,8 @@ def accuracy(truth: np.ndarray, said: np.ndarray) -> dict[str, float]:
     """Compute `accuracy` and `balanced_accuracy` of the predicted areas of N patches.
 
     Args:
-        truth: True areas [N].
-        said: Predicted areas [N].
+        truth: true areas [N].
+        said: predicted areas [N].
 
     Returns:
         A dict with both. `balanced_accuracy` is the mean recall over the areas in `truth`.

@@ -37,11 +37,11 @@ class Curves:
     """N positions along curves, in order.
 
     Attributes:
-        patches: Patches centered at the positions.
-        curve: Index of the curve, int32 [N], in ascending order.
-        arc_mm: Arc length along the curve in mm, float64 [N].
-        curvature: Signed mean curvature of the surface in 1/mm, float32 [N]. See `mean_curvature`.
-        obliqueness: Angle between the section and the normal of the surface in degrees,
+        patches: patches centered at the positions.
+        curve: index of the curve, int32 [N], in ascending order.
+        arc_mm: arc length along the curve in mm, float64 [N].
+        curvature: signed mean curvature of the surface in 1/mm, float32 [N]. See `mean_curvature`.
+        obliqueness: angle between the section and the normal of the surface in degrees,
             float32 [N], computed as arcsin |section normal . surface normal|. It is 0 where the
             section is perpendicular to the surface and 90 where it is tangent.
     """
@@ -69,16 +69,16 @@ def walk_ribbons(
     """Place positions every `step_mm` along the cortical ribbons of sections, within their images.
 
     Args:
-        brain: Brain with hemispheres.
-        sections: Rows of its section table.
-        patch_px: Side of the patches in pixels.
-        um_per_px: Resolution of the patches in micrometers per pixel.
-        step_mm: Spacing along a curve in mm. Curves shorter than 2 * `step_mm` are omitted.
-        depth: As in `sample_patches`.
-        min_thickness_mm: As in `sample_patches`.
+        brain: brain with hemispheres.
+        sections: rows of its section table.
+        patch_px: side of the patches in pixels.
+        um_per_px: resolution of the patches in micrometers per pixel.
+        step_mm: spacing along a curve in mm. Curves shorter than 2 * `step_mm` are omitted.
+        depth: as in `sample_patches`.
+        min_thickness_mm: as in `sample_patches`.
 
     Raises:
-        InputError: The brain has no hemisphere, a file cannot be read, or the sections do not cut
+        InputError: the brain has no hemisphere, a file cannot be read, or the sections do not cut
             the cortex.
     """
     need_hemispheres(brain, "walking along the cortex")
@@ -172,8 +172,8 @@ def mean_curvature(surface: Surface, fwhm_mm: float = CURVATURE_FWHM_MM) -> np.n
     average out over a few vertices.
 
     Args:
-        surface: The surface, in mm.
-        fwhm_mm: Width (FWHM) of the smoothing in mm, or 0 for none.
+        surface: the surface, in mm.
+        fwhm_mm: width (FWHM) of the smoothing in mm, or 0 for none.
     """
     vertices, faces = surface.vertices, surface.faces
     area = pp3d.vertex_areas(vertices, faces)

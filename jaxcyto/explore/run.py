@@ -75,13 +75,13 @@ def explore_features(
     """Write the features of all patches of a brain as table, maps and figures, and probe them.
 
     Args:
-        run_folder: Folder of a finished pre-training run.
-        brain_folder: Folder of a brain with patches of the run's size and resolution.
-        patches_file: Name of the patches file in the brain folder.
-        sections: Names of the sections whose ribbons are walked along. By default, these are at
+        run_folder: folder of a finished pre-training run.
+        brain_folder: folder of a brain with patches of the run's size and resolution.
+        patches_file: name of the patches file in the brain folder.
+        sections: names of the sections whose ribbons are walked along. By default, these are at
             most 8 test sections and evenly spaced others, up to 24 in total.
-        classes: Class name of a label, as for `jaxcyto carry --map`.
-        progress: Called with (patches done, total).
+        classes: class name of a label, as for `jaxcyto carry --map`.
+        progress: called with (patches done, total).
 
     Returns:
         The content of results.json. `patches` is the count of patches. `probes` holds `areas`
@@ -91,7 +91,7 @@ def explore_features(
         and `files` the files written.
 
     Raises:
-        InputError: The run and the brain do not match, or a file cannot be read.
+        InputError: the run and the brain do not match, or a file cannot be read.
     """
     run = load_pretext_run(run_folder)
     subject = _open(run.path, brain_folder, patches_file, classes)
@@ -160,15 +160,15 @@ def explore_nearest(
     """Draw the patches whose features are nearest to those of one patch, and return the path.
 
     Args:
-        run_folder: Folder of a finished pre-training run.
-        brain_folder: Folder of a brain with patches of the run's size and resolution.
-        patch: Index of the patch.
-        patches_file: Name of the patches file in the brain folder.
-        classes: Class name of a label, as for `jaxcyto carry --map`.
-        progress: Called with (patches done, total).
+        run_folder: folder of a finished pre-training run.
+        brain_folder: folder of a brain with patches of the run's size and resolution.
+        patch: index of the patch.
+        patches_file: name of the patches file in the brain folder.
+        classes: class name of a label, as for `jaxcyto carry --map`.
+        progress: called with (patches done, total).
 
     Raises:
-        InputError: There is no such patch, the run and the brain do not match, or a file cannot be
+        InputError: there is no such patch, the run and the brain do not match, or a file cannot be
             read.
     """
     run = load_pretext_run(run_folder)
@@ -202,11 +202,11 @@ def explore_predictions(
     Sections that `jaxcyto predict` has not predicted yet are predicted first.
 
     Args:
-        run_folder: Folder of a finished segmentation run.
-        brain_folder: Folder of a brain with patches.
-        patches_file: Name of the patches file in the brain folder.
-        classes: Class name of a label, as for `jaxcyto carry --map`.
-        progress: Called with (map px done, total).
+        run_folder: folder of a finished segmentation run.
+        brain_folder: folder of a brain with patches.
+        patches_file: name of the patches file in the brain folder.
+        classes: class name of a label, as for `jaxcyto carry --map`.
+        progress: called with (map px done, total).
 
     Returns:
         The content of results.json. `patches` counts the patches and `predicted` those with a
@@ -216,7 +216,7 @@ def explore_predictions(
         cannot be read, and `files` the files written.
 
     Raises:
-        InputError: The run and the brain do not match, or a file cannot be read.
+        InputError: the run and the brain do not match, or a file cannot be read.
     """
     run = load_segment_run(run_folder)
     subject = _open(run.path, brain_folder, patches_file, classes)

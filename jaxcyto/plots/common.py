@@ -22,8 +22,8 @@ def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
     """Write figures as PNG files and close them.
 
     Args:
-        folder: Output folder, created if missing.
-        figures: Figures by file name.
+        folder: output folder, created if missing.
+        figures: figures by file name.
     """
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
@@ -57,8 +57,8 @@ def loss_curves(lines: list[dict[str, Any]], panels: list[Panel]) -> Figure:
     """Plot the loss terms by step, with the given panels beside them.
 
     Args:
-        lines: Lines of metrics.jsonl.
-        panels: Further panels.
+        lines: lines of metrics.jsonl.
+        panels: further panels.
     """
 
     def series(key: str) -> tuple[np.ndarray, np.ndarray]:

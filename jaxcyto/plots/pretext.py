@@ -34,10 +34,10 @@ def pretext_figures(
     """Write all figures of a pre-training run to `workdir/figures`.
 
     Args:
-        workdir: Run folder.
-        table: Pairs of the run.
-        source: Images of the pairs.
-        predictions: Predictions of P test pairs: `index` [P], `distance_mm` [P] and
+        workdir: run folder.
+        table: pairs of the run.
+        source: images of the pairs.
+        predictions: predictions of P test pairs: `index` [P], `distance_mm` [P] and
             `coordinates_mm` [P, 2, 3].
     """
     figures = {

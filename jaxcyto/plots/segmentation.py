@@ -24,9 +24,9 @@ def segment_figures(workdir: Path, classes: Classes, confusion: np.ndarray | Non
     """Write the curves and the confusion matrix of the test to `workdir/figures`.
 
     Args:
-        workdir: Run folder.
-        classes: Classes of the run.
-        confusion: Confusion matrix of the test in pixels, or None without a test.
+        workdir: run folder.
+        classes: classes of the run.
+        confusion: confusion matrix of the test in pixels, or None without a test.
     """
     areas = any(entry.kind == "area" for entry in classes)
     dice = ("areas", "dice_macro_areas") if areas else ("classes", "dice_macro")
@@ -46,9 +46,9 @@ def confusion_matrices(matrices: Sequence[tuple[str, np.ndarray]], classes: Clas
     Cells show the percentage of the pixels annotated as a class that got each prediction.
 
     Args:
-        matrices: Pairs of a title and a matrix [C, C or more] of pixel counts, with annotated
+        matrices: pairs of a title and a matrix [C, C or more] of pixel counts, with annotated
             classes as rows and predicted ones as columns.
-        classes: The C classes.
+        classes: the C classes.
     """
     count, names = len(classes), [entry.name for entry in classes]
     side = 2.2 + 0.42 * count
@@ -82,10 +82,10 @@ def section_figure(
     """Draw the annotation, the prediction and the differences of a section side by side.
 
     Args:
-        tissue: Gray image, uint8 [h, w].
-        label: Annotated classes, uint8 [h, w], with 255 where not annotated.
-        predicted: Predicted classes, uint8 [h, w], with 255 where not predicted.
-        classes: Names and colors.
+        tissue: gray image, uint8 [h, w].
+        label: annotated classes, uint8 [h, w], with 255 where not annotated.
+        predicted: predicted classes, uint8 [h, w], with 255 where not predicted.
+        classes: names and colors.
     """
     height, width = tissue.shape
     across = 5.2
@@ -119,10 +119,10 @@ def fill(image: np.ndarray, where: np.ndarray, color: str, strength: float = 0.5
     """Color an image where a mask is true.
 
     Args:
-        image: Gray [h, w] or RGB [h, w, 3], uint8.
-        where: Mask, bool [h, w].
-        color: Any matplotlib color.
-        strength: Opacity of the color, 0 ... 1.
+        image: gray [h, w] or RGB [h, w, 3], uint8.
+        where: mask, bool [h, w].
+        color: any matplotlib color.
+        strength: opacity of the color, 0 ... 1.
 
     Returns:
         RGB image, uint8 [h, w, 3].
@@ -142,10 +142,10 @@ def outline(
     Pixels without a label (255) and classes of kind "background" stay gray.
 
     Args:
-        tissue: Gray image, uint8 [h, w].
-        label: Classes, uint8 [h, w].
-        classes: Names and colors.
-        strength: Opacity of the tint, 0 ... 1.
+        tissue: gray image, uint8 [h, w].
+        label: classes, uint8 [h, w].
+        classes: names and colors.
+        strength: opacity of the tint, 0 ... 1.
 
     Returns:
         RGB image, uint8 [h, w, 3].

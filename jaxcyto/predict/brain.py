@@ -46,15 +46,15 @@ class PredictionReport:
     """The results of `predict_brain`.
 
     Attributes:
-        folder: Folder of the maps.
-        predicted: Names of the sections that were predicted now.
-        finished: Names of the sections that were predicted before with the same settings.
-        failures: One message for each section that could not be read.
-        labels: Label files of the surfaces, each with the fraction of vertices that have a class.
-        tile_px: Side of the windows, or 0 if nothing was predicted.
-        pixels: Count of predicted map px.
-        image_pixels: Count of image px that these cover, at the resolution of the network.
-        seconds: Time taken for these.
+        folder: folder of the maps.
+        predicted: names of the sections that were predicted now.
+        finished: names of the sections that were predicted before with the same settings.
+        failures: one message for each section that could not be read.
+        labels: label files of the surfaces, each with the fraction of vertices that have a class.
+        tile_px: side of the windows, or 0 if nothing was predicted.
+        pixels: count of predicted map px.
+        image_pixels: count of image px that these cover, at the resolution of the network.
+        seconds: time taken for these.
     """
 
     folder: Path
@@ -81,20 +81,20 @@ def predict_brain(
     """Segment the sections of a brain that are not finished yet.
 
     Args:
-        run_folder: Folder of a finished segmentation run.
-        brain_folder: Folder of the brain.
-        sections: Names of sections. All sections if empty.
+        run_folder: folder of a finished segmentation run.
+        brain_folder: folder of the brain.
+        sections: names of sections. All sections if empty.
         shard: (i, n) with 1 <= i <= n selects every n-th of the sections, from the i-th on.
-        tile_px: Side of the windows in image px. By default, it is chosen by the available memory
+        tile_px: side of the windows in image px. By default, it is chosen by the available memory
             and the largest section.
-        outputs: Additional outputs. By default, there are none.
-        progress: Called with (map px done, total).
+        outputs: additional outputs. By default, there are none.
+        progress: called with (map px done, total).
 
     Returns:
         A report. Its `failures` lists the sections that cannot be read. All others are finished.
 
     Raises:
-        InputError: The run or the brain cannot be read, a section is unknown, or the network does
+        InputError: the run or the brain cannot be read, a section is unknown, or the network does
             not take windows of `tile_px`.
     """
     outputs = outputs or Outputs()
@@ -140,7 +140,7 @@ def _read_brain(folder: Path) -> tuple[Brain, list[str]]:
     The other sections can still be predicted.
 
     Raises:
-        InputError: The tables of the brain have any other fault.
+        InputError: the tables of the brain have any other fault.
     """
     brain, faults = inspect_brain(folder)
     missing = [fault for fault in faults if re.search(r": line \d+: image: ", fault)]

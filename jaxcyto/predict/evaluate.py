@@ -37,16 +37,16 @@ def evaluate_brain(
     prediction and differences to the subfolder sections.
 
     Args:
-        run_folder: Folder of a finished segmentation run.
-        brain_folder: Folder of a brain with the classes of the run.
+        run_folder: folder of a finished segmentation run.
+        brain_folder: folder of a brain with the classes of the run.
         split: "train", "val" or "test".
-        progress: Called with (map px done, total) during prediction.
+        progress: called with (map px done, total) during prediction.
 
     Returns:
         The results, see `scores.sum_sections`.
 
     Raises:
-        InputError: The classes of the run and the brain differ, the split has no annotated pixel
+        InputError: the classes of the run and the brain differ, the split has no annotated pixel
             or was trained on, or a section cannot be read.
     """
     run, brain = load_segment_run(run_folder), read_brain(brain_folder)
@@ -105,10 +105,10 @@ def compare(
     """Draw the confusion matrices of several runs side by side and return the path.
 
     Args:
-        results: Results of `evaluate_brain` for each run, by a title.
-        run_folder: Folder of the run to whose evaluation folder the figure is written.
-        brain_folder: Folder of the brain that was evaluated.
-        split: Split that was evaluated.
+        results: results of `evaluate_brain` for each run, by a title.
+        run_folder: folder of the run to whose evaluation folder the figure is written.
+        brain_folder: folder of the brain that was evaluated.
+        split: split that was evaluated.
     """
     run = load_segment_run(run_folder)
     matrices = [(title, np.array(each["confusion"])) for title, each in results.items()]
@@ -132,7 +132,7 @@ def section_confusion(
         Confusion matrix, int64 [C, C + 1]. The last column counts pixels without prediction.
 
     Raises:
-        InputError: An image is damaged, or the label image holds values that are not classes.
+        InputError: an image is damaged, or the label image holds values that are not classes.
     """
     classes, factor = len(run.classes), round(predicted.pixel_um / LABEL_UM)
     total = np.zeros((classes, classes + 1), np.int64)
@@ -153,10 +153,10 @@ def section_images(
     The grid is that of the first pyramid level of the class map with sides of at most `longest` px.
 
     Args:
-        image: Section image.
-        label: Label image, or None.
-        predicted: Class map.
-        longest: Maximum length of the longest side in px.
+        image: section image.
+        label: label image, or None.
+        predicted: class map.
+        longest: maximum length of the longest side in px.
 
     Returns:
         Tissue, annotation (None without a label image) and prediction, each uint8 [h, w].

@@ -39,9 +39,9 @@ class Embedding(NamedTuple):
     """The outputs of the network for N patches.
 
     Attributes:
-        features: Features, float32 [N, F]. The squared Euclidean distance of two feature vectors
+        features: features, float32 [N, F]. The squared Euclidean distance of two feature vectors
             predicts the distance along the surface in units of the mean training distance.
-        coordinates_mm: Predicted positions, float32 [N, 3]. They are (|x|, y, z) if
+        coordinates_mm: predicted positions, float32 [N, 3]. They are (|x|, y, z) if
             `run.absolute_x` is true.
     """
 
@@ -60,7 +60,7 @@ def embed_brain(
     """Compute the features and predicted positions (mm) of all patches of a brain. See `embed`.
 
     Raises:
-        InputError: The patches were sampled with another size or resolution than that of the run,
+        InputError: the patches were sampled with another size or resolution than that of the run,
             or a section cannot be read.
     """
     if other := patches.differs_in_size(run.patch_px, run.um_per_px):
@@ -85,11 +85,11 @@ def embed(
     """Compute the features and predicted positions of patches.
 
     Args:
-        run: The network.
-        images: Patches, uint8 [s, s] each, such as an array [N, s, s], with s = run.patch_px.
-        total: Count of patches, for `progress`.
-        batch: Batch size, rounded up to a multiple of twice the number of devices.
-        progress: Called with (patches done, total).
+        run: the network.
+        images: patches, uint8 [s, s] each, such as an array [N, s, s], with s = run.patch_px.
+        total: count of patches, for `progress`.
+        batch: batch size, rounded up to a multiple of twice the number of devices.
+        progress: called with (patches done, total).
 
     Returns:
         Features, and positions in mm, which are (|x|, y, z) if `run.absolute_x` is true.
@@ -125,14 +125,14 @@ def forward_all(
     only once.
 
     Args:
-        model: The network.
-        variables: Its `params` and `batch_stats`, trained or not.
-        images: Patches, uint8 [s, s] each.
-        mean: Mean of the input in gray values.
-        std: Standard deviation of the input in gray values.
-        total: Count of patches, for `progress`.
-        batch: Batch size, rounded up to a multiple of twice the number of devices.
-        progress: Called with (patches done, total).
+        model: the network.
+        variables: its `params` and `batch_stats`, trained or not.
+        images: patches, uint8 [s, s] each.
+        mean: mean of the input in gray values.
+        std: standard deviation of the input in gray values.
+        total: count of patches, for `progress`.
+        batch: batch size, rounded up to a multiple of twice the number of devices.
+        progress: called with (patches done, total).
 
     Returns:
         `features` float32 [N, F] and `coordinates_scaled` float32 [N, 3].
@@ -184,7 +184,7 @@ def read_patches(brain: Brain, patches: Patches) -> Iterator[np.ndarray]:
     """Yield the images of patches in order, uint8 [patch_px, patch_px]. Threads read ahead.
 
     Raises:
-        ReadError: A section cannot be read. The error names the section and the file.
+        ReadError: a section cannot be read. The error names the section and the file.
     """
     side, um_per_px = int(patches.settings["patch_px"]), float(patches.settings["um_per_px"])
     numbers = np.arange(len(patches))
@@ -217,15 +217,15 @@ def patch_areas(
     center. Labels are interpreted as by `jaxcyto carry`.
 
     Args:
-        brain: Brain whose hemispheres have label files.
+        brain: brain whose hemispheres have label files.
         patches: N patches of the brain.
-        names: Class name of a label, for labels that the label file does not name.
+        names: class name of a label, for labels that the label file does not name.
 
     Returns:
         Class indices into `brain.classes`, or UNLABELED, int32 [N].
 
     Raises:
-        InputError: No hemisphere has labels, or no label is a class of the brain.
+        InputError: no hemisphere has labels, or no label is a class of the brain.
     """
     surfaces = [hemisphere_surface(each) for each in brain.hemispheres]
     classes, _ = vertex_classes(brain, [len(each.vertices) for each in surfaces], names or {})

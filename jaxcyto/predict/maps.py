@@ -35,14 +35,14 @@ def write_class_map(
     """Write a class map under a temporary name, then rename it.
 
     Args:
-        path: The file. Its name should end in .ome.tif.
-        plane: Class indices.
-        pixel_um: Pixel size in micrometers.
-        classes: Names and colors of the classes, in the order of their indices.
-        settings: Digest of everything that the map depends on. `settings_of` returns it.
+        path: the file. Its name should end in .ome.tif.
+        plane: class indices.
+        pixel_um: pixel size in micrometers.
+        classes: names and colors of the classes, in the order of their indices.
+        settings: digest of everything that the map depends on. `settings_of` returns it.
 
     Raises:
-        InputError: The file cannot be written.
+        InputError: the file cannot be written.
     """
     names = {f"class {index}": entry.name for index, entry in enumerate(classes)}
     palette = np.zeros((256, 3), np.uint16)
@@ -90,10 +90,10 @@ class ClassMap:
     """A class map on disk. Threads may share it.
 
     Attributes:
-        path: The file.
-        pixel_um: Pixel size at full resolution in micrometers.
-        names: Names of the classes.
-        levels: Levels of the pyramid, each with a `shape`.
+        path: the file.
+        pixel_um: pixel size at full resolution in micrometers.
+        names: names of the classes.
+        levels: levels of the pyramid, each with a `shape`.
     """
 
     path: Path
@@ -112,14 +112,14 @@ class ClassMap:
         Pixels outside of the map are NOT_PREDICTED.
 
         Args:
-            top: First row, in px of the level. It may be negative.
-            left: First column, in px of the level. It may be negative.
-            height: Height of the window in px.
-            width: Width of the window in px.
-            level: Level of the pyramid.
+            top: first row, in px of the level. It may be negative.
+            left: first column, in px of the level. It may be negative.
+            height: height of the window in px.
+            width: width of the window in px.
+            level: level of the pyramid.
 
         Raises:
-            InputError: A tile of the file is damaged.
+            InputError: a tile of the file is damaged.
         """
         out = np.full((height, width), NOT_PREDICTED, np.uint8)
         rows, columns = self.levels[level].shape
@@ -143,7 +143,7 @@ def open_class_map(path: str | os.PathLike) -> ClassMap:
     """Open a class map that `write_class_map` has written.
 
     Raises:
-        InputError: The file is not a class map.
+        InputError: the file is not a class map.
     """
     path = Path(path)
     try:

@@ -22,13 +22,13 @@ def write_overlay(
     """Write a PNG of a section with its classes, without resampling by matplotlib.
 
     Args:
-        path: The file.
-        section: Section image.
-        predicted: Class map of the section.
-        classes: Names and colors.
+        path: the file.
+        section: section image.
+        predicted: class map of the section.
+        classes: names and colors.
 
     Raises:
-        InputError: The section or the map is damaged.
+        InputError: the section or the map is damaged.
     """
     tissue, numbers = _images(section, predicted)
     seen = [entry for k, entry in enumerate(classes) if entry.kind != "background" and k in numbers]

@@ -20,11 +20,11 @@ class Plane:
     The file is deleted with the object.
 
     Args:
-        folder: Folder on whose disk the file is created.
+        folder: folder on whose disk the file is created.
         shape: (height, width) in px.
 
     Raises:
-        InputError: The folder cannot be written to.
+        InputError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int]):
@@ -40,7 +40,7 @@ class Plane:
         """Write rows, uint8 [n, width], from row `top` on.
 
         Raises:
-            InputError: The file cannot be written, for example because the disk is full.
+            InputError: the file cannot be written, for example because the disk is full.
         """
         data = memoryview(np.ascontiguousarray(rows)).cast("B")
         offset = top * self.shape[1]
@@ -64,7 +64,7 @@ class Plane:
         The last row or column of an odd side is repeated.
 
         Args:
-            reduce: Reduces blocks of 2 x 2 px, uint8 [..., 4], to pixels, uint8 [...].
+            reduce: reduces blocks of 2 x 2 px, uint8 [..., 4], to pixels, uint8 [...].
         """
         height, width = (-(-side // 2) for side in self.shape)
         smaller = Plane(self.folder, (height, width))

@@ -35,10 +35,10 @@ class Band:
     """Consecutive rows of the map of a section, over its whole width.
 
     Attributes:
-        source: The section.
-        top: Index of the first row.
-        classes: Class indices, uint8 [rows, width].
-        probabilities: Probabilities, uint8 [classes, rows, width], 255 = probability 1, or None if
+        source: the section.
+        top: index of the first row.
+        classes: class indices, uint8 [rows, width].
+        probabilities: probabilities, uint8 [classes, rows, width], 255 = probability 1, or None if
             not requested.
     """
 
@@ -80,12 +80,12 @@ class Predictor:
     windows without tissue.
 
     Args:
-        run: The network.
-        tile_px: Side of the windows in image px.
-        probabilities: Whether bands also hold probabilities.
+        run: the network.
+        tile_px: side of the windows in image px.
+        probabilities: whether bands also hold probabilities.
 
     Raises:
-        InputError: The network does not take windows of this size.
+        InputError: the network does not take windows of this size.
     """
 
     def __init__(self, run: SegmentRun, tile_px: int, probabilities: bool = False):
@@ -108,7 +108,7 @@ class Predictor:
         """Yield the bands of one section from top to bottom.
 
         Raises:
-            InputError: The section cannot be read.
+            InputError: the section cannot be read.
         """
         for band in self.sections([source]):
             if isinstance(band, Failure):
@@ -251,11 +251,11 @@ def forward(
         variables: `params` and `batch_stats` of the network.
         batch: `image` uint8 [B, tile, tile, 1] and, if the network takes one, `atlas` uint8
             [B, a, a, A].
-        model: The network.
-        mean: Mean of the input in gray values.
-        std: Standard deviation of the input in gray values.
-        probabilities: Whether to return probabilities, too.
-        axis_name: Not used, because windows are independent.
+        model: the network.
+        mean: mean of the input in gray values.
+        std: standard deviation of the input in gray values.
+        probabilities: whether to return probabilities, too.
+        axis_name: not used, because windows are independent.
 
     Returns:
         `classes` uint8 [B, n, n], whether all logits of an example are `finite` [B] and, if
@@ -281,8 +281,8 @@ def default_tile(run: SegmentRun, longest: int) -> int:
     See `tiling.choose_tile`.
 
     Args:
-        run: The network.
-        longest: Longest side of a map in map px.
+        run: the network.
+        longest: longest side of a map in map px.
     """
     return choose_tile(
         Geometry.of(run.model),

@@ -19,10 +19,10 @@ class SectionSource:
     """A section to predict.
 
     Attributes:
-        name: Name of the section.
-        section: Section image.
+        name: name of the section.
+        section: section image.
         shape: (height, width) of the predicted map in px.
-        atlas: Atlas image, if the network takes one.
+        atlas: atlas image, if the network takes one.
     """
 
     name: str
@@ -36,10 +36,10 @@ class WindowImages:
     """The inputs of the network for one window.
 
     Attributes:
-        tissue: Map px whose receptive field holds tissue, bool [n, n]. The receptive field is
+        tissue: map px whose receptive field holds tissue, bool [n, n]. The receptive field is
             rounded to whole map px.
-        image: Image, uint8 [tile, tile, 1].
-        atlas: Probabilities of A areas, uint8 [a, a, A], or None without an atlas.
+        image: image, uint8 [tile, tile, 1].
+        atlas: probabilities of A areas, uint8 [a, a, A], or None without an atlas.
     """
 
     tissue: np.ndarray
@@ -69,14 +69,14 @@ def read_window(
     the network.
 
     Args:
-        source: The section.
-        tiling: The windows.
-        um_per_px: Resolution of the network in micrometers per pixel.
-        row: First row of the window in map px.
-        column: First column of the window in map px.
+        source: the section.
+        tiling: the windows.
+        um_per_px: resolution of the network in micrometers per pixel.
+        row: first row of the window in map px.
+        column: first column of the window in map px.
 
     Raises:
-        InputError: The section or its atlas is damaged in this window.
+        InputError: the section or its atlas is damaged in this window.
     """
     section, geometry = source.section, tiling.geometry
     stride, side = geometry.output_stride, tiling.output
@@ -110,7 +110,7 @@ def _within(tissue: np.ndarray, reach: int) -> np.ndarray:
 
     Args:
         tissue: bool [h, w].
-        reach: Distance in px.
+        reach: distance in px.
 
     Returns:
         bool [h - 2 * reach, w - 2 * reach], without a margin of `reach` px.

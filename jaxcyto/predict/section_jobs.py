@@ -27,10 +27,10 @@ class SectionJob:
     """The prediction of one section.
 
     Attributes:
-        row: Row of the section table.
+        row: row of the section table.
         shape: (height, width) of the map in px.
-        settings: Digest of everything that the map depends on.
-        folder: Folder of the maps.
+        settings: digest of everything that the map depends on.
+        folder: folder of the maps.
     """
 
     row: SectionRow
@@ -67,10 +67,10 @@ def plan(
     """Plan the prediction of sections by reading their headers.
 
     Args:
-        run: The network.
-        brain: Brain of the sections.
-        rows: Rows of the section table.
-        folder: Folder of the maps.
+        run: the network.
+        brain: brain of the sections.
+        rows: rows of the section table.
+        folder: folder of the maps.
 
     Returns:
         Jobs, and a message for each section that cannot be read.
@@ -108,7 +108,7 @@ def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> SectionSource
     """Open a section and, if the network takes one, its atlas image.
 
     Raises:
-        InputError: They cannot be read or do not match the run.
+        InputError: they cannot be read or do not match the run.
     """
     section = open_section(row.image, row.pixel_um, brain.background)
     if not run.atlas_channels:

@@ -25,15 +25,15 @@ def surface_classes(
     larger, because a vertex represents the surface up to this distance.
 
     Args:
-        surface: Surface with V vertices in mm.
-        maps: Sections with their class maps.
-        num_classes: Count of classes.
+        surface: surface with V vertices in mm.
+        maps: sections with their class maps.
+        num_classes: count of classes.
 
     Returns:
         Class indices, int32 [V], with -1 where no section is within reach.
 
     Raises:
-        InputError: A registration or a map cannot be read.
+        InputError: a registration or a map cannot be read.
     """
     votes = np.zeros((len(surface.vertices), num_classes), np.uint16)
     planes = [registration(row) for row, _ in maps]
@@ -58,16 +58,16 @@ def write_surface_labels(
     Key 0 means that no section is near, and key k + 1 is class k.
 
     Args:
-        folder: Output folder.
-        hemispheres: Hemispheres of the brain.
-        maps: Sections with their class maps.
-        classes: Names and colors.
+        folder: output folder.
+        hemispheres: hemispheres of the brain.
+        maps: sections with their class maps.
+        classes: names and colors.
 
     Returns:
         The path of each file with the fraction of vertices that have a class.
 
     Raises:
-        InputError: A surface, a registration or a map cannot be read.
+        InputError: a surface, a registration or a map cannot be read.
     """
     written = []
     for hemisphere in hemispheres:
@@ -101,16 +101,16 @@ def classes_at(
     """Look up the classes at positions in a section.
 
     Args:
-        numbers: Class map, which is read in bands.
-        pixel_um: Pixel size of the section in micrometers.
-        column: Columns [N] in px of the section at full resolution.
-        row: Rows [N] in px of the section at full resolution.
+        numbers: class map, which is read in bands.
+        pixel_um: pixel size of the section in micrometers.
+        column: columns [N] in px of the section at full resolution.
+        row: rows [N] in px of the section at full resolution.
 
     Returns:
         Class indices, uint8 [N], with 255 outside of the map.
 
     Raises:
-        InputError: The map is damaged.
+        InputError: the map is damaged.
     """
     # pixel m of the map covers px [m / scale, (m + 1) / scale) of the section
     scale = pixel_um / numbers.pixel_um

@@ -23,7 +23,7 @@ class Tiling:
     """Windows of `tile_px` image px for one network.
 
     Raises:
-        InputError: The network does not take windows of this size.
+        InputError: the network does not take windows of this size.
     """
 
     geometry: Geometry
@@ -73,11 +73,11 @@ def choose_tile(
     windows.
 
     Args:
-        geometry: Geometry of the network.
-        longest: Longest side of a map in map px.
-        at_least: Smallest side in image px, that of training.
-        memory_bytes: Available memory of a device.
-        bytes_per_px: Memory that a window needs for each of its px.
+        geometry: geometry of the network.
+        longest: longest side of a map in map px.
+        at_least: smallest side in image px, that of training.
+        memory_bytes: available memory of a device.
+        bytes_per_px: memory that a window needs for each of its px.
     """
     period = _period(geometry)
     low = high = max(1, Tiling(geometry, valid_sizes(geometry, at_least)[-1]).step // period)

@@ -23,14 +23,14 @@ class BrainData:
     Counts are given by split. A value is None if it does not apply or could not be read.
 
     Attributes:
-        path: Brain folder, as the config or the command line names it.
-        name, licence, citation: Fields of brain.toml.
-        sections: Counts of section images.
-        annotated: Counts of section images with a label image.
-        patches, pairs: Counts of patches and pairs, for pre-training.
-        distances_mm: Smallest distance between patches of two splits, by names such as
+        path: brain folder, as the config or the command line names it.
+        name, licence, citation: fields of brain.toml.
+        sections: counts of section images.
+        annotated: counts of section images with a label image.
+        patches, pairs: counts of patches and pairs, for pre-training.
+        distances_mm: smallest distance between patches of two splits, by names such as
             "train-test".
-        fault: Why a value could not be read, or "" if all were read.
+        fault: why a value could not be read, or "" if all were read.
     """
 
     path: str
@@ -51,13 +51,13 @@ def read_brains(config: dict[str, Any], given: Sequence[Path], with_pairs: bool)
     A brain of the config that cannot be read gets a `fault`.
 
     Args:
-        config: Content of config.json.
-        given: Brain folders. A folder replaces the brain of the same name in the config. Others
+        config: content of config.json.
+        given: brain folders. A folder replaces the brain of the same name in the config. Others
             are added.
-        with_pairs: Whether to read patches and pairs, too.
+        with_pairs: whether to read patches and pairs, too.
 
     Raises:
-        InputError: One of `given` is not a brain folder.
+        InputError: one of `given` is not a brain folder.
     """
     for path in given:
         read_brain(path)

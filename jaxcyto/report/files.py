@@ -19,12 +19,12 @@ def read_json(path: Path, take: Callable[..., Any], *arguments: Any) -> Any:
     """Parse a JSON file with `take`. Return None if the file does not exist.
 
     Args:
-        path: The file.
-        take: Called with the content and `arguments`. Returns the value.
-        arguments: Further arguments of `take`.
+        path: the file.
+        take: called with the content and `arguments`. Returns the value.
+        arguments: further arguments of `take`.
 
     Raises:
-        InputError: The file is damaged. The message says what to do.
+        InputError: the file is damaged. The message says what to do.
     """
     if not path.is_file():
         return None

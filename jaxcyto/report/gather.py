@@ -66,20 +66,20 @@ class Gathered:
     """All figures of a run.
 
     Attributes:
-        name: Name of the run folder.
-        path: Path of the run folder, as given.
+        name: name of the run folder.
+        path: path of the run folder, as given.
         task: "pretraining" or "segmentation".
-        status: Progress of the run.
-        config: Content of config.json.
-        data: One entry for each brain.
-        skipped: How often each file could not be read in training.
-        test: Test errors of pre-training from results.json, or None before the test.
-        test_train_mode: The same errors when batch normalization uses batch statistics.
-        scores: Tests of a segmentation, with the most important one first.
+        status: progress of the run.
+        config: content of config.json.
+        data: one entry for each brain.
+        skipped: how often each file could not be read in training.
+        test: test errors of pre-training from results.json, or None before the test.
+        test_train_mode: the same errors when batch normalization uses batch statistics.
+        scores: tests of a segmentation, with the most important one first.
         curves: (steps, values) for each name in metrics.jsonl.
-        throughput: Training throughput, or None if no speed is logged yet.
-        environment: One entry for each start of the run, in order.
-        missing: For each section of the page without data, how to get the data.
+        throughput: training throughput, or None if no speed is logged yet.
+        environment: one entry for each start of the run, in order.
+        missing: for each section of the page without data, how to get the data.
     """
 
     name: str
@@ -107,8 +107,8 @@ def gather(run: Path, brains: Sequence[Path] = ()) -> Gathered:
     """Read a run folder and the tables of its brains.
 
     Args:
-        run: The run folder.
-        brains: Brain folders. A folder replaces the brain of the same name in the config. Others
+        run: the run folder.
+        brains: brain folders. A folder replaces the brain of the same name in the config. Others
             are added, such as brains that the run was only tested on.
 
     Raises:

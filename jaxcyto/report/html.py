@@ -19,9 +19,9 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """Build an element, for example `tag("td", "1 < 2", class_="number")`.
 
     Args:
-        name: Name of the element.
-        children: Text (which is escaped), `Html`, numbers or lists of these. None is omitted.
-        attributes: Attributes by name. A trailing `_` is dropped, and any other `_` becomes `-`.
+        name: name of the element.
+        children: text (which is escaped), `Html`, numbers or lists of these. None is omitted.
+        attributes: attributes by name. A trailing `_` is dropped, and any other `_` becomes `-`.
             None and False omit the attribute. True writes the name without a value.
     """
     parts = [name]
@@ -66,10 +66,10 @@ def table(
     """Build a table that scrolls horizontally on narrow pages.
 
     Args:
-        head: Column headings.
-        rows: Cells. The first cell of a row is its heading.
-        caption: Caption of the table, or None if the text before it says what it shows.
-        text: Count of leading columns that hold text. The others are right-aligned numbers.
+        head: column headings.
+        rows: cells. The first cell of a row is its heading.
+        caption: caption of the table, or None if the text before it says what it shows.
+        text: count of leading columns that hold text. The others are right-aligned numbers.
     """
 
     def kind(column: int) -> str | None:

@@ -25,7 +25,7 @@ def write_page(gathered: Gathered, out: Path) -> int:
     """Write the page of a run and return its size in bytes.
 
     Raises:
-        InputError: A file of the run is damaged.
+        InputError: a file of the run is damaged.
         OSError: `out` cannot be written.
     """
     data = page(gathered).encode()
@@ -38,7 +38,7 @@ def page(gathered: Gathered) -> str:
     """Return the page of a run as text. This reads the images that the page shows.
 
     Raises:
-        InputError: A file of the run is damaged.
+        InputError: a file of the run is damaged.
     """
     sections = {
         "scores": ("Errors", tables.errors(gathered)),

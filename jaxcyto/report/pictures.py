@@ -85,7 +85,7 @@ def open_table(gathered: Gathered) -> tuple[PairTable, PairSource]:
     """Open the pairs of a pre-training run.
 
     Raises:
-        InputError: The pairs cannot be read, or they have changed since the run.
+        InputError: the pairs cannot be read, or they have changed since the run.
     """
     faults = [f"{brain.path}: {brain.fault}" for brain in gathered.data if brain.fault]
     if faults:
@@ -109,11 +109,11 @@ def pair_pictures(
     Training pairs are shown if there are no test pairs.
 
     Args:
-        gathered: Figures of the run.
-        predictions: Arrays of `pair_predictions.read_predictions`, or None before the test.
+        gathered: figures of the run.
+        predictions: arrays of `pair_predictions.read_predictions`, or None before the test.
 
     Raises:
-        InputError: The pairs cannot be read, or they have changed since the run.
+        InputError: the pairs cannot be read, or they have changed since the run.
     """
     table, source = open_table(gathered)
     pairs = next((p for p in map(table.of_split, ("test", "train")) if len(p)), np.zeros(0, int))

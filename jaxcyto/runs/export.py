@@ -41,14 +41,14 @@ def export_run(run: str | os.PathLike, out: str | os.PathLike) -> list[Path]:
     their paths.
 
     Args:
-        run: Folder of a run, or an export to write its model card again.
-        out: Output folder, created if missing.
+        run: folder of a run, or an export to write its model card again.
+        out: output folder, created if missing.
 
     Returns:
         The paths of the two files.
 
     Raises:
-        InputError: The run is unfinished or damaged, or `out` already holds a run or an export.
+        InputError: the run is unfinished or damaged, or `out` already holds a run or an export.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():

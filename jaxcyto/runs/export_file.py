@@ -32,9 +32,9 @@ def write_export(path: Path, leaves: dict[str, np.ndarray], table: dict[str, Any
     """Write the file of an export atomically.
 
     Args:
-        path: The file.
-        leaves: Arrays by their path in the network.
-        table: Metadata with the fields `FIELDS`.
+        path: the file.
+        leaves: arrays by their path in the network.
+        table: metadata with the fields `FIELDS`.
     """
     text = json.dumps({"format": EXPORT_FORMAT} | table)
     with atomic_write(path) as file:
@@ -45,7 +45,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Read the metadata of an export, a dict with the fields `FIELDS` and `format`.
 
     Raises:
-        InputError: The file is damaged, or it is not an export of this format.
+        InputError: the file is damaged, or it is not an export of this format.
     """
     try:
         with safe_open(path, "numpy") as file:

@@ -105,10 +105,10 @@ def find(run: str | os.PathLike) -> Place:
     """Find the files of a run or an export.
 
     Args:
-        run: Folder of a run, folder of an export, or file of an export with any name.
+        run: folder of a run, folder of an export, or file of an export with any name.
 
     Raises:
-        InputError: The path is neither a run nor an export.
+        InputError: the path is neither a run nor an export.
     """
     run = Path(run)
     if run.is_file():
@@ -225,7 +225,7 @@ def load_run(run: str | os.PathLike) -> PretextRun | SegmentRun:
     """Load the network of a finished run or of an export, of either task.
 
     Raises:
-        InputError: As `load_segment_run` and `load_pretext_run`.
+        InputError: as `load_segment_run` and `load_pretext_run`.
     """
     return load_segment_run(run) if is_segmentation(read_config(run)) else load_pretext_run(run)
 
@@ -359,13 +359,13 @@ def _check_leaves(
     """Check that the weights have the shapes that the network of the config needs.
 
     Args:
-        place: Paths of the run, for messages.
-        model: Network of the config.
-        variables: Weights.
-        shapes: Shapes of the inputs of the network.
+        place: paths of the run, for messages.
+        model: network of the config.
+        variables: weights.
+        shapes: shapes of the inputs of the network.
 
     Raises:
-        InputError: The weights do not belong to the config.
+        InputError: the weights do not belong to the config.
     """
     example = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     expected = jax.eval_shape(model.init, jax.random.key(0), *example)

@@ -43,9 +43,9 @@ def model_card(title: str, network: PretextRun | SegmentRun, table: dict[str, An
     """Return the model card in Markdown.
 
     Args:
-        title: Title of the card.
-        network: The loaded network.
-        table: Metadata with the fields `export_file.FIELDS`.
+        title: title of the card.
+        network: the loaded network.
+        table: metadata with the fields `export_file.FIELDS`.
     """
     segments = isinstance(network, SegmentRun)
     kind = "image-segmentation" if segments else "image-feature-extraction"

@@ -26,9 +26,9 @@ def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:
     """Read config.json of a run that continues. Return None at the first start.
 
     Args:
-        workdir: Run folder.
-        scales: Dataclass with the fields that `scales` in config.json must have.
-        mark: Field that only runs of this task have.
+        workdir: run folder.
+        scales: dataclass with the fields that `scales` in config.json must have.
+        mark: field that only runs of this task have.
 
     Raises:
         InputError: config.json is damaged, or the run is of the other task.
@@ -59,13 +59,13 @@ def check_saved(
     Changes of fields that are not fixed are logged.
 
     Args:
-        workdir: Run folder.
-        saved: Content of config.json.
-        new: Config that will replace it.
-        fixed: Fields that must not have changed.
+        workdir: run folder.
+        saved: content of config.json.
+        new: config that will replace it.
+        fixed: fields that must not have changed.
 
     Raises:
-        InputError: A fixed field or `optim.accumulate` has changed.
+        InputError: a fixed field or `optim.accumulate` has changed.
     """
     for field in fixed:
         if saved.get(field) != new[field]:
@@ -94,12 +94,12 @@ def check_finished(workdir: Path, saved: dict[str, Any], new: dict[str, Any]) ->
     did not exist in the version of jaxcyto that trained the run are ignored.
 
     Args:
-        workdir: Run folder.
-        saved: Content of config.json.
-        new: Config that would replace it.
+        workdir: run folder.
+        saved: content of config.json.
+        new: config that would replace it.
 
     Raises:
-        InputError: The configs differ in a field that training depends on.
+        InputError: the configs differ in a field that training depends on.
     """
     old = {key: saved[key] for key in TRAINED_BY if key in saved}
     now = {key: new[key] for key in old}
@@ -137,9 +137,9 @@ def add_start(workdir: Path, step: int, trained_on: Sequence[dict[str, str]] = (
     The entry holds the time, versions, hardware and brains.
 
     Args:
-        workdir: Run folder.
-        step: Steps taken before this start.
-        trained_on: Brains of the run, recorded for users of the weights. See `trained_on`.
+        workdir: run folder.
+        step: steps taken before this start.
+        trained_on: brains of the run, recorded for users of the weights. See `trained_on`.
     """
     path = workdir / "environment.json"
     try:

@@ -1,4 +1,4 @@
-"""Test batches: their order, their content, and sections that cannot be read."""
+"""Test the order and content of batches of pairs, and the error if a section is unreadable."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_patch_is_centered_on_its_point(config, table, source):
 
 
 def test_order_is_that_of_the_seed_alone(config, table, source):
-    """Global batches do not depend on the number of processes, on threads or on a late start."""
+    """Global batches do not depend on the number of processes or threads or on the first step."""
     whole = [pair_train_batches(source, table, config, seed=5)[k] for k in range(3)]
     for processes in (2, 4):
         parts = [
@@ -171,7 +171,7 @@ def test_wrong_size_is_refused(config):
 
 
 def test_unreadable_section_is_named(tiny_brain, config, tmp_path):
-    """The message names file, section and patch of a section that is truncated in training."""
+    """If a section is truncated during training, the message names file, section and patch."""
     import dataclasses
     import shutil
 

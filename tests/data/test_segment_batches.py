@@ -1,4 +1,4 @@
-"""Windows of annotated sections: where they lie, which are drawn, and what is refused."""
+"""Test windows of annotated sections: their position, their sampling, and refused input."""
 
 import dataclasses
 import warnings
@@ -27,7 +27,7 @@ from jaxcyto.errors import InputError
 PIXEL_UM = 2.0
 SMALL = ModelConfig(stem_kernel=3, stem_stride=1, widths=(4, 8, 8))  # 44 px -> 4, 72 px -> 18
 STRIDED = ModelConfig(stem_kernel=5, stem_stride=4, widths=(4, 8, 8))
-# model, um_per_px, image_px; a label pixel is 1, 2 or 8 output pixels
+# (model, um_per_px, image_px). The names give the label pixels along a side of an output pixel.
 NETS = {
     "1": (SMALL, 8.0, 44),
     "2": (SMALL, 16.0, 72),
@@ -38,10 +38,10 @@ NETS = {
 
 
 def write_brain(root: Path, sections: dict[str, tuple[str, np.ndarray]]) -> Path:
-    """A brain of three classes, two of them areas: name -> (split, label image).
+    """Write a brain of three classes, two of them areas, from {name: (split, label image)}.
 
-    Gray is 60 class + 20 ... 29 (not annotated: 200 ... 209); channel k of the atlas is 100 ... 149
-    where class k is, else 0 ... 49.
+    The gray value is 60 * class + 20 ... 29, or 200 ... 209 where not annotated. Channel k of the
+    atlas is 100 ... 149 within class k, and 0 ... 49 elsewhere.
     """
     make_ball(root)
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def write_brain(root: Path, sections: dict[str, tuple[str, np.ndarray]]) -> Path
 
 
 def random_label(seed: int, shape: tuple[int, int], block: int = 8) -> np.ndarray:
-    """Blocks of one class each, about half of them not annotated."""
+    """Draw blocks of one class each, about half of them not annotated."""
     rng = np.random.default_rng(seed)
     coarse = rng.choice(
         [0, 1, 2, 255], (-(-shape[0] // block), -(-shape[1] // block)), p=[0.2, 0.2, 0.1, 0.5]
@@ -126,7 +126,7 @@ def loader(root):
 
 
 def some_windows(table, number: int) -> list[Window]:
-    """Of one section: random ones, many of them over an edge, and some far outside."""
+    """Draw windows of one section, many of them across an edge and some far outside."""
     rng = np.random.default_rng(0)
     places = [(-500, 3), (3, -500), (700, 700), (0, 0), (-1, -1)]
     places += rng.integers(-table.side, 160 // table.factor, (20, 2)).tolist()
@@ -134,7 +134,7 @@ def some_windows(table, number: int) -> list[Window]:
 
 
 def crop(whole: np.ndarray, top: int, left: int, side: int, fill: int) -> np.ndarray:
-    """Of an image that goes on forever with `fill`."""
+    """Crop a square from an image that is surrounded by `fill`."""
     rows, columns = top + np.arange(side), left + np.arange(side)
     down = (rows >= 0) & (rows < whole.shape[0])
     across = (columns >= 0) & (columns < whole.shape[1])
@@ -144,7 +144,7 @@ def crop(whole: np.ndarray, top: int, left: int, side: int, fill: int) -> np.nda
 
 
 def block_mean(image: np.ndarray, factor: int, fill: int) -> np.ndarray:
-    """Means of factor x factor px, halves up; the last blocks reach over the edge."""
+    """Average blocks of factor x factor px, rounding half up, with `fill` beyond the edge."""
     height, width = (-(-side // factor) for side in image.shape[:2])
     whole = np.full((height * factor, width * factor, *image.shape[2:]), float(fill))
     whole[: image.shape[0], : image.shape[1]] = image
@@ -153,7 +153,7 @@ def block_mean(image: np.ndarray, factor: int, fill: int) -> np.ndarray:
 
 
 def block_mode(label: np.ndarray, factor: int) -> np.ndarray:
-    """The most frequent class of each block, the lowest of equals; 255 without any."""
+    """Return the most frequent class of each block, the lowest on ties, or 255 without classes."""
     height, width = (-(-side // factor) for side in label.shape)
     whole = np.full((height * factor, width * factor), 255)
     whole[: label.shape[0], : label.shape[1]] = label
@@ -162,7 +162,7 @@ def block_mode(label: np.ndarray, factor: int) -> np.ndarray:
     return np.where(counts.any(axis=0), counts.argmax(axis=0), 255).astype(np.uint8)
 
 
-# ---- where windows lie --------------------------------------------------------------------------
+# ---- position of windows ------------------------------------------------------------------------
 
 
 def test_window_is_a_crop_of_the_whole_section(net):
@@ -185,8 +185,10 @@ def test_window_is_a_crop_of_the_whole_section(net):
 
 
 def test_image_atlas_and_labels_are_aligned(net):
-    """Gray and atlas are painted from the labels: where an output pixel has one class only, the
-    image below it has its gray and the atlas its channel."""
+    """Where an output pixel has one class only, the image has its gray and the atlas its channel.
+
+    This holds because gray and atlas are painted from the labels.
+    """
     table, source = net
     geometry, factor, side = table.geometry, table.factor, table.side
     stride, checked = geometry.output_stride, 0
@@ -258,7 +260,7 @@ def test_atlas_layouts(tmp_path, options, channels):
             np.testing.assert_array_equal(image.read(top, left, 21, 21), expected)
 
 
-# ---- which windows ------------------------------------------------------------------------------
+# ---- sampling of windows ------------------------------------------------------------------------
 
 
 def test_every_annotated_pixel_is_evaluated_once(net):
@@ -285,7 +287,7 @@ def test_every_annotated_pixel_is_evaluated_once(net):
 
 
 def test_classes_are_drawn_evenly(tmp_path):
-    """Of one class there is a single pixel, of the other 40,000, three quarters in one section."""
+    """Two classes have a single pixel. The other has 40,000, three quarters in one section."""
     large, small = np.full((300, 220), 255, np.uint8), np.full((220, 120), 255, np.uint8)
     large[:150, :200], small[:100, :100] = 1, 1
     large[250, 100] = 0
@@ -297,13 +299,13 @@ def test_classes_are_drawn_evenly(tmp_path):
     found = [
         np.unique(source.read_label(window)[source.read_label(window) != 255]) for window in draws
     ]
-    assert all(len(classes) == 1 for classes in found)  # they lie far apart
+    assert all(len(classes) == 1 for classes in found)  # the classes lie far apart
     drawn = np.bincount([classes[0] for classes in found], minlength=3)
     assert stats.chisquare(drawn).pvalue > 1e-3
     of_large = [w for w, c in zip(draws, found, strict=True) if c[0] == 1]
     share = sum(window.section == 0 for window in of_large)
     assert stats.binomtest(share, len(of_large), 0.75).pvalue > 1e-3
-    # where a window has only this class its first row is uniform, but for the window's own side
+    # The first row of these windows is uniformly distributed, apart from the side of a window.
     rows = [window.row for window in of_large if window.section == 0]
     assert stats.kstest(np.array(rows) + table.side / 2, stats.uniform(0, 150).cdf).pvalue > 1e-3
 
@@ -323,7 +325,7 @@ def test_pixels_at_the_border_are_reached_at_every_place(tmp_path):
 
 
 def test_every_pixel_of_a_block_is_drawn(tmp_path):
-    """Of class 0 two opposite corners of one block: rows above the second one need the first."""
+    """Class 0 has two pixels of one block, so finding the second requires counting the first."""
     label = np.full((60, 50), 255, np.uint8)
     label[0, 0] = label[3, 3] = 0
     label[40, 5], label[40, 40] = 1, 2
@@ -342,7 +344,7 @@ def test_label_images_are_read_in_bands(root, loader, monkeypatch):
 
 
 def test_windows_of_two_sizes_take_one_scan(root, monkeypatch):
-    """Both tables are those of scans of their own, and share the open sections."""
+    """Both tables equal those of separate scans and share the open sections."""
     config, sizes = config_of(root), [44, 72]
     separate = [open_windows(dataclasses.replace(config, image_px=px), SMALL) for px in sizes]
     scans = []
@@ -380,7 +382,7 @@ def test_batches_are_those_of_the_seed_alone(loader):
             for k, batch in enumerate(whole):
                 for key, value in part[k].items():
                     np.testing.assert_array_equal(value, batch[key][process::processes])
-    # a source of its own, other readers, a late start
+    # another source, another number of threads, another first step
     for threads, start in ((1, 0), (3, 2), (8, 5)):
         own = SegmentSource(open_windows(dataclasses.replace(config, threads=threads), SMALL))
         batches = iterate(
@@ -450,7 +452,7 @@ def test_evaluation_marks_its_padding(loader):
     assert len(segment_eval_batches(source, table, config, numbers[:0])) == 0
 
 
-# ---- which sections -----------------------------------------------------------------------------
+# ---- selection of sections ----------------------------------------------------------------------
 
 
 def test_training_sections_are_those_named(root):
@@ -503,7 +505,7 @@ def test_a_class_without_training_pixels_is_named(tmp_path):
     assert all((source.read_label(source.draw(0, n)) != 1).all() for n in range(50))
 
 
-# ---- what is refused ----------------------------------------------------------------------------
+# ---- refused input ------------------------------------------------------------------------------
 
 LABEL = random_label(1, (80, 90))
 FAULTS = {
@@ -514,7 +516,7 @@ FAULTS = {
     "unknown section": (
         None,
         {"train_sections": ("a", "z")},
-        ("'z': no section", "sections.csv", "known are", ": a"),
+        ("'z': no section", "sections.csv", "sections of the split train are", ": a"),
     ),
     "section of another split": (None, {"train_sections": ("b",)}, ("'b': its split is val",)),
     "section without label": (
@@ -632,7 +634,7 @@ def test_a_damaged_tile_names_section_and_file(tmp_path, kind):
         start, size = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]  # pyright: ignore
     data = path.read_bytes()
     damaged = data[:start] + b"\xff" * size + data[start + size :]
-    if kind == "_label":  # seen at once
+    if kind == "_label":  # labels are read when the brain is opened
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"a_label\.tif: tile 0 cannot be decoded"):
             opened(root)

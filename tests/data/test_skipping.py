@@ -1,4 +1,4 @@
-"""Image files that are damaged, cut off, replaced or gone, before and while they are read."""
+"""Test image files that are damaged, truncated, replaced or missing, before or while reading."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def vanish(path):
 
 
 def overwrite(path):
-    """Other bytes in the second half: tiles, or the directory of a file that ends with it."""
+    """Overwrite the second half, which holds tiles and may hold the directory of the TIFF."""
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.seek(size // 2)
@@ -52,14 +52,14 @@ def overwrite(path):
 
 
 def replace(path):
-    """Another image of another size takes its place at once."""
+    """Replace the file atomically by an image of another size."""
     other = path.with_name("other.tif")
     tifffile.imwrite(other, np.zeros((7, 9), np.uint8))
     os.replace(other, path)
 
 
 def pipe(path):
-    """Nobody will ever write into it."""
+    """Replace the file by a pipe that nobody writes to, so that opening it would block."""
     path.unlink()
     os.mkfifo(path)
 
@@ -71,9 +71,9 @@ def loop_of_links(path):
 
 def forbid(path):
     path.chmod(0)
-    if os.getuid() == 0:  # who may read everything
+    if os.getuid() == 0:  # root could still read the file
         for folder in path.parents:
-            folder.chmod(folder.stat().st_mode | 0o011)  # of everything else others may, too
+            folder.chmod(folder.stat().st_mode | 0o011)  # NOBODY still needs the folders
         os.seteuid(NOBODY)
 
 
@@ -103,14 +103,14 @@ def opened(config):
 
 
 def training_section(table):
-    """One that an early pair needs, and its row."""
+    """Return the row and the entry of a section that an early training pair needs."""
     patches = table.patches[0]
     row = int(patches.section[table.first[table.of_split("train")[0]]])
     return row, table.brains[0].sections[row]
 
 
 def until_error(batches, threads=3):
-    """Reads until something is wrong; the error, which came in time."""
+    """Read batches until an InputError is raised, check that it came in time, and return it."""
     start = time.monotonic()
     iterator = iterate(batches, threads, lambda x: x)
     with pytest.raises(InputError) as raised:
@@ -125,7 +125,7 @@ def until_error(batches, threads=3):
 
 @IN_USE
 def test_section_that_fails_in_use_is_named(damage, config):
-    """File, section and patch stand in the error, which comes out of the reading threads."""
+    """The error of a reading thread reaches the caller and names file, section and patch."""
     table, source = opened(config)
     source.open_sections(2, None)
     _, section = training_section(table)
@@ -136,18 +136,18 @@ def test_section_that_fails_in_use_is_named(damage, config):
 
 
 def test_damaged_tile_is_found_when_it_is_read(config):
-    """The directory of the file is whole: only reading the tile can tell."""
+    """The directory of the file is intact, so only reading the tile can detect the damage."""
     table, source = opened(config)
     _, section = training_section(table)
     gray = tifffile.imread(section.image)
     tifffile.imwrite(section.image, gray, tile=(64, 64), compression="zlib")
     with tifffile.TiffFile(section.image) as tiff:
         pages = [level.pages[0] for level in tiff.series[0].levels]
-        places = [
+        tiles = [
             p for page in pages for p in zip(page.dataoffsets, page.databytecounts, strict=True)
         ]
     with open(section.image, "r+b") as file:
-        for offset, count in places:
+        for offset, count in tiles:
             file.seek(offset)
             file.write(b"\0" * count)
     source.open_sections(2, None)
@@ -158,11 +158,11 @@ def test_damaged_tile_is_found_when_it_is_read(config):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_header_is_read_before_training(split, config):
-    """A test section that cannot be opened would end days of training."""
+    """Otherwise a test section that cannot be opened would fail after days of training."""
     table, source = opened(config)
     patches = table.patches[0]
-    number = ["train", "val", "test"].index(split)
-    section = table.brains[0].sections[patches.section[patches.split == number][0]]
+    index = ["train", "val", "test"].index(split)
+    section = table.brains[0].sections[patches.section[patches.split == index][0]]
     truncate(section.image)
     with pytest.raises(ReadError, match=f"section {section.name}, patch .*{section.image.name}"):
         source.open_sections(2, None)
@@ -176,7 +176,7 @@ def test_header_is_read_before_training(split, config):
 
 @IN_USE
 def test_distances_are_not_mapped(damage, brain, config):
-    """Where a mapped file is cut off, the process is killed by a signal."""
+    """Reading a memory-mapped file after it was truncated would kill the process by a signal."""
     table, source = opened(dataclasses.replace(config, all_distances=True))
     path = brain / "patches_distances.npy"
     damage(path)
@@ -209,7 +209,7 @@ def test_missing_image_is_found_when_the_brain_is_opened(brain, config):
 
 @pytest.fixture
 def damaged(config):
-    """A table whose images are whole, and what a damaged copy of them gives."""
+    """Read the first 40 batches, then damage one training section."""
     table, source = opened(config)
     whole = pair_train_batches(source, table, config, seed=3)
     whole = [whole[k] for k in range(40)]
@@ -219,15 +219,17 @@ def damaged(config):
 
 
 def in_section(table, row, batch):
-    """Which pairs [B] of a batch have a patch in the section."""
+    """Return which pairs [B] of a batch have a patch in the section."""
     pairs = np.stack([table.first[batch["index"]], table.second[batch["index"]]], axis=1)
     return (table.patches[0].section[pairs] == row).any(axis=1)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_replacements_follow_from_seed_and_step(damaged, threads, caplog):
-    """Only pairs of the damaged section are replaced, by the same for any threads, processes and
-    start; each is counted once, and the file is warned of once."""
+    """Only pairs of the damaged section are replaced. Replacements are counted and logged once.
+
+    They are the same for any number of threads and processes and any first step.
+    """
     config, table, row, section, whole = damaged
     skipped = Skipped()
     batches = pair_train_batches(
@@ -245,7 +247,7 @@ def test_replacements_follow_from_seed_and_step(damaged, threads, caplog):
         assert np.isin(batch["index"], table.of_split("train")).all()
         lost += hit.sum()
     assert lost > 5
-    again = [batches[k]["index"] for k in (0, 7)]  # as to name them: not counted once more
+    again = [batches[k]["index"] for k in (0, 7)]  # read again, which must not count twice
     np.testing.assert_array_equal(again, [read[0]["index"], read[7]["index"]])
     count = skipped.take(len(whole))
     assert list(count) == [str(section.image)] and count[str(section.image)] >= lost
@@ -282,7 +284,7 @@ def test_distances_are_those_of_the_replacements(damaged):
 
 
 def test_segmentation_replaces_too(tmp_path, caplog):
-    """Two training sections, of which one loses its label image while it is read."""
+    """One of two training sections loses its label image while batches are read."""
     root = make_ball(tmp_path / "ball")
     text = (root / "sections.csv").read_text().splitlines()
     names = text[0].split(",")
@@ -326,13 +328,13 @@ def test_if_nothing_can_be_read_it_stops(config):
         truncate(section.image)
     skipped = Skipped()
     error = until_error(pair_train_batches(source, table, config, seed=0, skipped=skipped))
-    assert f"{TRIES + 1} examples in a row cannot be read; the last: section" in str(error)
+    assert f"{TRIES + 1} examples in a row cannot be read. The last error: section" in str(error)
     with pytest.raises(InputError, match="examples in a row cannot be read"):
         fit_scales(source, table, skipped)
 
 
 def test_evaluation_always_raises(config):
-    """Fewer test pairs would be another test."""
+    """Dropping test pairs would change the test."""
     table, source = opened(dataclasses.replace(config, on_error="skip"))
     pairs = table.of_split("test")
     section = table.brains[0].sections[table.patches[0].section[table.first[pairs[0]]]]
@@ -371,7 +373,7 @@ def damage_at(monkeypatch, at, damage):
 
 
 def test_fault_in_the_middle_of_a_run(training, tmp_path, monkeypatch, caplog):
-    """It stops with the file's name; with "skip" the same command goes on to the end."""
+    """The run stops and names the file. With "skip", the same command runs to the end."""
     table, _ = opened(training.data)
     section = training_section(table)[1]
     times = []
@@ -385,7 +387,7 @@ def test_fault_in_the_middle_of_a_run(training, tmp_path, monkeypatch, caplog):
     with pytest.raises(InputError, match=f"section {section.name}, patch .*{section.image.name}"):
         loop.train(training, folder)
     monkeypatch.undo()
-    assert time.monotonic() - times[0] < 3 * SECONDS  # some steps are taken until it is needed
+    assert time.monotonic() - times[0] < 3 * SECONDS  # steps continue until the file is needed
     done = read_metrics(folder / "metrics.jsonl")[-1]["step"]
     assert 5 <= done < training.steps
 
