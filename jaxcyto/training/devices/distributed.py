@@ -364,12 +364,12 @@ def _on_cluster() -> bool:
 
 
 def _explain_abort(why: str, status: int) -> None:
-    """Replace the core dump of an abort by a message and an exit status.
+    """Make an abort by JAX end with a message and an exit status.
 
-    If joining fails or another process is lost, a C++ thread of JAX calls abort(). JAX has an option
-    for this case (`missed_heartbeat_callback`), but it does not take a Python function. A handler
-    from Python's `signal` module would never run, because it needs the main thread, which waits in
-    C++. A C signal handler, here made with ctypes, runs in the aborting thread itself.
+    If joining fails or another process is lost, a C++ thread of JAX calls abort(). JAX's option for
+    this case (`missed_heartbeat_callback`) does not take a Python function. A handler of Python's
+    `signal` module would never run, because it needs the main thread, which waits in C++. A C
+    signal handler, made here with ctypes, runs in the aborting thread itself.
 
     Args:
         why: the message
