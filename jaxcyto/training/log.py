@@ -203,7 +203,7 @@ class ProgressLine:
         return values
 
     def restart(self, step: int) -> None:
-        """Exclude the time since the last line, such as compilation or validation, from rates."""
+        """Leave the time since the last line (compilation, validation) out of the rates."""
         self._step, self._time, self.waited = step, time.monotonic(), 0.0
 
 

@@ -73,7 +73,7 @@ class Stop:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Defer signals until the end of a block, and then raise `Interrupted` if one arrived.
+        """Hold signals until the end of a block, and then raise `Interrupted` if one arrived.
 
         Because its end calls `check`, all processes must enter such blocks in the same order.
         """
@@ -86,7 +86,7 @@ class Stop:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Let only `check` raise in a block, if the job has several processes.
+        """Restrict `Interrupted` to calls of `check` in a block, if there are several processes.
 
         Their steps exchange data. If one process left between two `check`s, the others would wait
         for it forever.

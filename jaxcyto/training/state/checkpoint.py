@@ -1,8 +1,8 @@
 """Write and read checkpoints with orbax: asynchronous, atomic, and verified by a checksum.
 
 orbax does not detect flipped bits in its data files, so each checkpoint contains a SHA-256 of its
-leaves. A start recomputes it. A damaged checkpoint is moved aside, and the run continues from the one
-before. The newest checkpoints and the best one are kept.
+leaves. A start recomputes it. A damaged checkpoint is moved aside, and the run continues from the
+one before. The newest checkpoints and the best one are kept.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Leaves = dict[str, np.ndarray]
 DIGEST = "sha256"  # name of the checksum among the leaves
 STEP_NAME = re.compile(r"0|[1-9][0-9]{0,11}")  # name of a checkpoint's folder
 # Largest plausible ratio of array bytes to file bytes, for arrays of more than SMALL_BYTES in all.
-# Compression brings trained parameters to a ratio of about 1.
+# Trained parameters hardly compress, so their ratio is about 1.
 EXPANDS, SMALL_BYTES = 100, 2**25
 
 

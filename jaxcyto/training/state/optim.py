@@ -12,8 +12,8 @@ from jaxcyto.errors import InputError
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Return the schedule of the learning rate by update.
 
-    It rises linearly from zero to the peak in `warmup_steps`. Then it decays to zero as a cosine, or
-    stays constant.
+    It rises linearly from zero to the peak in `warmup_steps`. Then it decays to zero as a cosine
+    or stays constant.
 
     Args:
         config: the optimizer
@@ -99,7 +99,7 @@ def make_optimizer(
 
 
 def match_skipping(leaves: dict[str, np.ndarray], wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """Adapt the leaves of a checkpoint if `skip_nonfinite` was switched on or off since.
+    """Match the leaves of a checkpoint to a config that switches `skip_nonfinite` on or off.
 
     A run that stopped at a step that is not finite may continue with `skip_nonfinite`. The option
     wraps the optimizer state and adds counters. This function does the same to the saved leaves, or
