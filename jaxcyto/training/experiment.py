@@ -41,7 +41,7 @@ class Experiment(Protocol):
 
     @property
     def trained_on(self) -> list[dict[str, str]]:
-        """The brains that the weights come from, for environment.json (see `runs.load.TRAINED_ON`)."""
+        """The brains that the weights come from, for environment.json (`runs.load.TRAINED_ON`)."""
         ...
 
     def describe(self) -> str:

@@ -20,7 +20,7 @@ SAME_SECONDS = 0.5  # repeats this soon are one signal: `timeout` signals proces
 
 
 class Interrupted(BaseException):
-    """A signal that ends the run after everything was saved.
+    """A signal that ends the run. The training loop saves a checkpoint before it passes this on.
 
     Like KeyboardInterrupt it derives from BaseException, so that `except Exception` in a library or
     a callback cannot swallow it.
