@@ -101,10 +101,8 @@ def test_killed_run_ends_as_the_uninterrupted_one(run, tmp_path):
         for line in kill.lines(whole)
         if "val/distance_mae_mm" in line
     }
-    for folder in (
-        whole,
-        tmp_path / "parts",
-    ):  # the best checkpoint is kept, even if the run resumed after it
+    # The best checkpoint is kept, even if the run resumed after it.
+    for folder in (whole, tmp_path / "parts"):
         assert (folder / f"checkpoints/{min(errors, key=errors.__getitem__)}").is_dir()
 
 
@@ -167,9 +165,8 @@ loop.train(runpy.run_path({str(config)!r})["get_config"](), {str(tmp_path / "par
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_first_signal_raises_unless_held(signum):
-    before = signal.getsignal(
-        signum
-    )  # not always the default, since background jobs of a shell ignore SIGINT
+    # Background jobs of a shell ignore SIGINT, so the handler is not always the default one.
+    before = signal.getsignal(signum)
     with pytest.raises(Interrupted) as stopped, Stop():
         signal.raise_signal(signum)
         pytest.fail("went on")
@@ -207,7 +204,7 @@ with Stop() as stop, stop.held():
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
-# Once one of orbax's parallel reads has failed, errors of the others cannot be delivered, and Python
+# Once one of orbax's parallel reads has failed, errors of the others cannot be delivered, so Python
 # reports them as unraisable. train.py hides these reports, too.
 ORBAX_READS_ON = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

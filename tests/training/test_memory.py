@@ -21,6 +21,5 @@ def test_checkpoints_leave_no_thread_and_no_open_file(tmp_path):
             checkpoints.save(step, dataclasses.replace(state, step=jnp.int32(step)))
             held[step] = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for early, late in zip(held[10], held[40], strict=True):
-        assert (
-            late < early + 15
-        )  # a write in progress has some, a leak of one per checkpoint would give 30
+        # A write in progress has some of its own. A leak of one per checkpoint would add 30.
+        assert late < early + 15
