@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax._src import (
-    clusters,
-    distributed,
-)  # the public API has initialize(), but no access to the store
+
+# Private modules, because the public API has initialize() but no access to the key-value store.
+from jax._src import clusters, distributed
 
 from jaxcyto.config_io import differences
 from jaxcyto.errors import InputError
