@@ -195,7 +195,7 @@ class PretextExperiment:
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
         """Evaluate on the test pairs, print a table, and draw the figures.
 
-        The errors stand beside those of always predicting the training medians.
+        The table compares the errors with those of always predicting the training medians.
         """
         from jaxcyto.plots.pretext import pretext_figures
 

@@ -258,7 +258,7 @@ def test_transfer_takes_the_encoder_with_its_statistics(pretrained):
     encoder = sum(
         x.size for x in jax.tree.leaves((new.params["encoder"], new.batch_stats["encoder"]))
     )
-    assert f"{encoder} numbers taken" in table
+    assert f"{encoder} values taken" in table
 
 
 def test_mismatch_names_the_leaf(pretrained):
@@ -266,7 +266,7 @@ def test_mismatch_names_the_leaf(pretrained):
     with pytest.raises(InputError, match=r"block2/bn1/mean is float32 \[4\], but .* \[6\]"):
         transfer(state, pretrained)
     _, _, state = unet_state(optax.sgd, widths=(4, 4))
-    with pytest.raises(InputError, match=r"block3/bn1/mean has no place here"):
+    with pytest.raises(InputError, match=r"block3/bn1/mean is not in this network"):
         transfer(state, pretrained)
 
 

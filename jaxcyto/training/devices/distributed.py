@@ -138,7 +138,7 @@ def check_same(what: str, value: Any) -> None:
     wanted = from_first(lambda: ours)
     if different := differences(wanted, ours):
         raise InputError(
-            f"this process has another {what} than process 0, whose values stand before the arrow; "
+            f"this process has another {what} than process 0, whose values are before the arrow; "
             "start all processes with the same command on the same files:\n" + "\n".join(different)
         )
 
@@ -241,10 +241,10 @@ class _Peers(threading.Thread):
             value = compute()
             self._client.key_value_set(f"{folder}/value", json.dumps(value))
             return value
-        while not (found := self._client.key_value_dir_get(folder)):
+        while not (entries := self._client.key_value_dir_get(folder)):
             # The store also has a blocking get. It waits in C++, where signals are not handled.
             time.sleep(POLL_S / 5)
-        return json.loads(found[0][1])
+        return json.loads(entries[0][1])
 
     def agreed(self, signum: int | None) -> int | None:
         with self._lock:

@@ -44,7 +44,7 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[..., float]:
         steps: steps of the whole run
 
     Returns:
-        A function of the step (from 1) and, optionally, of the number of steps skipped so far,
+        A function of the step (from 1) and, optionally, of the count of steps skipped so far,
         which do not advance the schedule.
     """
     rates = schedule(config, steps // config.accumulate)

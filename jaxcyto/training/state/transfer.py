@@ -57,7 +57,9 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
         if name in leaves:
             continue
         if name.split("/")[1] == TAKEN:
-            raise InputError(f"--config.init_from={run}: {name} has no place here; {_remedy()}")
+            raise InputError(
+                f"--config.init_from={run}: {name} is not in this network; {_remedy()}"
+            )
         rows.append(("skipped", name, leaf))
     tree: dict[str, Any] = flax.traverse_util.unflatten_dict(leaves, sep="/")
     state = dataclasses.replace(state, params=tree["params"], batch_stats=tree["batch_stats"])
@@ -118,6 +120,6 @@ def _table(rows: list[tuple[str, str, Any]]) -> str:
         for kind, name, leaf in sorted(rows, key=lambda row: (order.index(row[0]), row[1]))
     ]
     totals = (
-        f"{sum(leaf.size for k, _, leaf in rows if k == kind)} numbers {kind}" for kind in order
+        f"{sum(leaf.size for k, _, leaf in rows if k == kind)} values {kind}" for kind in order
     )
     return "\n".join([*lines, ", ".join(totals)])
