@@ -1,6 +1,6 @@
-"""Training: the loop, the pure steps, and the two tasks."""
+"""Train networks: the loop, the pure steps, and the two tasks."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. Each is imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Evaluation steps, pmapped once for a whole run: batch statistics, errors and predictions."""
+"""Re-estimate batch statistics, and compute errors and predictions of a network."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,14 @@ from jaxcyto.training.step import Task, eval_step, from_moments, statistics_step
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """The evaluation steps of a task; `threads` read ahead, `between` is called between batches."""
+    """The evaluation steps of a task, which are pmapped once for a whole run.
+
+    Attributes:
+        errors: pmapped `step.eval_step`
+        statistics: pmapped `step.statistics_step`
+        threads: threads that read batches ahead
+        between: called before each batch. The loop uses it to react to signals.
+    """
 
     errors: Callable[[State, Any], Any]
     statistics: Callable[[State, Any], Any]
@@ -26,6 +33,7 @@ class Evaluator:
 
     @classmethod
     def of(cls, task: Task, threads: int, between: Callable[[], None]) -> "Evaluator":
+        """Return the evaluator of a task."""
         return cls(
             errors=parallel.pmap_eval(eval_step, (None, None), task=task),
             statistics=parallel.pmap_eval(statistics_step, None, task=task),
@@ -34,13 +42,18 @@ class Evaluator:
         )
 
     def reestimate(self, state: State, batches: grain.MapDataset, steps: int) -> State:
-        """The state with batch statistics averaged over the first `steps` of training batches.
+        """Return the state with batch statistics averaged over the first `steps` batches.
 
-        Of `batches`, here and in `run`, a process gives its share; the result is that of all.
+        The running averages of training lag behind the parameters. In pre-training, the maps of the
+        last layer have a single pixel, so its averages are also estimated from few values.
+        Variances are averaged as second moments, so the result is that of one large batch. Images
+        are not augmented.
 
-        The running averages of training lag behind the parameters, and at 1x1 the last layer's
-        see few values. Variances average as second moments, so the result is that of one large
-        batch. Nothing is augmented.
+        Args:
+            state: the state, replicated
+            batches: this process's share of the training batches. The result is the same in all
+                processes and covers all of their shares.
+            steps: count of batches to average over. 0 returns the state unchanged.
         """
         total: Any = None
         for batch in iterate(batches[:steps], self.threads, parallel.place):
@@ -55,11 +68,18 @@ class Evaluator:
     def run(
         self, state: State, batches: grain.MapDataset
     ) -> tuple[dict[str, metrics.Metrics], dict[str, np.ndarray]]:
-        """Errors and predictions over all batches; padding (`valid` False) is left out.
+        """Compute errors and predictions over all batches.
+
+        Padding (`valid` False) is left out.
+
+        Args:
+            state: the state, replicated
+            batches: this process's share of the batches, at least one. The results cover all
+                shares.
 
         Returns:
-            (sum, count) states in "eval" and in "train_mode"; the task's predictions [N, ...] and
-            the examples' `index` [N], in the order of the batches.
+            (sum, count) states for each of the task's modes, and the task's predictions [N, ...]
+            with the `index` [N] of the examples, in the order of the batches.
         """
         total: dict[str, Any] = {}
         parts = []

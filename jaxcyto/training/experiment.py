@@ -1,4 +1,4 @@
-"""What the loop asks of a task on its data: pre-training or segmentation."""
+"""The protocol between the training loop and the two tasks, pre-training and segmentation."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,36 +14,46 @@ from jaxcyto.training.step import Batch, Task
 
 
 class Experiment(Protocol):
-    """One task on its data: pre-training or segmentation."""
+    """A task on its data: pre-training or segmentation."""
 
-    unit: str  # of what is counted as throughput
-    selects: str  # the scalar of `validate` whose lowest value picks the best checkpoint
-
-    @property
-    def task(self) -> Task: ...
+    unit: str  # what throughput counts, such as "patches"
+    selects: str  # the scalar of `validate` that is lowest for the best checkpoint
 
     @property
-    def steps(self) -> int: ...
+    def task(self) -> Task:
+        """The task, which defines the steps."""
+        ...
 
     @property
-    def examples_per_step(self) -> int: ...
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        ...
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples, counted in `unit`, of a global batch."""
+        ...
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Fields of config.json that a run which continues must find unchanged."""
+        """Fields of config.json that must be unchanged if a run continues."""
         ...
 
     @property
     def trained_on(self) -> list[dict[str, str]]:
-        """The brains that the weights come from, for environment.json; see `runs.TRAINED_ON`."""
+        """The brains that the weights come from, for environment.json (`runs.load.TRAINED_ON`)."""
         ...
 
     def describe(self) -> str:
-        """The data, in one line."""
+        """Describe the data in one line."""
         ...
 
     def init_state(self, fresh: bool) -> State:
-        """The state before the first step; not `fresh`: about to be replaced by a checkpoint."""
+        """Return the state before the first step.
+
+        Args:
+            fresh: False if a checkpoint will replace the values, so that they do not matter
+        """
         ...
 
     @property
@@ -53,44 +63,52 @@ class Experiment(Protocol):
 
     @property
     def skipped(self) -> Skipped | None:
-        """What `data.on_error` = "skip" has left out; None: nothing may be."""
+        """The examples skipped so far, or None unless `data.on_error` is "skip"."""
         ...
 
     @property
     def resident(self) -> Batch:
-        """Fields that stay on the devices: each batch of a training step holds them, too."""
+        """Fields that stay on the devices. The loop adds them to the batch of each step."""
         ...
 
     def train_batches(self, seed: int, for_steps: bool = False, **share: int) -> grain.MapDataset:
-        """Endless; element k is the batch of step k + 1.
+        """Return the endless training batches. Element k is the batch of step k + 1.
 
         Args:
-            seed: of the order.
-            for_steps: whether training steps take them: then they lack what is `resident`, and
-                what could not be read is noted in `skipped`.
-            share: `parallel.share`, which part of each batch; else all of it.
+            seed: seed of their order
+            for_steps: whether they are for training steps. If so, they lack the `resident` fields,
+                and examples that cannot be read are recorded in `skipped`.
+            share: `parallel.share()` for this process's share of each batch. By default, batches
+                are complete.
         """
         ...
 
     def name_examples(self, index: np.ndarray) -> str:
-        """What a batch holds, for an error message."""
+        """Describe the examples of a batch for an error message.
+
+        Args:
+            index: [B], the field "index" of the batch
+        """
         ...
 
     def summary(self, errors: metrics.Metrics) -> dict[str, float]:
-        """Scalars of (sum, count) states."""
+        """Convert (sum, count) states to scalars by name."""
         ...
 
     def headline(self, values: dict[str, float]) -> str:
-        """The one of these that the progress line shows."""
+        """Format the scalar of `summary` that the progress line shows."""
         ...
 
     def validate(self, evaluator: Evaluator, state: State) -> dict[str, float] | None:
-        """Scalars to log; None without data."""
+        """Return the scalars of a validation, or None without validation data."""
         ...
 
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
-        """The content of results.json; prints a table and draws the figures.
+        """Evaluate on the test data, print a table, and draw the figures.
 
-        All processes evaluate; those other than process 0 return and write nothing.
+        All processes evaluate. Only process 0 prints and writes.
+
+        Returns:
+            The content of results.json, empty in processes other than 0.
         """
         ...

@@ -1,4 +1,4 @@
-"""One run, one folder: a lock that ends with the process that holds it."""
+"""Lock the run folder, so that only one process at a time trains in it."""
 
 import contextlib
 import errno
@@ -16,24 +16,31 @@ from jaxcyto.training.log import logger
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds `WORKDIR/lock`, whose content names this process.
+    """Hold the lock of a run folder.
 
-    The lock is the kernel's and not the file: it is gone with the process, however that ends, and
-    no child inherits it. On network file systems it holds among all hosts whose mounts support
-    locks; where it cannot be taken at all, a warning says so and the run goes on.
+    The file `WORKDIR/lock` names this process, but the lock itself is a POSIX lock of the kernel.
+    The kernel releases it when the process ends, however it ends, and child processes do not
+    inherit it. On network file systems it works between all hosts whose mounts support locks. If
+    the file system has no locks, a warning is logged and the run continues.
+
+    Args:
+        workdir: the run folder, which must exist.
 
     Raises:
-        InputError: another process has it, which is named; or `lock` is no plain file.
+        InputError: another process holds the lock (the message names it), or `lock` is not a
+            regular file.
     """
     path = workdir / "lock"
-    try:  # a link would empty the file that it leads to, a pipe would wait
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    # O_NOFOLLOW: writing through a symbolic link would overwrite the file it points to.
+    # O_NONBLOCK: opening a named pipe would wait for its other end.
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
-        raise InputError(f"{path}: not a file; remove it, or give another --workdir")
-    with os.fdopen(number, "r+") as file:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path}: not a regular file; remove it, or give another --workdir")
+    with os.fdopen(descriptor, "r+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -45,8 +52,8 @@ def locked(workdir: Path) -> Iterator[None]:
                     "folder"
                 ) from None
             logger.warning(
-                "%s: this file system has no locks (%s); take care that no second run uses the "
-                "folder",
+                "%s: this file system does not support locks (%s); make sure that no second run "
+                "uses the folder",
                 path,
                 error.strerror,
             )

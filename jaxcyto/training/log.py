@@ -1,4 +1,4 @@
-"""What a run tells while it runs: JSON lines, TensorBoard if installed, one progress line."""
+"""Log a run: metrics.jsonl, TensorBoard (if tensorboardX is installed), and a progress line."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ logger = logging.getLogger("jaxcyto")
 
 
 def log_to_stderr() -> None:
-    """Sends the project's messages to stderr, with the time of day; other libraries' stay out."""
+    """Send the messages of jaxcyto, but not of other libraries, to stderr with the time of day."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
@@ -28,19 +28,22 @@ def log_to_stderr() -> None:
 
 
 def only_warnings() -> None:
-    """For all processes of a job but the first, which tells the rest."""
+    """Show warnings of jaxcyto only. For processes other than 0, which logs for all of them."""
     logger.setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl`, and to `tensorboard/` where tensorboardX is installed.
-
-    On resume, lines of steps after the restored one are dropped, so no step stands twice. Without a
-    folder, as in processes other than the first, nothing is written.
-    """
+    """A writer that appends to `metrics.jsonl` and, with tensorboardX installed, `tensorboard/`."""
 
     def __init__(self, workdir: Path | None, start: int):
+        """Open the files, and drop the lines of steps that will be repeated.
+
+        Args:
+            workdir: the run folder. None, as in processes other than 0, writes nothing.
+            start: step that the run continues from. Lines of later steps are dropped, so that no
+                step is listed twice.
+        """
         self._file = self._board = None
         if workdir is None:
             return
@@ -49,16 +52,20 @@ class MetricsWriter:
             kept = [line for line in read_metrics(self._path) if line["step"] <= start]
             with atomic_write(self._path) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
-        # no buffer: what a kill leaves behind is whole lines, and a full disk is noticed at once
+        # Unbuffered: a kill leaves whole lines behind, and a full disk raises at the write itself.
         self._file = self._path.open("ab", buffering=0)
         with contextlib.suppress(ImportError):
             self._board = _Board(workdir / "tensorboard", start)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes scalars of a step (steps taken so far), without those that JSON cannot hold.
+        """Write the scalars of a step. Infinities and NaN are left out, as JSON has none.
+
+        Args:
+            step: steps taken so far
+            values: scalars by name
 
         Raises:
-            OSError: they could not be written; names the file.
+            OSError: the line could not be written. The error names the file.
         """
         values = {key: value for key, value in values.items() if math.isfinite(value)}
         if self._file is None or not values:
@@ -66,7 +73,7 @@ class MetricsWriter:
         now = time.time()
         left = (json.dumps({"step": step, "time": round(now, 3)} | values) + "\n").encode()
         try:
-            while left:  # a disk that fills up takes a part
+            while left:  # on a disk that fills up, write() may accept only a part of the line
                 left = left[self._file.write(left) :]
         except OSError as error:
             error.filename = str(self._path)
@@ -75,14 +82,18 @@ class MetricsWriter:
             self._board.write(step, values, now)
 
     def sync(self) -> None:
-        """Returns when all lines are on the disk: a checkpoint must not outlive those before it."""
+        """Flush all lines to the disk.
+
+        Call it before saving a checkpoint. A resumed run does not write the lines of steps before
+        the checkpoint again, so they must survive whatever the checkpoint survives.
+        """
         if self._file is not None:
             os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
@@ -90,10 +101,11 @@ class MetricsWriter:
 
 
 class _Board:
-    """Scalars for TensorBoard, written in this thread.
+    """A writer of TensorBoard events that works in the calling thread.
 
-    tensorboardX's SummaryWriter has a thread that a full disk ends; the run would then wait for it
-    forever. Curves are a copy of metrics.jsonl, so an error here is said once and stops nothing.
+    tensorboardX's own SummaryWriter writes in a thread. A full disk ends that thread, and the run
+    would then wait for it forever. TensorBoard only gets a copy of metrics.jsonl, so the first
+    error is logged and ends the copy, not the run.
     """
 
     def __init__(self, folder: Path, start: int):
@@ -101,20 +113,21 @@ class _Board:
         from tensorboardX.proto import event_pb2
         from tensorboardX.summary import scalar
 
-        proto: Any = event_pb2  # its classes are made when it is imported
+        proto: Any = event_pb2  # its classes are made at import, where pyright cannot see them
         self._event, self._scalar = proto.Event, scalar
         self._folder = folder
         self._writer: Any = None
         with self._not_stopping():
             folder.mkdir(exist_ok=True)
-            # TensorBoard hides what an earlier writer has after this step
+            # This event makes TensorBoard discard what an earlier start wrote from this step on,
+            # which the run will repeat.
             begin = proto.SessionLog(status=proto.SessionLog.START)
             purge = proto.Event(step=start + 1, session_log=begin)
             self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
             self._writer.write_event(purge)
 
     def write(self, step: int, values: dict[str, float], now: float) -> None:
-        """Adds scalars of a step, at a time in seconds."""
+        """Add the scalars of a step. `now` is the time in seconds since the epoch."""
         if self._writer is not None:
             with self._not_stopping():
                 for key, value in values.items():
@@ -123,13 +136,13 @@ class _Board:
                     self._writer.write_event(event)
 
     def flush(self) -> None:
-        """Hands what was added to the system."""
+        """Flush the added scalars to the operating system."""
         if self._writer is not None:
             with self._not_stopping():
                 self._writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Flush and close the file."""
         if self._writer is not None:
             with self._not_stopping():
                 self._writer.close()
@@ -144,18 +157,30 @@ class _Board:
 
 
 class ProgressLine:
-    """One line with step, loss, error, examples/s, share of time waiting for data, time left."""
+    """The progress line: step, loss, error, throughput, time waited for data, time left.
+
+    Attributes:
+        waited: seconds spent waiting for the loader since the last line, added by the caller
+    """
 
     def __init__(self, start: int, total: int, examples_per_step: int, unit: str):
+        """Start measuring.
+
+        Args:
+            start: step that the run continues from
+            total: steps of the whole run
+            examples_per_step: examples (of `unit`) in a global batch
+            unit: what throughput counts, such as "patches"
+        """
         self._total = total
         self._examples = examples_per_step
         self._unit = unit
         self._step = start
         self._time = time.monotonic()
-        self.waited = 0.0  # seconds, in the loader since the last line
+        self.waited = 0.0
 
     def line(self, step: int, loss: float, headline: str) -> dict[str, float]:
-        """Logs the line; returns its rates for the metrics file."""
+        """Log the line, and return its rates for metrics.jsonl."""
         seconds = max(time.monotonic() - self._time, 1e-9)
         rate = (step - self._step) / seconds
         values = {
@@ -178,12 +203,12 @@ class ProgressLine:
         return values
 
     def restart(self, step: int) -> None:
-        """Leaves out what happened since the last line (evaluation, compilation)."""
+        """Leave the time since the last line (compilation, validation) out of the rates."""
         self._step, self._time, self.waited = step, time.monotonic(), 0.0
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "1 h 02 min", "3 min 04 s" or "5 s"."""
+    """Format seconds as "1 h 02 min", "3 min 04 s" or "5 s"."""
     if seconds == float("inf"):
         return "unknown"
     seconds = round(seconds)

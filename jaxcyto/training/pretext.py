@@ -1,4 +1,4 @@
-"""Pre-training: distance along the cortex and position of pairs of patches."""
+"""Pre-train on pairs of patches: predict their distance along the cortex and their positions."""
 
 import dataclasses
 from functools import cached_property
@@ -32,7 +32,7 @@ from jaxcyto.training.step import Batch
 
 @dataclasses.dataclass(frozen=True)
 class PretextTask:
-    """The `step.Task` of pre-training."""
+    """The task (`step.Task`) of pre-training."""
 
     model: SiameseNet
     loss: LossConfig
@@ -41,15 +41,17 @@ class PretextTask:
     optimizer: optax.GradientTransformation
     seed: int = 0
 
-    # the last batch norm sees 1x1 maps, so that its running statistics are in doubt
+    # The last batch normalization sees maps of a single pixel, so its running statistics are
+    # unreliable. "train_mode" shows the error without them.
     modes = ("eval", "train_mode")
 
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
-        """Adds scaled targets to a batch and turns its uint8 patches into normalized float.
+        """Add scaled targets to a batch, and convert its patches to normalized float.
 
         Args:
-            batch: as the loader gives it, distances and coordinates in mm.
-            keys: [B] one key an example; None: no augmentation.
+            batch: a batch from the loader, with uint8 patches [B, 2, s, s, 1], and distances and
+                coordinates in millimeters
+            keys: [B], one random key for each example, or None for no augmentation
         """
         scales = self.scales
         batch = dict(take_patches(batch))
@@ -69,18 +71,18 @@ class PretextTask:
     def forward(
         self, model: Any, variables: dict[str, Any], batch: Batch, train: bool
     ) -> tuple[Batch, Any]:
-        """`features` and `coordinates_scaled`, and the batch statistics."""
+        """Return `features` and `coordinates_scaled`, and the updated batch statistics."""
         outputs, updated = model.apply(
             variables, batch["patches"], train=train, mutable=["batch_stats"]
         )
         return outputs, updated["batch_stats"]
 
     def errors(self, outputs: Batch, batch: Batch) -> metrics.Metrics:
-        """`metrics.pretext_metrics`, in mm."""
+        """Compute `metrics.pretext_metrics`, in millimeters."""
         return metrics.pretext_metrics(self.predictions(outputs, batch), batch)
 
     def predictions(self, outputs: Batch, batch: Batch) -> Batch:
-        """Return `distance_mm` [B] and `coordinates_mm` [B, 2, 3] as predicted."""
+        """Return the predicted `distance_mm` [B] and `coordinates_mm` [B, 2, 3]."""
         return {
             "distance_mm": self.scales.distance_to_mm(predicted_distance(outputs["features"])),
             "coordinates_mm": self.scales.coordinates_to_mm(outputs["coordinates_scaled"]),
@@ -89,7 +91,7 @@ class PretextTask:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PretextExperiment:
-    """The `experiment.Experiment` of pre-training; made by `open_pretraining`."""
+    """The experiment (`experiment.Experiment`) of pre-training. `open_pretraining` makes it."""
 
     config: Config
     table: PairTable
@@ -159,7 +161,7 @@ class PretextExperiment:
         return f"pairs {index.tolist()}: patches {'; '.join(named)}"
 
     def summary(self, errors: metrics.Metrics) -> dict[str, float]:
-        """Errors with those per axis under a name each."""
+        """Convert (sum, count) states to scalars. Errors per axis become three scalars."""
         values = {}
         for key, value in metrics.compute(errors).items():
             if isinstance(value, list):
@@ -172,16 +174,16 @@ class PretextExperiment:
         return f"distance error {values['distance_mae_mm']:.2f} mm"
 
     def validate(self, evaluator: Evaluator, state: State) -> dict[str, float] | None:
-        """Errors on validation pairs; None without any."""
+        """Compute and log the errors on up to `eval_pairs` validation pairs, None without any."""
         pairs = self.table.of_split("val")
         if not len(pairs):
             return None
-        # evenly over all of them: pairs are numbered brain by brain
+        # Take evenly spaced pairs, because they are sorted by brain.
         chosen = np.linspace(0, len(pairs) - 1, min(self.config.eval_pairs, len(pairs)))
         errors, _ = evaluator.run(state, self._eval_batches(pairs[chosen.astype(int)]))
-        found = {mode: self.summary(errors[mode]) for mode in errors}
-        values = {f"val/{key}": value for key, value in found["eval"].items()}
-        values |= {f"val_train_mode/{key}": value for key, value in found["train_mode"].items()}
+        modes = {mode: self.summary(errors[mode]) for mode in errors}
+        values = {f"val/{key}": value for key, value in modes["eval"].items()}
+        values |= {f"val_train_mode/{key}": value for key, value in modes["train_mode"].items()}
         logger.info(
             "validation: distance error %.2f mm (batch statistics: %.2f), coordinate error %.2f mm",
             values["val/distance_mae_mm"],
@@ -191,18 +193,21 @@ class PretextExperiment:
         return values
 
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
-        """Test errors beside those of constants; prints the table, draws the figures."""
+        """Evaluate on the test pairs, print a table, and draw the figures.
+
+        The table compares the errors with those of always predicting the training medians.
+        """
         from jaxcyto.plots.pretext import pretext_figures
 
         pairs = self.table.of_split("test")
-        found = evaluator.run(state, self._eval_batches(pairs)) if len(pairs) else None
+        evaluated = evaluator.run(state, self._eval_batches(pairs)) if len(pairs) else None
         if not distributed.is_first():
             return {}
         absolute_x = self.config.data.absolute_x
         results: dict[str, Any] = {"absolute_x": absolute_x, "pairs": self.counts}
         predictions = None
-        if found is not None:
-            errors, predictions = found
+        if evaluated is not None:
+            errors, predictions = evaluated
             means = {mode: metrics.compute(errors[mode]) for mode in errors}
             results["test"] = means["eval"] | constant_errors(self.table, pairs, self.task.scales)
             results["test_train_mode"] = means["train_mode"]
@@ -214,7 +219,7 @@ class PretextExperiment:
         return results
 
     def _with_truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Predictions of pairs beside their targets, by the names of `pair_predictions.SCHEMA`."""
+        """Join predictions of pairs with their targets, as `pair_predictions.SCHEMA` names them."""
         table, pair = self.table, predictions["index"].astype(np.int64)
         return {
             "pair": pair,
@@ -232,11 +237,11 @@ class PretextExperiment:
 
 
 def open_pretraining(config: Config, saved: dict[str, Any] | None) -> PretextExperiment:
-    """Opens the data of a config.
+    """Open the data of a pre-training config.
 
     Args:
-        config: the run.
-        saved: `scales` as config.json holds them, of a run that continues.
+        config: the run
+        saved: `scales` from the config.json of a run that continues, or None
 
     Raises:
         InputError: the data cannot be used.
@@ -260,7 +265,12 @@ def open_pretraining(config: Config, saved: dict[str, Any] | None) -> PretextExp
 
 
 def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict[str, Any]:
-    """Errors of always predicting the training medians (`scales`): the floor to beat.
+    """Compute the errors of always predicting the training medians, the baseline.
+
+    Args:
+        table: the pairs
+        pairs: indices of the pairs to score
+        scales: holds the medians
 
     Returns:
         `distance_mae_mm_constant`, `coordinate_mae_mm_constant` and
@@ -277,7 +287,12 @@ def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict
 
 
 def results_table(test: dict[str, Any], absolute_x: bool = False) -> str:
-    """The test errors as a short table; `absolute_x`: |x| was the target."""
+    """Format the test errors as a table.
+
+    Args:
+        test: `results["test"]` of `PretextExperiment.finish`
+        absolute_x: whether |x| was the target instead of x
+    """
     rows = [
         ("distance, mm", test["distance_mae_mm"], test["distance_mae_mm_constant"]),
         ("coordinates, mm", test["coordinate_mae_mm"], test["coordinate_mae_mm_constant"]),

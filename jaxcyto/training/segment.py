@@ -1,4 +1,4 @@
-"""Segmentation: fine-tuning of the U-Net on sparse annotations, and its scores."""
+"""Train the segmentation U-Net on sparse annotations, and score it."""
 
 import dataclasses
 from pathlib import Path
@@ -35,14 +35,14 @@ from jaxcyto.training.state.state import State, init_state
 from jaxcyto.training.state.transfer import pretraining_scales, transfer
 from jaxcyto.training.step import Batch
 
-# Side of images in evaluation, of that in training. 5097 px instead of 2025 px cost a quarter of
-# the work per output pixel.
+# Side of the images in evaluation, relative to training. Larger images have relatively less margin:
+# with 5097 px instead of 2025 px, an output pixel costs a quarter of the work.
 EVALUATION_SIDE = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentTask:
-    """The `step.Task` of segmentation."""
+    """The task (`step.Task`) of segmentation."""
 
     model: UNet
     loss: LossConfig
@@ -54,11 +54,13 @@ class SegmentTask:
     modes = ("eval",)
 
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
-        """Normalizes the image, scales the atlas to 0 ... 1; augmentation moves all images alike.
+        """Normalize the image, and scale the atlas to 0 ... 1.
+
+        Augmentation moves image, label and atlas of an example in the same way.
 
         Args:
-            batch: as the loader gives it.
-            keys: [B] one key an example; None: no augmentation.
+            batch: a batch from the loader
+            keys: [B], one random key for each example, or None for no augmentation
         """
         batch = dict(batch)
         mean, std = self.scales.input_mean, self.scales.input_std
@@ -77,19 +79,19 @@ class SegmentTask:
     def forward(
         self, model: Any, variables: dict[str, Any], batch: Batch, train: bool
     ) -> tuple[Batch, Any]:
-        """`logits`, and the batch statistics."""
+        """Return `logits` [B, h, w, C], and the updated batch statistics."""
         logits, updated = model.apply(
             variables, batch["image"], batch.get("atlas"), train=train, mutable=["batch_stats"]
         )
         return {"logits": logits}, updated["batch_stats"]
 
     def errors(self, outputs: Batch, batch: Batch) -> metrics.Metrics:
-        """The confusion matrix [C, C] of a batch, and its pixels."""
+        """Compute the confusion matrix [C, C] of a batch, and its count of annotated pixels."""
         matrix = jnp.sum(self.predictions(outputs, batch)["confusion"], axis=0)
         return {"confusion": (matrix, jnp.sum(matrix))}
 
     def predictions(self, outputs: Batch, batch: Batch) -> Batch:
-        """`confusion` [B, C, C] of each window."""
+        """Compute `confusion` [B, C, C], one confusion matrix for each window."""
         predicted = jnp.argmax(outputs["logits"], axis=-1)
         classes = self.model.num_classes
         label, valid = batch["label"], batch["valid"]
@@ -98,11 +100,11 @@ class SegmentTask:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SegmentExperiment:
-    """The `experiment.Experiment` of segmentation; made by `open_segmentation`."""
+    """The experiment (`experiment.Experiment`) of segmentation. `open_segmentation` makes it."""
 
     config: SegmentConfig
-    table: SegmentTable  # of training images
-    eval_table: SegmentTable  # of the larger ones of evaluation
+    table: SegmentTable  # windows of training images
+    eval_table: SegmentTable  # windows of the larger images of evaluation
     task: SegmentTask
     skipped: Skipped | None
 
@@ -123,7 +125,7 @@ class SegmentExperiment:
             "classes": to_json(self.table.classes),
             "annotation_sha256": list(self.table.keys),
             "training_sections": self.table.training_sections,
-            "init_from": self.config.init_from,  # read at the first step only
+            "init_from": self.config.init_from,  # which is read only before the first step
         }
 
     @property
@@ -131,7 +133,7 @@ class SegmentExperiment:
         own = record.trained_on(self.table.brains, "segmentation")
         try:
             taken = read_trained_on(self.config.init_from) if self.config.init_from else []
-        except InputError:  # gone since the first start, which has recorded it
+        except InputError:  # removed since the first start, which has recorded its brains
             taken = []
         return [*taken, *own]
 
@@ -169,7 +171,7 @@ class SegmentExperiment:
         return "; ".join(source.describe(seed, int(i), skipped) for i in index)
 
     def summary(self, errors: metrics.Metrics) -> dict[str, float]:
-        """The scores that are single numbers; those that cannot be told are left out."""
+        """Return the scalar scores. Undefined scores (None) are left out."""
         scores = self._scores(np.asarray(errors["confusion"][0]))
         keys = ("err_seg_percent", "dice_macro", "dice_macro_areas")
         return {key: scores[key] for key in keys if scores[key] is not None}
@@ -178,10 +180,15 @@ class SegmentExperiment:
         return f"wrong {values.get('err_seg_percent', float('nan')):.1f} %"
 
     def validate(self, evaluator: Evaluator, state: State) -> dict[str, float] | None:
-        """Scores on windows of the validation sections; None without any."""
+        """Compute and log the scores on up to `eval_images` windows of the validation sections.
+
+        Returns:
+            The scores by name, or None without validation windows.
+        """
         windows = self.eval_table.of_split("val")
         if not len(windows):
             return None
+        # Take evenly spaced windows, because they are sorted by section.
         chosen = np.linspace(0, len(windows) - 1, min(self.config.eval_images, len(windows)))
         errors, _ = evaluator.run(state, self._eval_batches(windows[chosen.astype(int)]))
         values = {f"val/{key}": value for key, value in self.summary(errors["eval"]).items()}
@@ -193,19 +200,19 @@ class SegmentExperiment:
         return values
 
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
-        """Scores on every annotated pixel of the test sections; table and figures."""
+        """Score every annotated pixel of the test sections, print a table, and draw the figures."""
         windows = self.eval_table.of_split("test")
         if len(windows):
             logger.info("test: %d images of %d px", len(windows), self._eval_data.image_px)
-        found = evaluator.run(state, self._eval_batches(windows))[1] if len(windows) else None
+        kept = evaluator.run(state, self._eval_batches(windows))[1] if len(windows) else None
         if not distributed.is_first():
             return {}
-        if found is None:
+        if kept is None:
             logger.warning("no annotated test section: results.json has no test scores")
             segment_figures(workdir, self.table.classes, None)
             return {}
-        names = np.array([self.eval_table.section_name(index) for index in found["index"]])
-        matrices = found["confusion"].astype(np.int64)
+        names = np.array([self.eval_table.section_name(index) for index in kept["index"]])
+        matrices = kept["confusion"].astype(np.int64)
         by_section = {name: matrices[names == name].sum(axis=0) for name in np.unique(names)}
         results = sum_sections(by_section, self.table.classes)
         print(scores_table(results), flush=True)
@@ -227,17 +234,17 @@ class SegmentExperiment:
 
 
 def evaluation_data(data: SegmentData, geometry: Geometry) -> SegmentData:
-    """One image per device, of larger sides: less of it is margin (`EVALUATION_SIDE`)."""
+    """Return the data config of evaluation: larger images (`EVALUATION_SIDE`), one per device."""
     side = geometry.nearest_valid_sizes(round(EVALUATION_SIDE * data.image_px))[-1]
     return dataclasses.replace(data, image_px=side, batch_images=jax.device_count())
 
 
 def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> SegmentExperiment:
-    """Opens the data of a config.
+    """Open the data of a segmentation config.
 
     Args:
-        config: the run.
-        saved: `scales` as config.json holds them, of a run that continues.
+        config: the run
+        saved: `scales` from the config.json of a run that continues, or None
 
     Raises:
         InputError: the data or `init_from` cannot be used.

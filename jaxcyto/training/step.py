@@ -1,8 +1,9 @@
-"""The steps of training as pure functions of (state, batch), for one device.
+"""The steps of training and evaluation as pure functions of (state, batch).
 
-`axis_name` names the mapped axis of `parallel.py`; with None a step is a plain function to jit or
-to export. A batch on a device holds its share of the global batch. What differs between the tasks
-is in `Task`.
+A step is written from the view of one device. Its batch is the device's share of the global batch.
+`axis_name` names the mapped axis of `parallel.py`, over which a step averages, sums and gathers.
+With `axis_name=None` a step has no collectives and can be jitted or exported like any function.
+`Task` holds what differs between pre-training and segmentation.
 """
 
 from collections.abc import Sequence
@@ -20,15 +21,18 @@ from jaxcyto.models.layers import BN_MOMENTUM
 from jaxcyto.training.state.state import State
 
 Batch = dict[str, Any]
-IMAGES = ("patches", "image", "atlas")  # fields that losses do not see
+IMAGES = ("patches", "image", "atlas")  # batch fields that losses do not get
 
 
 class Task(Protocol):
-    """What a step needs beside state and batch, all of it static; the methods are pure."""
+    """What a step needs beside state and batch.
+
+    A task is static: it is a constant of the compiled step. Its methods are pure functions.
+    """
 
     @property
     def model(self) -> nn.Module:
-        """With the attribute `axis_name` for its batch norm."""
+        """The network. Its attribute `axis_name` is the axis of its batch normalization."""
         ...
 
     @property
@@ -36,12 +40,15 @@ class Task(Protocol):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """Statistics that evaluation uses: "eval" (stored) and maybe "train_mode" (the batch's)."""
+        """Modes of evaluation, "eval" first.
+
+        "eval" uses the stored batch statistics, "train_mode" those of the batch itself.
+        """
         ...
 
     @property
     def scales(self) -> Any:
-        """Units of inputs and outputs, for config.json."""
+        """The scales of inputs and outputs, a dataclass that is written to config.json."""
         ...
 
     @property
@@ -51,27 +58,31 @@ class Task(Protocol):
     def seed(self) -> int: ...
 
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
-        """A loader's batch with normalized, augmented (keys [B], unless None) float images and
-        scaled targets."""
+        """Return a loader's batch with normalized float images and scaled targets.
+
+        Args:
+            batch: a batch from the loader
+            keys: [B], one random key for each example, or None for no augmentation
+        """
         ...
 
     def forward(
         self, model: nn.Module, variables: dict[str, Any], batch: Batch, train: bool
     ) -> tuple[Batch, Any]:
-        """Outputs by name, and the batch statistics after this batch."""
+        """Return the outputs by name, and the batch statistics after this batch."""
         ...
 
     def errors(self, outputs: Batch, batch: Batch) -> Metrics:
-        """(sum, count) states of one batch."""
+        """Compute the (sum, count) states of one batch."""
         ...
 
     def predictions(self, outputs: Batch, batch: Batch) -> Batch:
-        """What evaluation keeps of each example: arrays [B, ...]."""
+        """Return what evaluation keeps of each example, arrays [B, ...]."""
         ...
 
 
 def gather(tree: Any, axis_name: str | None) -> Any:
-    """The global batch on every device, in the order of the devices."""
+    """Gather arrays [b, ...] of all devices into [B, ...] on every device, in device order."""
     if axis_name is None:
         return tree
     return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
@@ -80,12 +91,23 @@ def gather(tree: Any, axis_name: str | None) -> Any:
 def loss_terms(
     terms: Sequence[Term], outputs: Batch, batch: Batch, axis_name: str | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted sum of the terms and each term's own mean.
+    """Compute the weighted sum of the loss terms and the mean of each term.
 
-    Terms marked batch-wise see the whole gathered batch, so their value does not depend on the
-    number of devices; the other terms are this device's share, averaged afterwards.
+    A term marked with `losses.batchwise` gets the gathered global batch, so its value is the same
+    on all devices and does not depend on their count. Every other term is a mean over this device's
+    share. The mean of these over devices is the mean over the global batch, because all shares have
+    the same size.
+
+    Args:
+        terms: the terms with their weights
+        outputs: outputs of the network for this device's share [b, ...]
+        batch: this device's share [b, ...]
+        axis_name: the mapped axis, or None for one device
+
+    Returns:
+        The weighted sum (scalar float32), and the unweighted mean of each term by name.
     """
-    # images stay where they are: a loss of outputs and targets does not need them
+    # Losses compare outputs with targets. Gathering the images would only cost bandwidth.
     targets = {key: value for key, value in batch.items() if key not in IMAGES}
     shared = (outputs, targets)
     if any(losses.is_batchwise(term.function) for term in terms):
@@ -105,16 +127,25 @@ def loss_terms(
 def train_step(
     state: State, batch: Batch, *, task: Task, axis_name: str | None = None
 ) -> tuple[State, dict[str, Any]]:
-    """One step of gradient descent.
+    """Take one step of gradient descent.
 
-    If the optimizer is one of `optax.apply_if_finite`, a step whose loss, gradient or batch
-    statistics are not finite leaves parameters, statistics and the inner optimizer as they were;
-    `scalars` then holds `skipped_steps`, those of the whole run.
+    If the optimizer is wrapped in `optax.apply_if_finite`, a step whose loss, gradient or batch
+    statistics are not finite is skipped. It leaves parameters, batch statistics and the inner
+    optimizer unchanged.
+
+    Args:
+        state: the state, the same on all devices
+        batch: this device's share of the global batch, from the loader
+        task: the task
+        axis_name: the mapped axis, or None for one device
 
     Returns:
-        The next state and metrics of this step: "scalars"; (sum, count) states by name under
-        "errors", all of them over the global batch; and under "checks" the loss, the gradient's
-        norm, whether the next state is `finite`, and the number of steps `skipped` in a row.
+        The next state, and a dict of metrics over the global batch:
+        * "scalars": loss, its terms and norms. If steps may be skipped, also `skipped_steps`, the
+          count of skipped steps since the start of the run.
+        * "errors": the task's (sum, count) states by name.
+        * "checks": `loss`, `gradient` (its norm), `finite` (whether the next state is finite), and
+          `skipped` (count of steps skipped in a row up to this one).
     """
     keys = augment.example_keys(jax.random.key(task.seed), state.step, batch["index"])
     batch = task.inputs(batch, keys)
@@ -133,13 +164,18 @@ def train_step(
     gradients, (scalars, outputs, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
     errors = task.errors(outputs, batch)
     if axis_name is not None:
-        # outside of loss_fn: inside, pmean would change the gradients (pmap does not type them)
+        # pmap does not know which values are equal on all devices, so jax.grad transposes each
+        # psum into another psum. On each device it therefore returns the gradient of the sum of all
+        # devices' losses with respect to this device's copy of the parameters. The mean of these
+        # over devices is the gradient of the mean loss. Reduce only here, after jax.grad: a psum of
+        # the loss inside loss_fn would multiply the gradient by the device count.
         gradients, scalars = jax.lax.pmean((gradients, scalars), axis_name)
         errors = jax.lax.psum(errors, axis_name)
     scalars["l2_gradients"] = optax.tree.norm(gradients)
     skips = isinstance(state.opt_state, optax.ApplyIfFiniteState)
     if skips:
-        # the optimizer looks at the gradients alone: let them tell of everything else
+        # optax.apply_if_finite checks the gradients only. Setting them to NaN makes it skip the
+        # step for any of the other reasons, too.
         good = all_finite((scalars["loss"], scalars["l2_gradients"], batch_stats))
         gradients = jax.tree.map(lambda x: jnp.where(good, x, jnp.nan), gradients)
         batch_stats = jax.tree.map(
@@ -165,7 +201,7 @@ def train_step(
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether no leaf holds an infinity or NaN."""
+    """Return whether no leaf holds an infinity or NaN, a scalar bool. Integers are ignored."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floats]))
 
@@ -173,11 +209,17 @@ def all_finite(tree: Any) -> jax.Array:
 def eval_step(
     state: State, batch: Batch, *, task: Task, axis_name: str | None = None
 ) -> tuple[dict[str, Any], Batch]:
-    """Errors in the modes of the task, and its predictions with the stored statistics.
+    """Compute the errors in each mode of the task, and its predictions in the mode "eval".
+
+    Args:
+        state: the state, the same on all devices
+        batch: this device's share of the global batch, from the loader
+        task: the task
+        axis_name: the mapped axis, or None for one device
 
     Returns:
-        (sum, count) states by mode; and the task's predictions, `index` and `valid` of the
-        examples, both over the global batch.
+        (sum, count) states by mode, and the task's predictions with the `index` and `valid` of
+        their examples [B, ...]. Both cover the global batch.
     """
     batch = task.inputs(batch, None)
     model = task.model.clone(axis_name=axis_name)
@@ -196,17 +238,31 @@ def eval_step(
 def statistics_step(
     state: State, batch: Batch, *, task: Task, axis_name: str | None = None
 ) -> dict[str, Any]:
-    """Batch statistics of one batch as first and second moments, to be averaged over batches."""
+    """Compute the batch statistics of one batch as moments, which average over batches.
+
+    Args:
+        state: the state, the same on all devices. Its stored batch statistics are not used.
+        batch: this device's share of the global batch, from the loader
+        task: the task
+        axis_name: the mapped axis, or None for one device
+
+    Returns:
+        The moments of `to_moments`, over the global batch.
+    """
     batch = task.inputs(batch, None)
     model = task.model.clone(axis_name=axis_name)
-    # from zeros, the running average after one batch is (1 - momentum) times the batch's value
+    # Batch normalization only returns running averages. Started from zeros, the average after one
+    # batch is (1 - momentum) times the batch's own value, so dividing recovers that value.
     zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
     _, updated = task.forward(model, {"params": state.params, "batch_stats": zeros}, batch, True)
     return to_moments(jax.tree.map(lambda x: x / (1.0 - BN_MOMENTUM), updated))
 
 
 def to_moments(batch_stats: Any) -> Any:
-    """`mean`, `var` -> `mean`, E[x^2], which average over batches."""
+    """Convert `mean` and `var` of each layer to `mean` and `second`.
+
+    `second` is E[x^2] = var + mean^2. Unlike variances, it can be averaged over batches.
+    """
     if "var" not in batch_stats:
         return {key: to_moments(value) for key, value in batch_stats.items()}
     mean, variance = batch_stats["mean"], batch_stats["var"]
@@ -214,7 +270,7 @@ def to_moments(batch_stats: Any) -> Any:
 
 
 def from_moments(moments: Any) -> Any:
-    """The inverse of `to_moments`."""
+    """Convert moments of `to_moments` back to `mean` and `var`, without negative variances."""
     if "second" not in moments:
         return {key: from_moments(value) for key, value in moments.items()}
     mean, second = moments["mean"], moments["second"]

@@ -1,4 +1,4 @@
-"""What may happen to a run: kills, damaged checkpoints, a full disk, signals, two at once."""
+"""Test faults of a run: kills, damaged checkpoints, a full disk, signals, a second run."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ from jaxcyto.training.state.checkpoint import Checkpoints
 from jaxcyto.training.state.state import State
 
 ROOT = Path(__file__).resolve().parents[2]
-# A call to C that no signal interrupts: a mutex that is locked twice.
+# A C call that no signal interrupts: locking a mutex twice waits forever.
 BLOCK = """
 import ctypes
 mutex = ctypes.create_string_buffer(64)
@@ -60,7 +60,7 @@ def same(first, second):
 
 @contextlib.contextmanager
 def python(code, *arguments, cache=None):
-    """A process that has printed a line."""
+    """Start a Python process, and wait until it has printed a line."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     pipe, environment = subprocess.PIPE, kill.environment(cache)
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, env=environment, text=True) as process:
@@ -76,7 +76,7 @@ def python(code, *arguments, cache=None):
 
 @pytest.fixture(scope="module")
 def run(tiny_brain, tmp_path_factory):
-    """Config file, folder of an uninterrupted run, compilation cache."""
+    """Return a config file, the folder of an uninterrupted run, and a compilation cache."""
     folder = tmp_path_factory.mktemp("faults")
     config = kill.write_config(folder / "config.py", "pretext", tiny_brain)
     kill.finish(config, folder / "whole", folder / "cache")
@@ -84,7 +84,10 @@ def run(tiny_brain, tmp_path_factory):
 
 
 def test_killed_run_ends_as_the_uninterrupted_one(run, tmp_path):
-    """`python benchmarks/robustness/kill.py` does it more often, in more phases, for both tasks."""
+    """A run that is killed and resumed ends like an uninterrupted run.
+
+    `python benchmarks/robustness/kill.py` tests more kills, in more phases, for both tasks.
+    """
     config, whole, cache = run
     landed = []
     for wanted in ("checkpoint", "validation"):
@@ -98,12 +101,13 @@ def test_killed_run_ends_as_the_uninterrupted_one(run, tmp_path):
         for line in kill.lines(whole)
         if "val/distance_mae_mm" in line
     }
-    for folder in (whole, tmp_path / "parts"):  # the best stays, although resumed after it
+    # The best checkpoint is kept, even if the run resumed after it.
+    for folder in (whole, tmp_path / "parts"):
         assert (folder / f"checkpoints/{min(errors, key=errors.__getitem__)}").is_dir()
 
 
 def test_disk_full(run, tmp_path):
-    """On a small tmpfs: a message, status 1, the last checkpoint intact; goes on with more room."""
+    """A full tmpfs gives a message and status 1. With more space, the run continues."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no mount namespaces here")
     config, whole, cache = run
@@ -133,7 +137,7 @@ def test_disk_full(run, tmp_path):
 
 
 def test_signal_in_a_validation_that_does_not_return(run, tmp_path):
-    """Its step is saved before; the validation is made up for by the next start."""
+    """The step before is already saved, and the next start repeats the validation."""
     config, whole, cache = run
     code = f"""{BLOCK}
 import runpy
@@ -145,7 +149,7 @@ pretext.PretextExperiment.validate = block
 loop.train(runpy.run_path({str(config)!r})["get_config"](), {str(tmp_path / "parts")!r})
 """
     with python(code, cache=cache) as process:
-        time.sleep(0.5)  # from the line to the call
+        time.sleep(0.5)  # from the printed line to the C call
         before = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
@@ -161,7 +165,8 @@ loop.train(runpy.run_path({str(config)!r})["get_config"](), {str(tmp_path / "par
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_first_signal_raises_unless_held(signum):
-    before = signal.getsignal(signum)  # a shell's background jobs ignore SIGINT
+    # Background jobs of a shell ignore SIGINT, so the handler is not always the default one.
+    before = signal.getsignal(signum)
     with pytest.raises(Interrupted) as stopped, Stop():
         signal.raise_signal(signum)
         pytest.fail("went on")
@@ -177,7 +182,10 @@ def test_first_signal_raises_unless_held(signum):
 
 
 def test_second_signal_ends_at_once():
-    """While the main thread waits in C; the same signal sent twice by one `kill` does not."""
+    """A second signal ends the process, even while its main thread waits in C.
+
+    A signal that is repeated within SAME_SECONDS counts as one.
+    """
     code = f"""{BLOCK}
 from jaxcyto.training.signals import Stop
 with Stop() as stop, stop.held():
@@ -196,7 +204,8 @@ with Stop() as stop, stop.held():
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
-# once one of its reads has failed, the others cannot report; train.py keeps that to itself as well
+# Once one of orbax's parallel reads has failed, errors of the others cannot be delivered, so Python
+# reports them as unraisable. train.py hides these reports, too.
 ORBAX_READS_ON = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -217,7 +226,7 @@ def flip(path):
 @ORBAX_READS_ON
 @pytest.mark.parametrize("damage", [empty, cut, flip, Path.unlink])
 def test_each_damaged_file_of_the_newest_checkpoint(damage, tmp_path, caplog):
-    """Either what was saved is proven by its checksum, or the one before is used, and named."""
+    """A damaged file either leaves the state intact, or the checkpoint before is used."""
     save(tmp_path / "good/checkpoints", 1, 2)
     newest = tmp_path / "good/checkpoints/2"
     files = sorted(path.relative_to(newest) for path in newest.rglob("*") if path.is_file())
@@ -245,7 +254,7 @@ def test_each_damaged_file_of_the_newest_checkpoint(damage, tmp_path, caplog):
 
 @pytest.fixture(autouse=True)
 def heard(monkeypatch):
-    """The messages of the project reach caplog although train.py keeps them to itself."""
+    """Let caplog see messages of jaxcyto, whose logger may not propagate after `log_to_stderr`."""
     monkeypatch.setattr("jaxcyto.training.log.logger.propagate", True)
 
 
@@ -254,14 +263,14 @@ def test_no_intact_checkpoint_is_an_error(tmp_path):
     save(tmp_path / "checkpoints", 1, 2)
     for step in (1, 2):
         (tmp_path / f"checkpoints/{step}/state/_METADATA").unlink()
-    for _ in range(2):  # nor does the next start begin anew
+    for _ in range(2):  # the second start must not begin from scratch either
         with pytest.raises(InputError, match=r"no checkpoint is intact \(2: .*; 1: "):
             Checkpoints(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize("field", ["shape", "chunk_shape"])
 def test_lying_header_of_a_checkpoint_allocates_nothing(field, tmp_path, caplog):
-    """By what it counts orbax would allocate 4 TiB, which ends the interpreter without a word."""
+    """A header that asks orbax for 4 TiB is found before the allocation ends the interpreter."""
     save(tmp_path / "checkpoints", 1, 2)
     base = f"file://{tmp_path}/checkpoints/2/state/"
     store: Any = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
@@ -336,7 +345,7 @@ with locked(pathlib.Path(sys.argv[1])):
         holder = f"process {process.pid} on {socket.gethostname()}"
         with pytest.raises(InputError, match=holder), locked(tmp_path):
             pass
-    with locked(tmp_path):  # the dead process's file is still there
+    with locked(tmp_path):  # the file of the killed process is still there, but its lock is not
         assert f"process {os.getpid()} " in (tmp_path / "lock").read_text()
 
 

@@ -1,4 +1,4 @@
-"""The loop on a tiny brain: a whole run, resuming, signals, a loss that is not finite."""
+"""Test the loop on a tiny brain: a whole run, resuming, signals, a loss that is not finite."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def final_state(workdir, config):
 
 
 def comparable(workdir):
-    """Lines of metrics.jsonl without the fields that a clock sets."""
+    """Return the lines of metrics.jsonl without times and rates."""
     return [
         {k: v for k, v in line.items() if k != "time" and not k.startswith("speed/")}
         for line in read_metrics(workdir / "metrics.jsonl")
@@ -95,7 +95,7 @@ def test_a_whole_run(config, tmp_path, capsys):
 
 
 def test_stopped_and_resumed_is_uninterrupted(config, tmp_path, monkeypatch):
-    """SIGTERM after step 3: a checkpoint is written; the next start ends bit for bit the same."""
+    """A run that SIGTERM stops after step 3 resumes and ends bit for bit as without it."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     loop.train(config, whole)
     write = MetricsWriter.write
@@ -112,7 +112,7 @@ def test_stopped_and_resumed_is_uninterrupted(config, tmp_path, monkeypatch):
     assert stopped.value.signum == signal.SIGTERM
     with Checkpoints(parts / "checkpoints") as checkpoints:
         assert checkpoints.latest() in (3, 4)
-    with (parts / "metrics.jsonl").open("a") as file:  # as a kill after a later step leaves it
+    with (parts / "metrics.jsonl").open("a") as file:  # what a kill after a later step leaves
         file.write('{"step": 5, "train/loss": 0.0}\n{"step": 6, "tra')
     loop.train(config, parts)
     jax.tree.map(
@@ -129,7 +129,7 @@ def test_finished_run_is_evaluated_again_not_trained(config, tmp_path):
     assert loop.train(config, tmp_path) == first
     assert comparable(tmp_path) == before
     saved = json.loads((tmp_path / "config.json").read_text())
-    del saved["optim"]["accumulate"]  # as of a version without this field
+    del saved["optim"]["accumulate"]  # like a config.json of a version without this field
     (tmp_path / "config.json").write_text(json.dumps(saved))
     loop.train(config, tmp_path)
     written = (tmp_path / "config.json").read_bytes()
@@ -140,7 +140,7 @@ def test_finished_run_is_evaluated_again_not_trained(config, tmp_path):
 
 
 def test_weights_of_the_best_validation(config, tmp_path, monkeypatch):
-    """They are those that a run of as many steps ends with; results.json says so."""
+    """The best weights equal those of a run that ends at that step. results.json names the step."""
     from jaxcyto.training.pretext import PretextExperiment
 
     def validate(self, evaluator, state):
@@ -205,7 +205,7 @@ def test_a_start_reads_each_file_of_pairs_and_patches_once(config, tmp_path, mon
     ("page", "term"), [("docs/losses.md", "close_pairs_loss"), ("README.md", "near_pairs")]
 )
 def test_documented_loss_runs_through_the_command(page, term, tiny_brain, tmp_path):
-    """A loss in the user's own file, as the page shows it, with one command; with oneDNN."""
+    """Run a user's own loss, as a page shows it, with one command and with oneDNN's kernels."""
     text = (ROOT / page).read_text()
     for name in ("my_losses", "my_config"):
         blocks = re.findall(rf"```python\n# {name}\.py[^\n]*\n(.*?)```", text, re.DOTALL)
@@ -275,7 +275,7 @@ def test_finite_loss_with_broken_gradient_is_not_saved(config, tmp_path):
 
 
 def test_new_pairs_on_an_old_run_are_refused(config, tiny_brain, tmp_path):
-    """A split drawn anew would put training patches into the test."""
+    """A run must not continue, because a new split may put training patches into the test."""
     root = tmp_path / "brain"
     shutil.copytree(tiny_brain, root)
     config.data.brains, config.steps = (str(root),), 1
@@ -294,7 +294,7 @@ def test_batch_must_divide_over_devices(config, tmp_path):
 
 
 def test_single_losses_by_weight(config, tmp_path):
-    """Weight 0 takes a term out of the gradient but leaves it in the log."""
+    """A term with weight 0 is logged but does not contribute to the loss."""
     config.loss = LossConfig(terms=(Term(distance_loss, 1.0), Term(coordinate_loss, 0.0)))
     config.steps, config.eval_every = 2, 100
     loop.train(config, tmp_path)

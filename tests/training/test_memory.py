@@ -1,4 +1,4 @@
-"""What a long run must not pile up; benchmarks/scale/memory.py measures the rest."""
+"""Check that checkpoints leak no resources. benchmarks/scale/memory.py measures memory."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from jaxcyto.training.state.state import State
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
 def test_checkpoints_leave_no_thread_and_no_open_file(tmp_path):
-    """After a thousand of them the system would refuse to open another file."""
+    """With such a leak, the process could open no more files after some hundred checkpoints."""
     state = State(jnp.zeros((), jnp.int32), {"kernel": jnp.ones((8, 8))}, {}, ())
     held = {}
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
@@ -21,4 +21,5 @@ def test_checkpoints_leave_no_thread_and_no_open_file(tmp_path):
             checkpoints.save(step, dataclasses.replace(state, step=jnp.int32(step)))
             held[step] = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for early, late in zip(held[10], held[40], strict=True):
-        assert late < early + 15  # a write under way has some; one or three a checkpoint were lost
+        # A write in progress has some of its own. A leak of one per checkpoint would add 30.
+        assert late < early + 15

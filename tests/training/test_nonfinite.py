@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: named, never saved, left out where the config says."""
+"""Test losses and gradients that are not finite: named, never saved, skipped if configured."""
 
 import functools
 import logging
@@ -31,17 +31,17 @@ from jaxcyto.training.state.optim import make_optimizer
 from jaxcyto.training.step import train_step
 
 NO_AUGMENT = AugmentConfig(False, False, brightness=0.0, contrast=0.0, blur_px=0.0)
-FAR_MM = 1000.0  # a distance that no pair has: the mark of a bad example
+FAR_MM = 1000.0  # a distance that no pair has, which marks a bad example
 
 
 def infinite_loss(outputs, batch):
-    """Its gradient is zero."""
+    """Return infinity, with a gradient of zero, for a bad example."""
     del outputs
     return jnp.where(batch["distance_mm"] >= FAR_MM, jnp.inf, 0.0)
 
 
 def infinite_gradient(outputs, batch):
-    """Its value is zero: the slope of the square root at zero."""
+    """Return zero, with a gradient that is not finite (sqrt at zero), for a bad example."""
     far = (batch["distance_mm"] >= FAR_MM).astype(jnp.float32)
     size = jnp.sum(outputs["features"] ** 2, axis=(1, 2))
     return jnp.sqrt(size * (1 - far)) * 0 * far
@@ -52,7 +52,7 @@ def both(outputs, batch):
 
 
 def bad_batch(seed):
-    """One example of all is bad: one device of many sees it."""
+    """Return a batch with one bad example, which one device of many sees."""
     batch = make_batch(seed)
     batch["distance_mm"][PAIRS // 2] = FAR_MM
     return batch
@@ -62,13 +62,13 @@ def task_that_skips(term, count, **optim):
     config = OptimConfig(learning_rate=1e-3, decay="constant", skip_nonfinite=count, **optim)
     return make_task(
         loss=LossConfig((Term(distance_loss), Term(term))),
-        augment=NO_AUGMENT,  # which depends on the step
+        augment=NO_AUGMENT,  # augmentation depends on the step, and skipped steps count
         optimizer=make_optimizer(config, 100),
     )
 
 
 def run(task, batches, devices):
-    """State and metrics after each of the batches."""
+    """Return state and metrics after each of the batches."""
     if devices == 1:
         step = jax.jit(functools.partial(train_step, task=task))
         state = fresh_state(task)
@@ -87,7 +87,7 @@ def run(task, batches, devices):
     ("term", "devices"), [(infinite_loss, 1), (infinite_gradient, 1), (both, 8)]
 )
 def test_a_skipped_step_leaves_no_trace(term, devices):
-    """Parameters, statistics and momentum are those of a run that never saw the bad batch."""
+    """Parameters, statistics and momentum equal those of a run without the bad batches."""
     task = task_that_skips(term, 2, clip_norm=1.0)
     good = [make_batch(k) for k in range(2)]
     clean = run(task, good, devices)[-1][0]
@@ -131,15 +131,18 @@ BAD_STEP = 3
 
 @pytest.fixture
 def config(tiny_brain):
-    """Its third batch, and no other, holds a pair whose loss is not finite."""
+    """Return a config, the index of a pair whose loss is not finite, and the pair's section.
+
+    Of the five batches, only the third (BAD_STEP) contains the pair.
+    """
     data = DataConfig((str(tiny_brain),), patch_px=32, um_per_px=64.0, batch_pairs=8, threads=2)
     table = open_pairs(data)
     batch = pair_train_batches(PairSource(table, data), table, data, seed=0)[BAD_STEP - 1]
-    number = int(batch["index"][5])
+    bad = int(batch["index"][5])
 
     def bad_pair(outputs, batch):
         del outputs
-        return jnp.where(batch["index"] == number, jnp.nan, 0.0)
+        return jnp.where(batch["index"] == bad, jnp.nan, 0.0)
 
     config = Config(
         data=data,
@@ -154,12 +157,12 @@ def config(tiny_brain):
         batch_stats_steps=1,
         checkpoint_every=100,
     )
-    place = table.brains[0].sections[table.patches[0].section[table.first[number]]]
-    return config, number, place
+    section = table.brains[0].sections[table.patches[0].section[table.first[bad]]]
+    return config, bad, section
 
 
 def saved_steps(folder):
-    """Of the checkpoints, each of them finite."""
+    """Return the steps of all checkpoints, after checking that each is finite."""
     steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
     for step in steps:
         state = ocp.load_checkpointables(folder / "checkpoints" / str(step))["state"]
@@ -168,13 +171,13 @@ def saved_steps(folder):
 
 
 def test_first_step_is_named_though_looked_at_later(config, tmp_path):
-    """Two steps went ahead: the message names the first, its pairs, and their files."""
-    config, number, place = config
+    """The host looks two steps later, but the message names the first step and its files."""
+    config, bad, section = config
     with pytest.raises(FloatingPointError) as stopped:
         loop.train(config, tmp_path)
     message = str(stopped.value)
     assert re.search(rf"the loss is nan, the gradient's norm [\d.]+ at step {BAD_STEP};", message)
-    assert str(number) in message and f"section {place.name} ({place.image})" in message
+    assert str(bad) in message and f"section {section.name} ({section.image})" in message
     assert saved_steps(tmp_path) == []
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]
 
@@ -182,14 +185,14 @@ def test_first_step_is_named_though_looked_at_later(config, tmp_path):
 def test_nothing_that_is_not_finite_is_saved(config, tmp_path):
     config = config[0]
     config.checkpoint_every = 1
-    for _ in range(2):  # again from the last checkpoint
+    for _ in range(2):  # the second start fails again, from the last checkpoint
         with pytest.raises(FloatingPointError, match=f"at step {BAD_STEP};"):
             loop.train(config, tmp_path)
         assert saved_steps(tmp_path) == [1, 2]
 
 
 def test_a_run_that_stopped_goes_on_with_skipping(config, tmp_path):
-    """The counters are no part of its checkpoint; nor are they of what it writes without them."""
+    """`skip_nonfinite` may be switched on and off, although it adds counters to checkpoints."""
     config = config[0]
     config.checkpoint_every = 1
     with pytest.raises(FloatingPointError, match=r"optim\.skip_nonfinite"):
@@ -219,7 +222,7 @@ def test_skipped_step_is_logged_counted_and_resumed(config, tmp_path, caplog):
 
 
 def test_optimizer_that_breaks_the_parameters_is_caught(config, tmp_path):
-    """Loss and gradient are finite, what the optimizer makes of them is not."""
+    """Loss and gradient are finite, but the updated parameters are not."""
     config = config[0]
 
     def breaking(learning_rate):

@@ -1,4 +1,4 @@
-"""Patches that stay on the devices: the same batches, the same run; too many are refused."""
+"""Test `data.on_device`: the same batches and the same run, and a limit on memory."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def test_batches_are_those_from_disk(config):
         assert found.keys() == expected.keys()
         for key, value in parallel.join_devices(found).items():
             np.testing.assert_array_equal(value, expected[key], err_msg=key)
-    # what re-estimates statistics reads from disk in both
+    # Batches that re-estimate statistics are read from disk in both cases.
     assert "patches" in kept.train_batches(5)[0]
 
 
@@ -58,7 +58,7 @@ def test_a_run_is_the_same_run(config, tmp_path):
     one = loop.train(config, tmp_path / "disk")
     other = loop.train(on_device(config), tmp_path / "device")
     assert one["test"] == other["test"]
-    # and may go on from disk
+    # The run may continue with patches from disk.
     loop.train(dataclasses.replace(config, steps=4), tmp_path / "device")
 
 

@@ -1,4 +1,4 @@
-"""Jobs of two processes with two devices each, against one process with four of them."""
+"""Compare jobs of two processes with two devices each with one process with four devices."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from jaxcyto.runs.metrics_file import read_metrics
 from jaxcyto.training.devices import distributed
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 240  # seconds until a job is given up; a few on an idle machine
+LIMIT = 240  # seconds until a job counts as hung, far more than an idle machine needs
 PRETRAIN = """
 import jax.numpy as jnp
 from jaxcyto.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, Term
@@ -61,7 +61,7 @@ def get_config():
 
 
 class Jobs:
-    """Starts train.py as one or more processes, with four devices in all."""
+    """Runs of train.py as one or more processes, with four devices in all."""
 
     def __init__(self, folder: Path, brain: Path):
         self.folder, self.brain = folder, brain
@@ -69,7 +69,10 @@ class Jobs:
             (folder / f"{name}.py").write_text(text)
 
     def start(self, workdir, processes, *flags, config="pretrain", own=((), ())):
-        """`own`: further flags of each process. Their output goes to `self.log(workdir, i)`."""
+        """Start a job. `own` holds further flags of each process.
+
+        The output of process i goes to `self.log(workdir, i)`.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -102,7 +105,7 @@ class Jobs:
         return self.log(workdir, process).read_text()
 
     def wait(self, job, workdir):
-        """Exit statuses; the logs are shown if a process hangs."""
+        """Return the exit statuses. If a process hangs, fail with the logs of all."""
         until = time.monotonic() + LIMIT
         try:
             return [p.wait(max(0.1, until - time.monotonic())) for p in job]
@@ -118,7 +121,7 @@ class Jobs:
         return self.folder / workdir
 
     def wait_for_step(self, job, workdir, step):
-        """Returns when metrics.jsonl holds this step."""
+        """Wait until metrics.jsonl holds a step."""
         path, until = self.folder / workdir / "metrics.jsonl", time.monotonic() + LIMIT
         while not path.exists() or not any(line["step"] >= step for line in read_metrics(path)):
             ended = [p.poll() for p in job]
@@ -143,7 +146,7 @@ def two(jobs):
 
 
 def assert_same_run(a, b, tolerance=1e-4):
-    """Metrics of every step, weights and results, to rounding."""
+    """Compare metrics of all steps, weights and results, up to rounding."""
 
     def lines(folder):
         return read_metrics(folder / "metrics.jsonl")
@@ -170,19 +173,19 @@ def assert_same_run(a, b, tolerance=1e-4):
 
 
 def test_two_processes_train_like_one(one, two, jobs):
-    """Losses (one of them batch-wise), errors, weights and results; process 1 writes nothing."""
+    """The runs are the same, with a batch-wise loss. Process 1 writes no files."""
     assert_same_run(one, two)
     assert not (jobs.folder / "elsewhere").exists()
     assert sorted(p.name for p in (two / "figures").iterdir()) == sorted(
         p.name for p in (one / "figures").iterdir()
     )
-    told = [jobs.text("two", i) for i in range(2)]
-    assert "mean absolute error" in told[0] and "step 6/6" in told[0]
-    assert "mean absolute error" not in told[1] and "step 6/6" not in told[1]
+    logs = [jobs.text("two", i) for i in range(2)]
+    assert "mean absolute error" in logs[0] and "step 6/6" in logs[0]
+    assert "mean absolute error" not in logs[1] and "step 6/6" not in logs[1]
 
 
 def test_two_processes_keep_patches_like_one(one, jobs):
-    """Each holds all training patches on its devices, and picks its share of every batch."""
+    """With `data.on_device`, each process keeps all training patches on its devices."""
     kept = jobs.run("kept", 2, "--config.data.on_device=True")
     assert_same_run(one, kept)
     for process in range(2):
@@ -192,14 +195,14 @@ def test_two_processes_keep_patches_like_one(one, jobs):
 def test_two_processes_segment_like_one(jobs):
     a = jobs.run("segment1", 1, config="segment")
     b = jobs.run("segment2", 2, config="segment")
-    assert_same_run(a, b, 1e-3)  # adam divides by small gradients
+    assert_same_run(a, b, 1e-3)  # Adam divides by small gradients, which amplifies rounding
     confusion = [json.loads((f / "results.json").read_text())["confusion"] for f in (a, b)]
     assert np.sum(confusion[0]) == np.sum(confusion[1]) > 1000
 
 
 @pytest.mark.parametrize("writers", [2, 1])
 def test_checkpoint_resumes_on_another_number_of_processes(writers, one, two, jobs):
-    """Two write and one resumes, and the reverse; the newest checkpoint is damaged."""
+    """One process resumes a run of two, and the reverse, after the newest checkpoint is damaged."""
     written, name = (one, two)[writers - 1], f"resumed{writers}"
     parts = jobs.folder / name
     shutil.copytree(written, parts)
@@ -217,7 +220,11 @@ def test_checkpoint_resumes_on_another_number_of_processes(writers, one, two, jo
 
 
 def test_stop_and_death(jobs):
-    """SIGTERM to process 1; then, each time the run goes on, SIGKILL to process 1 and to 0."""
+    """SIGTERM stops both processes. If one of them is killed, the other exits, too.
+
+    The run is stopped by SIGTERM to process 1, resumed, stopped by SIGKILL to process 1, resumed,
+    and stopped by SIGKILL to process 0.
+    """
     flags = ("--config.steps=100000", "--config.eval_every=100000", "--config.log_every=5")
     flags += ("--config.checkpoint_every=20",)
     folder = jobs.folder / "long"

@@ -1,4 +1,4 @@
-"""Segmentation on a tiny brain: a whole run, transfer of weights, resuming, evaluation."""
+"""Test segmentation on a tiny brain: a whole run, transfer of weights, resuming, evaluation."""
 
 import dataclasses
 import functools
@@ -42,14 +42,14 @@ from jaxcyto.training.state.state import init_state
 from jaxcyto.training.state.transfer import transfer
 from jaxcyto.training.step import train_step
 
-# the tiny brain has no training pixel of one area, which is said
+# One area of the tiny brain has no training pixel, which causes a warning.
 pytestmark = pytest.mark.filterwarnings("ignore:no training pixel")
 MODEL = ModelConfig(stem_kernel=3, stem_stride=1, widths=(4, 4, 8))
 
 
 @pytest.fixture(scope="session")
 def pretrained(tiny_brain, tmp_path_factory):
-    """A finished pre-training run of three steps."""
+    """Return a finished pre-training run of three steps."""
     folder = tmp_path_factory.mktemp("runs") / "pretrained"
     data = DataConfig((str(tiny_brain),), patch_px=32, um_per_px=64.0, batch_pairs=8, threads=2)
     loop.train(Config(data=data, model=MODEL, steps=3, eval_every=9, batch_stats_steps=2), folder)
@@ -75,7 +75,7 @@ def config(tiny_brain):
 
 @pytest.fixture(scope="module")
 def finished(tiny_brain, tmp_path_factory):
-    """A finished segmentation run without an atlas."""
+    """Return the folder and results of a finished segmentation run without an atlas."""
     folder = tmp_path_factory.mktemp("runs") / "segment"
     data = SegmentData((str(tiny_brain),), image_px=60, um_per_px=64.0, batch_images=8, threads=2)
     optim = OptimConfig(optimizer=optax.adam, learning_rate=0.01)
@@ -85,7 +85,7 @@ def finished(tiny_brain, tmp_path_factory):
 
 
 def comparable(workdir):
-    """Lines of metrics.jsonl without the fields that a clock sets."""
+    """Return the lines of metrics.jsonl without times and rates."""
     return [
         {k: v for k, v in line.items() if k != "time" and not k.startswith("speed/")}
         for line in read_metrics(workdir / "metrics.jsonl")
@@ -111,7 +111,7 @@ def test_a_whole_run(config, pretrained, tmp_path, capsys):
     assert "wrong, %" in capsys.readouterr().out
     for figure in ("curves.png", "confusion.png"):
         assert (tmp_path / "figures" / figure).stat().st_size > 10_000
-    # input scaling travels with the weights
+    # The scaling of the input is taken over with the weights.
     scales = [runs.read_config(folder)["scales"] for folder in (pretrained, tmp_path)]
     assert scales[1] == {key: scales[0][key] for key in ("input_mean", "input_std")}
     lines = comparable(tmp_path)
@@ -120,36 +120,36 @@ def test_a_whole_run(config, pretrained, tmp_path, capsys):
 
 
 def test_exports_stand_for_their_runs(config, pretrained, finished, tiny_brain, tmp_path):
-    """A whole training from one, and the commands that take a run."""
+    """Training from an export, and commands on one, give the same results as with its run."""
     folders = {"pretrained": pretrained, "finished": finished[0]}
     for name, run in folders.items():
         export_run(run, tmp_path / name)
         folders[name] = (run, tmp_path / name)
     trained = []
-    for place in folders["pretrained"]:
-        folder = tmp_path / f"from {place.parent.name}"
-        loop.train(dataclasses.replace(config, init_from=str(place)), folder)
+    for source in folders["pretrained"]:
+        folder = tmp_path / f"from {source.parent.name}"
+        loop.train(dataclasses.replace(config, init_from=str(source)), folder)
         trained.append({k: v.tobytes() for k, v in runs.load_weights(folder).items()})
     assert trained[0] == trained[1]
     for command, name in (("explore", "pretrained"), ("evaluate", "finished")):
         printed = []
-        for place in folders[name]:
-            found = CliRunner().invoke(main, [command, str(place), str(tiny_brain), "--json"])
-            assert found.exit_code == 0, found.output
-            printed.append(found.stdout.replace(str(place), "RUN"))
+        for source in folders[name]:
+            result = CliRunner().invoke(main, [command, str(source), str(tiny_brain), "--json"])
+            assert result.exit_code == 0, result.output
+            printed.append(result.stdout.replace(str(source), "RUN"))
         assert printed[0] == printed[1]
         assert len(json.loads(printed[0])) > 0
 
 
 def test_the_test_scores_every_annotated_pixel(finished, tiny_brain):
-    """As many as the label images of the test sections have on the output grid."""
+    """The scored pixels are all annotated pixels of the test sections on the output grid."""
     data = SegmentData((str(tiny_brain),), image_px=60, um_per_px=64.0)
     table = open_windows(data, MODEL)
     assert finished[1]["test"]["pixels"] == table.class_pixels("test").sum() > 1000
 
 
 def test_resumes_bit_identical(config, tmp_path):
-    config.optim.decay = "constant"  # else the schedule of four steps is another
+    config.optim.decay = "constant"  # a decay would depend on the number of steps of the run
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     wanted = loop.train(config, whole)
     loop.train(dataclasses.replace(config, steps=4), parts)
@@ -162,7 +162,7 @@ def test_resumes_bit_identical(config, tmp_path):
 
 
 def test_changed_annotation_ends_a_run(config, tiny_brain, tmp_path):
-    """Test pixels might have become training pixels."""
+    """A run must not continue, because test pixels might have become training pixels."""
     brain = shutil.copytree(tiny_brain, tmp_path / "brain")
     config.data.brains, config.steps = (str(brain),), 1
     loop.train(config, tmp_path / "run")
@@ -173,7 +173,7 @@ def test_changed_annotation_ends_a_run(config, tiny_brain, tmp_path):
 
 
 def test_changed_weights_or_optimizer_end_a_run(config, pretrained, finished):
-    """A run from scratch does not become a fine-tuned one; the message stays readable."""
+    """A run cannot continue with other initial weights or another optimizer."""
     config.data.atlas = False
     with pytest.raises(InputError, match=r"started with init_from = None"):
         loop.train(dataclasses.replace(config, init_from=str(pretrained)), finished[0])
@@ -192,7 +192,7 @@ def test_run_of_the_other_task_is_refused(config, pretrained):
 
 
 def test_devices_agree(config):
-    """One device and eight: parameters, statistics, loss and confusion; with augmentation."""
+    """Compare batch statistics, loss and confusion of one device and eight, with augmentation."""
     config.augment = AugmentConfig(noise=0.1)
     experiment = open_segmentation(config, None)
     batch = experiment.train_batches(1)[0]
@@ -211,7 +211,7 @@ def test_devices_agree(config):
     )
     matrices = [np.asarray(m["errors"]["confusion"][0]) for _, m in (single, mapped)]
     assert matrices[0].sum() == matrices[1].sum() == (batch["label"] != 255).sum()
-    assert np.abs(matrices[0] - matrices[1]).sum() <= 4  # ties of the largest logit
+    assert np.abs(matrices[0] - matrices[1]).sum() <= 4  # logits that tie up to rounding
 
 
 def test_batches_do_not_depend_on_the_weights(config, pretrained):
@@ -258,7 +258,7 @@ def test_transfer_takes_the_encoder_with_its_statistics(pretrained):
     encoder = sum(
         x.size for x in jax.tree.leaves((new.params["encoder"], new.batch_stats["encoder"]))
     )
-    assert f"{encoder} numbers taken" in table
+    assert f"{encoder} values taken" in table
 
 
 def test_mismatch_names_the_leaf(pretrained):
@@ -266,13 +266,13 @@ def test_mismatch_names_the_leaf(pretrained):
     with pytest.raises(InputError, match=r"block2/bn1/mean is float32 \[4\], but .* \[6\]"):
         transfer(state, pretrained)
     _, _, state = unet_state(optax.sgd, widths=(4, 4))
-    with pytest.raises(InputError, match=r"block3/bn1/mean has no place here"):
+    with pytest.raises(InputError, match=r"block3/bn1/mean is not in this network"):
         transfer(state, pretrained)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_frozen_and_slower_encoder(rate):
-    """SGD: the encoder moves by `rate` of what it would; the rest moves as ever."""
+    """With SGD, updates of the encoder are scaled by `rate`, and others do not change."""
     moves = {}
     for each in (1.0, rate):
         _, optimizer, state = unet_state(optax.sgd, rate=each)
@@ -318,9 +318,9 @@ def test_init_from_another_resolution_or_unfinished(config, pretrained, tmp_path
 
 
 def test_evaluation_of_maps_is_that_of_training(finished, tiny_brain, tmp_path):
-    """Whole sections tile by tile, from disk, against the windows of the test: the same scores.
+    """`evaluate` predicts maps tile by tile and scores them as the test of training does.
 
-    Up to rounding between tile sizes, and to pixels far from any tissue.
+    Differences come from rounding between tile sizes, and from pixels far from any tissue.
     """
     folder, results = finished
     found = CliRunner().invoke(main, ["evaluate", str(folder), str(tiny_brain)])
@@ -346,7 +346,7 @@ def test_evaluation_of_maps_is_that_of_training(finished, tiny_brain, tmp_path):
 
 
 def test_confusion_is_that_of_scikit_learn():
-    """With pixels that have no prediction (255), and others that nobody annotated."""
+    """Compare with scikit-learn, with pixels that have no prediction or no annotation (255)."""
     rng = np.random.default_rng(0)
     predicted, label = rng.choice([0, 1, 2, 255], (2, 30, 40)).astype(np.uint8)
     found = confusion(predicted, label, 3)
@@ -360,7 +360,7 @@ def test_confusion_is_that_of_scikit_learn():
 
 
 def test_trained_sections_are_no_test(finished, tiny_brain, tmp_path):
-    """A training section that the table now calls a test section, after the training."""
+    """A section must not become a test section after the run was trained on it."""
     brain = shutil.copytree(tiny_brain, tmp_path / tiny_brain.name)
     table = brain / "sections.csv"
     table.write_text(table.read_text().replace(",train", ",test"))
@@ -417,6 +417,6 @@ def test_evaluation_says_what_is_wrong(finished, pretrained, tiny_brain, tmp_pat
 
 
 def test_training_draws_learn(finished):
-    """25 steps teach what paper is and, mostly, what white matter is."""
+    """After 25 steps the network segments background and most of the white matter."""
     dice = finished[1]["test"]["dice"]
     assert dice["background"] > 0.85 and dice["white matter"] > 0.5

@@ -1,4 +1,4 @@
-"""The training step: the same on any number of devices, exportable, correct statistics."""
+"""Test the steps: equal results on any number of devices, export, batch statistics."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ NET = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 8))
 
 
 def documented_loss(name: str):
-    """A loss as docs/losses.md shows it."""
+    """Return a loss from the code of docs/losses.md."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "losses.md").read_text()
     namespace: dict = {}
     for block in re.findall(r"```python\n# my_losses\.py\n(.*?)```", text, re.DOTALL):
@@ -61,7 +61,7 @@ def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
     distances += distances.T
     distances[:4, 8:] = np.inf  # other hemisphere
     distances[8:, :4] = np.inf
-    # every pair has its own brightness, so that the shards' statistics differ
+    # Each pair has its own brightness, so that the statistics of the shards differ.
     gray = rng.integers(0, 100, (PAIRS, 2, SIDE, SIDE, 1)) + 15 * np.arange(PAIRS).reshape(
         -1, 1, 1, 1, 1
     )
@@ -107,7 +107,7 @@ def run_pmapped(task: Task, devices: int, steps: int = 3):
 
 
 def assert_close(a, b, tolerance):
-    """Relative to the largest value of each leaf: rounding does not know of single entries."""
+    """Compare leaves relative to their largest value, because rounding errors scale with it."""
 
     def close(x, y):
         scale = max(float(np.abs(y).max()), 1e-3)
@@ -118,7 +118,7 @@ def assert_close(a, b, tolerance):
 
 @pytest.mark.parametrize("devices", [1, 4, 8])
 def test_devices_agree(devices):
-    """Parameters, statistics and metrics: with augmentation, and shards that differ."""
+    """Compare parameters, statistics and metrics, with augmentation and shards that differ."""
     all_pairs = documented_loss("all_pairs_relative_loss")
     assert is_batchwise(all_pairs)
     terms = (Term(distance_loss, 1.0), Term(coordinate_loss, 10.0), Term(all_pairs, 0.5))
@@ -133,7 +133,7 @@ def test_devices_agree(devices):
 
 
 def test_shards_differ():
-    """The equality above means something: the local statistics of one shard are others."""
+    """`test_devices_agree` is not trivial: one shard alone gives other statistics."""
     task = make_task()
     batch = jax.tree.map(lambda x: x[:2], make_batch() | {"all_distances_mm": np.zeros((2, 2))})
     state = fresh_state(task)
@@ -144,7 +144,7 @@ def test_shards_differ():
 
 
 def test_pmap_of_the_project_is_the_step():
-    """`parallel.pmap_train` over all local devices, batches placed as the loop does."""
+    """`parallel.pmap_train` over all local devices takes the same step as a single device."""
     task = make_task()
     step = parallel.pmap_train(train_step, task=task)
     batch = parallel.split_over_devices(make_batch())
@@ -153,7 +153,7 @@ def test_pmap_of_the_project_is_the_step():
 
 
 def test_gradient_is_the_sum_of_its_terms():
-    """One SGD step moves by -lr (distance + alpha coordinates + lambda norm), term by term."""
+    """An SGD step is the sum of the steps of its terms: distance, coordinates and norm."""
     batch = make_batch()
     moves = []
     for terms, decay in (
@@ -174,7 +174,10 @@ def test_gradient_is_the_sum_of_its_terms():
 
 
 def test_reestimated_statistics_are_those_of_one_large_batch():
-    """Averaging moments over two batches of the first layer = statistics of their union."""
+    """Moments of the first layer, averaged over two batches, are the moments of their union.
+
+    In later layers this holds only approximately, because each batch is normalized by itself.
+    """
     task = make_task()
     state = fresh_state(task)
     step = jax.jit(functools.partial(statistics_step, task=task))
@@ -209,8 +212,9 @@ def test_evaluation_ignores_padding():
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_step_exports(platform, monkeypatch):
-    """No backend is shut out: the per-device step lowers for each of them."""
-    monkeypatch.setattr(cpu, "available", lambda: False)  # oneDNN is for this machine only
+    """The step of one device can be lowered for each backend."""
+    # oneDNN kernels are custom calls of this machine, which cannot be exported.
+    monkeypatch.setattr(cpu, "available", lambda: False)
     jax.clear_caches()
     task = make_task()
     state = fresh_state(task)

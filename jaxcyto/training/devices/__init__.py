@@ -1,1 +1,1 @@
-"""Devices and processes: where arrays lie, and how processes act as one."""
+"""Place arrays on devices, and make several processes act as one job."""

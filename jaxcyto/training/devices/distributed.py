@@ -1,9 +1,10 @@
-"""Several processes as one job: they join, wait for each other, stop and fail together.
+"""Make several processes one job: they join, wait for each other, and stop and fail together.
 
-Process 0 owns the run folder; the others compute and read data. What goes over the devices is in
-`parallel.py`; this file talks over JAX's coordination service, which lives in process 0 and also
-reaches a process whose devices wait for a step that will never end. In a job of one process
-everything here does the least possible.
+Process 0 owns the run folder. The other processes only read data and compute. `parallel.py`
+exchanges data between devices. This file exchanges small values through the key-value store of
+JAX's coordination service, which runs in process 0. The store also works while the devices of a
+process wait for a collective that will never finish, because another process has left. In a job of
+one process, the functions return at once.
 """
 
 import atexit
@@ -21,18 +22,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax._src import clusters, distributed  # of the service, initialize() alone is public
+
+# Private modules, because the public API has initialize() but no access to the key-value store.
+from jax._src import clusters, distributed
 
 from jaxcyto.config_io import differences
 from jaxcyto.errors import InputError
 
-LOST = 3  # exit status: another process of the job is gone
-JOIN_S = 300  # until all processes must have joined: nodes start at different times
-HEARTBEAT_S = 40  # without a sign of life: the process is given up
-POLL_S = 0.5
-TOLD_S = 5.0  # that process 0, which hosts the service, waits for the others to hear of a failure
-CLUSTERS = ("slurm", "gketpu", "gcetpu")  # found without flags, as JAX calls them
-NOTES, VALUES = "jaxcyto/notes", "jaxcyto/values"
+LOST = 3  # exit status of a process that has lost another one
+JOIN_S = 300  # time for all processes to join, as nodes start at different times
+HEARTBEAT_S = 40  # without a heartbeat for so long, a process counts as lost
+POLL_S = 0.5  # interval at which a process looks for notes of the others
+TOLD_S = 5.0  # process 0 hosts the store and waits so long until the others have read of a failure
+CLUSTERS = ("slurm", "gketpu", "gcetpu")  # clusters that are detected without flags, by JAX's names
+NOTES, VALUES = "jaxcyto/notes", "jaxcyto/values"  # folders of the key-value store
 CONTINUE = "the same command continues from the last checkpoint"
 
 logger = logging.getLogger("jaxcyto")
@@ -41,17 +44,20 @@ logger = logging.getLogger("jaxcyto")
 def join(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Joins the job that flags or the cluster describe, if there is one; else does nothing.
+    """Join the job that the flags or the cluster describe. Without one, do nothing.
 
-    Call it before any computation: JAX looks for devices once.
+    Call it before any computation, because JAX looks for devices only once.
+
+    A job that is started by hand needs all three arguments. On SLURM and TPU pods none is needed.
 
     Args:
-        coordinator: HOST:PORT of process 0; with the other two, for a job started by hand.
-        processes: of the whole job; 1: none but this one, whatever the cluster says.
-        process: number of this one, from 0.
+        coordinator: HOST:PORT of process 0
+        processes: count of processes in the job. 1 alone means a job of this process only, whatever
+            the cluster says.
+        process: index of this process, from 0
 
     Raises:
-        InputError: the flags contradict each other, or not all processes joined in time.
+        InputError: the flags contradict each other, or not all processes joined within JOIN_S.
     """
     if distributed.global_state.client is None:
         _check_flags(coordinator, processes, process)
@@ -69,15 +75,17 @@ def join(
 
 
 def _initialize(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    # signals are Python's here (training/stop.py), and seen by all processes through the notes
+    # JAX's preemption service would install its own handler of SIGTERM. training/signals.py
+    # handles it instead, and `agreed` passes it on to the other processes.
     jax.config.update("jax_enable_preemption_service", False)
     apart = (
         f"the processes of this job did not find each other; start {processes or 'all of them'}, "
-        f"each with its own number, within {JOIN_S} s, and with a coordinator that all reach"
+        f"each with its own index, within {JOIN_S} s, and with a coordinator that all can reach"
     )
     _explain_abort(apart, 2)
     logger.info("joining the other processes, for up to %d s", JOIN_S)
-    # this waits in C, where no handler of Python's runs
+    # initialize() waits inside C++, where Python runs no signal handlers. With the system's default
+    # handlers, Ctrl-C and SIGTERM end the process while it waits.
     handlers = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         jax.distributed.initialize(
@@ -96,57 +104,69 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
 
 
 def is_alone() -> bool:
-    """Whether this is a job of one process."""
+    """Return whether this is a job of one process."""
     return _peers is None
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which owns the run folder, logs and prints."""
+    """Return whether this is process 0, which owns the run folder, logs and prints."""
     return _peers is None or _peers.index == 0
 
 
 def from_first(compute: Callable[[], Any]) -> Any:
-    """What `compute` returns (plain JSON values) in process 0, in every process; they wait for it.
+    """Call a function in process 0, and return its result in every process.
 
-    All processes must call it in the same order.
+    All processes must call it in the same order. Those other than 0 wait for the result.
+
+    Args:
+        compute: returns plain JSON values. It is called in process 0 only.
     """
     return compute() if _peers is None else _peers.from_first(compute)
 
 
 def check_same(what: str, value: Any) -> None:
-    """Compares plain JSON values of all processes with those of process 0.
+    """Check that a value is the same in all processes.
+
+    Args:
+        what: name of the value, for the message
+        value: plain JSON values
 
     Raises:
-        InputError: names the fields that differ.
+        InputError: the value differs from that of process 0. The message names the fields.
     """
     ours = json.loads(json.dumps(value))
     wanted = from_first(lambda: ours)
     if different := differences(wanted, ours):
         raise InputError(
-            f"another {what} than in process 0, which has the values before the arrow; start all "
-            "processes with the same command on the same files:\n" + "\n".join(different)
+            f"this process has another {what} than process 0, whose values are before the arrow; "
+            "start all processes with the same command on the same files:\n" + "\n".join(different)
         )
 
 
 def agreed(signum: int | None) -> int | None:
-    """The signal that ends the job at this place, the same place in all processes, or None.
+    """Return the signal that ends the job at this call, or None to continue.
 
-    All processes must call it in the same order. A signal reaches the others within POLL_S; all
-    go on up to the call after the one that the foremost has made.
+    All processes must call it in the same order, for example once per step. Each n-th call then
+    returns the same in all of them, so that they stop after the same step and none waits for the
+    others in a collective. A signal to one process reaches the others within POLL_S. The processes
+    then agree on the call after the latest one that any of them has made, and go on until there.
 
     Args:
-        signum: the signal that this process has received, if any.
+        signum: the signal that this process has received, if any
     """
     return signum if _peers is None else _peers.agreed(signum)
 
 
 @contextlib.contextmanager
 def as_if_alone() -> Iterator[None]:
-    """Code in which JAX says that this process is the only one.
+    """Make JAX report a single process inside a block, so that process 0 can use orbax alone.
 
-    For orbax: of several processes each must do the same with it, in the same order, and its
-    threads then use the devices between the steps of training; what is off by one, as after a
-    checkpoint that is damaged, hangs. Process 0 writes alone.
+    If orbax sees several processes, it synchronizes them. Each process has to make the same calls
+    in the same order, because orbax matches them by counting. The counts differ, for example, after
+    process 0 has skipped a damaged checkpoint, and all processes then hang. In addition, orbax's
+    threads run collectives on the devices. These interleave with those of the training steps in
+    another order on each process, which also hangs. Therefore only process 0 reads and writes
+    checkpoints, and it must wait for a write inside this block.
     """
     if _peers is None:
         yield
@@ -160,19 +180,26 @@ def as_if_alone() -> Iterator[None]:
 
 
 def part(status: int, reason: str | None) -> None:
-    """Ends this process, if it is one of several, and with a reason all others like it.
+    """Exit this process if it is one of several, and make the others exit with the same status.
+
+    In a job of one process it returns.
 
     Args:
-        status: of the exit.
-        reason: the message that the others print; None: all end by themselves at this place.
+        status: exit status
+        reason: message that the other processes print before they exit. None means that all
+            processes call this function themselves, so it only waits for process 0.
     """
     if _peers is not None:
         _peers.part(status, reason)
 
 
 def lost(error: Exception) -> str:
-    """The message for a step that failed because a process is gone."""
-    time.sleep(2 * POLL_S)  # if that one could still say why, this process ends here
+    """Return the message for a step that failed because another process has left the job.
+
+    If that process could still leave a note with the reason, this call does not return. The thread
+    of `_Peers` reads the note, prints the reason and exits.
+    """
+    time.sleep(2 * POLL_S)  # time for the thread to read the note
     return f"error: a step over all processes failed ({_first_line(error)}): {_GONE}"
 
 
@@ -180,7 +207,14 @@ _GONE = f"another process of the job has died or cannot be reached, see its own 
 
 
 class _Peers(threading.Thread):
-    """This process among those of the job; a thread that looks for notes of the others."""
+    """A thread that watches the key-value store for notes of the other processes.
+
+    The keys are `jaxcyto/notes/KIND/PROCESS`, with one of these kinds:
+    * "failed": [status, reason]. All other processes exit with this status.
+    * "told": the process has read of the failure and exits.
+    * "stop": the signal that the process has received.
+    * "calls": how often the process had called `agreed` when it read of a signal.
+    """
 
     def __init__(self) -> None:
         super().__init__(name="peers", daemon=True)
@@ -189,9 +223,9 @@ class _Peers(threading.Thread):
         self.index, self.count = state.process_id, state.num_processes
         self._client = state.client
         self._closed = threading.Event()
-        self._values = 0
-        self._lock = threading.Lock()  # held while all agree on where to stop
-        self._calls = 0  # of `agreed`
+        self._values = 0  # values sent by `from_first` so far
+        self._lock = threading.Lock()  # held while the processes agree on the call that stops them
+        self._calls = 0  # of `agreed` so far
         self._requested: int | None = None
         self._stop_at: tuple[int, int] | None = None  # (call, signal)
         self._parting = threading.Lock()
@@ -207,9 +241,10 @@ class _Peers(threading.Thread):
             value = compute()
             self._client.key_value_set(f"{folder}/value", json.dumps(value))
             return value
-        while not (found := self._client.key_value_dir_get(folder)):
-            time.sleep(POLL_S / 5)  # in small waits, so that signals are seen
-        return json.loads(found[0][1])
+        while not (entries := self._client.key_value_dir_get(folder)):
+            # The store also has a blocking get. It waits in C++, where signals are not handled.
+            time.sleep(POLL_S / 5)
+        return json.loads(entries[0][1])
 
     def agreed(self, signum: int | None) -> int | None:
         with self._lock:
@@ -218,53 +253,65 @@ class _Peers(threading.Thread):
             return self._stop_at[1] if self._stop_at and self._calls >= self._stop_at[0] else None
 
     def part(self, status: int, reason: str | None) -> None:
-        with self._parting:  # never released: the first reason counts
+        with self._parting:  # never released, because _exit does not return: the first reason wins
             try:
                 if reason is not None:
                     self._note("failed", json.dumps([status, reason]))
-                else:  # process 0 may still be writing
+                else:  # wait for process 0, which may still be writing a checkpoint
                     self.from_first(lambda: None)
                 self._exit(status)
-            except jax.errors.JaxRuntimeError:  # the service is gone, and with it process 0
+            except jax.errors.JaxRuntimeError:  # the store has gone, because process 0 has
                 os._exit(status)
 
     def run(self) -> None:
         while not self._closed.wait(POLL_S):
             try:
                 notes = dict(self._client.key_value_dir_get(NOTES))
-                for number in range(self.count):
-                    if failed := notes.get(f"{NOTES}/failed/{number}"):
-                        self._follow(number, *json.loads(failed))
-                    if stop := notes.get(f"{NOTES}/stop/{number}"):
+                for index in range(self.count):
+                    if failed := notes.get(f"{NOTES}/failed/{index}"):
+                        self._follow(index, *json.loads(failed))
+                    if stop := notes.get(f"{NOTES}/stop/{index}"):
                         self._requested = self._requested or int(stop)
                 if self._requested and self._stop_at is None:
                     self._agree_on_stop(self._requested)
             except jax.errors.JaxRuntimeError:
-                return  # the service is gone: JAX ends this process, see _explain_abort
+                return  # process 0 has gone, and JAX aborts this process (see _explain_abort)
 
     def _agree_on_stop(self, signum: int) -> None:
-        with self._lock:  # none of the threads that count here wait for steps of another process
+        """Choose the call of `agreed` at which all processes stop.
+
+        The thread holds the lock from counting its own calls until it knows those of all others. No
+        process can call `agreed` again in between, so the chosen call, one after the largest count,
+        still lies ahead of all of them. This cannot deadlock: no thread holds the lock during a
+        step, which could need the other processes, so each of them can publish its count.
+        """
+        with self._lock:
             self._note("stop", str(signum))
             self._note("calls", str(self._calls))
-            keys = [f"{NOTES}/calls/{number}" for number in range(self.count)]
-            timeout = 1000 * HEARTBEAT_S
+            keys = [f"{NOTES}/calls/{index}" for index in range(self.count)]
+            timeout = 1000 * HEARTBEAT_S  # milliseconds
             calls = [int(self._client.blocking_key_value_get(key, timeout)) for key in keys]
             self._stop_at = max(calls) + 1, signum
 
-    def _follow(self, number: int, status: int, message: str) -> None:
+    def _follow(self, index: int, status: int, message: str) -> None:
+        """Exit as the process `index` did, which has left a message."""
         with self._parting:
             reason = message.removeprefix("error: ")
-            print(f"error: process {number}: {reason}", file=sys.stderr, flush=True)
+            print(f"error: process {index}: {reason}", file=sys.stderr, flush=True)
             self._exit(status)
 
     def _exit(self, status: int) -> None:
-        """Ends this process at once: the main thread may wait for a step without end."""
+        """Exit with `os._exit`, because the main thread may wait forever for a step to finish.
+
+        Process 0 first waits until the others have read why, since the store ends with it.
+        """
         self._note("told", "yes")
-        # a process that is gone will not hear of it; the others notice by themselves
+        # A lost process will never read the note, and the others notice the loss themselves. So
+        # there is no point in waiting long for all of them.
         until = time.monotonic() + (2 * POLL_S if status == LOST else TOLD_S)
         while self.index == 0 and time.monotonic() < until:
             notes = dict(self._client.key_value_dir_get(NOTES))
-            if all(f"{NOTES}/told/{number}" in notes for number in range(self.count)):
+            if all(f"{NOTES}/told/{index}" in notes for index in range(self.count)):
                 break
             time.sleep(POLL_S / 5)
         sys.stdout.flush()
@@ -299,26 +346,33 @@ def _check_flags(coordinator: str | None, processes: int | None, process: int | 
 
 
 def _on_cluster() -> bool:
-    """Whether SLURM or a TPU pod started more than one process."""
+    """Return whether SLURM or a TPU pod started more than one process."""
     for cluster in clusters.ClusterEnv._cluster_types:
         if cluster.name not in CLUSTERS:
             continue
-        # a shell in an allocation has the allocation's number of tasks, but no step of its own
+        # In a shell of an allocation (salloc, or a batch script without srun), SLURM_NTASKS is set,
+        # but there is only one process. Only a job step, started by srun, sets this variable.
         if cluster.name == "slurm" and "SLURM_STEP_NUM_TASKS" not in os.environ:
             continue
         try:
             if cluster.is_env_present():
                 return cluster.get_process_count() > 1
-        except Exception as error:  # such as no metadata server on a TPU outside of Google Cloud
+        except Exception as error:  # for example, a TPU outside of Google Cloud without metadata
             logger.debug("%s: %s", cluster.name, error)
     return False
 
 
 def _explain_abort(why: str, status: int) -> None:
-    """Lets an abort end in a message and a status: so JAX answers a failed join or a lost process.
+    """Make an abort by JAX end with a message and an exit status.
 
-    The thread that aborts cannot be given a callback: JAX's own (`missed_heartbeat_callback`) does
-    not take a Python function.
+    If joining fails or another process is lost, a C++ thread of JAX calls abort(). JAX's option for
+    this case (`missed_heartbeat_callback`) does not take a Python function. A handler of Python's
+    `signal` module would never run, because it needs the main thread, which waits in C++. A C
+    signal handler, made here with ctypes, runs in the aborting thread itself.
+
+    Args:
+        why: the message
+        status: the exit status
     """
     message = f"error: {why}\n".encode()
 
@@ -327,7 +381,8 @@ def _explain_abort(why: str, status: int) -> None:
         os._exit(status)
 
     global _on_abort
-    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(say)  # must outlive this function
+    # A global keeps the callback from being garbage-collected while C still points to it.
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(say)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
 
 

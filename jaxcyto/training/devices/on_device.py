@@ -1,7 +1,7 @@
-"""Training patches that stay in the memory of the devices, `data.on_device`.
+"""Keep the training patches in the memory of the devices (`data.on_device`).
 
-Read and sent once; a batch then holds the places of its patches, and the step picks them out. The
-batches are those of the loader that reads from disk, bit for bit.
+The patches are read and sent to each device once. A batch then holds the indices of its patches,
+and the step gathers them. The batches equal those that are read from disk, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,22 +18,29 @@ from jaxcyto.errors import InputError
 from jaxcyto.training.devices import parallel
 from jaxcyto.training.log import logger
 
-SHARE = 0.7  # of a device's free memory: the rest is for the state and the maps of a step
+SHARE = 0.7  # of a device's free memory. The rest is for the state and the activations of a step
 STORED, PLACES = "stored_patches", "patch_places"  # fields of a batch
 
 
 class ResidentSource:
-    """`PairSource` for the training pairs, without images.
+    """A source of the training pairs that gives indices of patches instead of images.
 
     Attributes:
-        arrays: what each batch holds beside its own fields: all patches, on every local device.
+        arrays: fields to add to each batch. They hold all patches [local devices, N, s, s] uint8,
+            a full copy on each device.
     """
 
     def __init__(self, source: PairSource, table: PairTable, threads: int):
-        """Reads the patches of all training pairs.
+        """Read the patches of all training pairs, and copy them to the devices.
+
+        Args:
+            source: reads patches and targets
+            table: the pairs
+            threads: threads that read patches
 
         Raises:
-            InputError: they do not fit.
+            InputError: there are no training pairs, or their patches do not fit into the memory of
+                the devices or of the host.
             ReadError: a patch cannot be read.
         """
         self._source = source
@@ -41,20 +48,20 @@ class ResidentSource:
         if not len(pairs):
             raise InputError("no training pairs; see the split column of the section tables")
         patches = np.unique([table.first[pairs], table.second[pairs]])
-        self._patches = patches  # sorted: the place of a patch is found by bisection
+        self._patches = patches  # sorted, so that __getitem__ can find a patch by binary search
         self._table = table
         first = source.read_patch(patches[0])
         needed, free = len(patches) * first.nbytes, SHARE * parallel.free_bytes()
         if needed > min(free, parallel.host_bytes()):
             raise InputError(
                 f"data.on_device: {len(patches)} training patches take {needed / 2**30:.1f} GiB, "
-                f"but there is room for {min(free, parallel.host_bytes()) / 2**30:.1f} beside what "
-                "training needs; leave it False to read from disk"
+                f"but only {min(free, parallel.host_bytes()) / 2**30:.1f} GiB are free beside what "
+                "training needs; set it to False to read from disk"
             )
         images = np.empty((len(patches), *first.shape), np.uint8)
 
-        def read(place: int) -> None:
-            images[place] = source.read_patch(patches[place])
+        def read(i: int) -> None:
+            images[i] = source.read_patch(patches[i])
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(read, range(len(patches))))
@@ -70,7 +77,15 @@ class ResidentSource:
 
 
 def take_patches(batch: Batch) -> Batch:
-    """Inside a step: `patches` [b, 2, s, s, 1] of a batch, if it only says where they are."""
+    """Replace the indices of patches in a batch by the patches. For use inside a step.
+
+    Args:
+        batch: a batch with `stored_patches` [N, s, s] and `patch_places` [b, 2], or any other
+            batch, which is returned unchanged
+
+    Returns:
+        The batch with `patches` [b, 2, s, s, 1].
+    """
     if STORED not in batch:
         return batch
     kept = {key: value for key, value in batch.items() if key not in (STORED, PLACES)}

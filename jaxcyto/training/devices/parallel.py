@@ -1,7 +1,9 @@
-"""The one file that knows devices: pmapped steps, replicated states, sharded batches.
+"""Run steps on all devices: pmapped steps, replicated states, and sharded batches.
 
-`jax.pmap` is jit(shard_map) in today's JAX. The axis of devices is called AXIS inside the steps; it
-spans the devices of all processes, while what goes in and comes out is on those of this one.
+Training places arrays on devices in this file only. Current versions of JAX implement `jax.pmap` as
+jit(shard_map). Inside a step, the mapped axis AXIS spans the devices of all processes, so a psum
+sums over the whole job. Arguments and results of a pmapped step, in contrast, are per process: each
+process passes and receives only the parts on its own ("local") devices.
 """
 
 import functools
@@ -26,53 +28,74 @@ def _mesh() -> Mesh:
 
 
 def check_batch(field: str, size: int) -> None:
-    """Raises InputError unless the devices of all processes share the global batch evenly."""
+    """Check that the devices of all processes can share the global batch evenly.
+
+    Args:
+        field: name of the batch size in the config, for messages
+        size: examples in the global batch
+
+    Raises:
+        InputError: they cannot, or `distributed.join` was not called.
+    """
     devices, processes = jax.device_count(), jax.process_count()
     if processes > 1 and distributed.is_alone():
         raise InputError(f"{processes} processes: call training.distributed.join() first")
     if jax.local_device_count() * processes != devices:
         raise InputError(
             f"{jax.local_device_count()} devices here, {devices} in all {processes} processes; "
-            "give each process as many"
+            "all processes must have the same count"
         )
     if size % devices:
         raise InputError(f"{field} = {size} must be divisible by {devices} devices")
 
 
 def share() -> dict[str, int]:
-    """Which part of each global batch this process reads, as arguments of the pipelines."""
+    """Return which part of each global batch this process reads, as keywords for the loaders."""
     return {"process": jax.process_index(), "processes": jax.process_count()}
 
 
 def broadcast_state(tree: Any) -> Any:
-    """The arrays of process 0, bit for bit, in every process; `tree` has the shapes in all."""
+    """Return the arrays of process 0, bit for bit, in every process.
+
+    Args:
+        tree: a tree of arrays. It must have the same structure, shapes and types in all processes,
+            but only the values in process 0 matter.
+
+    Returns:
+        The tree as numpy arrays. With a single process, `tree` itself.
+    """
     if jax.process_count() == 1:
         return tree
     host = jax.tree.map(np.asarray, jax.device_get(tree))
-    # as whole numbers: the sum by which JAX sends them would lose the sign of a zero
+    # broadcast_one_to_all sums the arrays of process 0 with zeros from the other processes, and
+    # -0.0 + 0.0 is 0.0. Sums of unsigned integers keep all bits.
     bits = jax.tree.map(lambda x: x.view(f"u{x.itemsize}"), host)
     sent = multihost_utils.broadcast_one_to_all(bits)
     return jax.tree.map(lambda x, like: np.asarray(x).view(like.dtype), sent, host)
 
 
 def replicate(tree: Any) -> Any:
-    """A tree of arrays on every local device."""
+    """Copy a tree of arrays to every local device."""
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
 def free_bytes() -> float:
-    """Memory that is free on each local device, the least of them."""
+    """Return the free memory of the local device that has least of it, in bytes."""
     devices = jax.local_devices()
     stats = [device.memory_stats() for device in devices]
     if all(stats):
         free: float = min(each["bytes_limit"] - each["bytes_in_use"] for each in stats)
     else:
-        free = host_bytes() / len(devices)  # they share the host's memory
+        free = host_bytes() / len(devices)  # CPU devices report no memory and share the host's
     return free
 
 
 def host_bytes() -> float:
-    """Memory that processes can still have; one GiB where the system does not say."""
+    """Return the memory that this process can still allocate on the host, in bytes.
+
+    It is the minimum of what Linux reports as available and what the control group (of a container
+    or a batch job) allows. On other systems it is 1 GiB.
+    """
     free = [float(1 << 30)]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -86,7 +109,15 @@ def host_bytes() -> float:
 
 
 def copy_to_devices(x: np.ndarray) -> jax.Array:
-    """[local devices, ...], all of `x` on each of them: a field that every batch can hold."""
+    """Put a full copy of an array on every local device.
+
+    Args:
+        x: [...]
+
+    Returns:
+        [local devices, ...], sharded over the first axis. A pmapped step that maps this axis sees
+        all of `x` on each device, so the array can be a field of a batch.
+    """
     devices = jax.local_devices()
     sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
     copies = [jax.device_put(x[None], device) for device in devices]
@@ -95,18 +126,25 @@ def copy_to_devices(x: np.ndarray) -> jax.Array:
 
 
 def split_over_devices(batch: Any) -> Any:
-    """This process's share [b, ...] -> [local devices, b / local devices, ...], on the host."""
+    """Reshape a process's share of a batch for pmap, on the host.
+
+    Args:
+        batch: a tree of arrays [b, ...]
+
+    Returns:
+        The tree with arrays [local devices, b / local devices, ...].
+    """
     count = jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
 
 
 def join_devices(tree: Any) -> Any:
-    """[devices, b, ...] -> [B, ...] as numpy arrays."""
+    """Reshape a tree of arrays [devices, b, ...] to numpy arrays [devices * b, ...]."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
 
 
 def place(batches: grain.IterDataset) -> grain.IterDataset:
-    """Puts each batch on the local devices, two batches ahead of the step."""
+    """Put each batch on the local devices, two batches ahead of the step."""
     sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
     return grain.experimental.device_put(
         batches.map(split_over_devices), sharding, cpu_buffer_size=1, device_buffer_size=2
@@ -114,14 +152,31 @@ def place(batches: grain.IterDataset) -> grain.IterDataset:
 
 
 def _axis() -> str | None:
-    """AXIS if there are several devices: sums over one took 6 % of a step (speed/scaling.py)."""
+    """Return AXIS, or None for a single device.
+
+    Collectives over a single device are not free. They took 6 % of a step
+    (benchmarks/speed/scaling.py).
+    """
     return AXIS if jax.device_count() > 1 else None
 
 
 def pmap_train(step: Callable[..., Any], **static: Any) -> Callable[..., Any]:
-    """(state, batch) -> (state, metrics) over all devices; the old state is given up.
+    """Map a training step over all devices.
 
-    With several processes the state must be one of `replicate`: pmap would give up another twice.
+    The state is donated: XLA reuses its buffers for the new state, which saves a copy of parameters
+    and optimizer state. The caller must not touch the old state after the call.
+
+    With several processes, the first state must come from `replicate`. pmap moves any other array
+    to the devices first and then deletes the original. The moved array may share a buffer with the
+    original, and that buffer would then be released twice, once by this and once by the donation.
+
+    Args:
+        step: a step such as `step.train_step`
+        static: its keyword arguments, constants of the compiled step
+
+    Returns:
+        A function (state, batch) -> (state, metrics). State and metrics are the same on all
+        devices. Batches come from `place` or `split_over_devices`.
     """
     return jax.pmap(
         functools.partial(step, axis_name=_axis(), **static),
@@ -133,7 +188,17 @@ def pmap_train(step: Callable[..., Any], **static: Any) -> Callable[..., Any]:
 
 
 def pmap_eval(step: Callable[..., Any], out_axes: Any, **static: Any) -> Callable[..., Any]:
-    """(state, batch) -> outputs; `out_axes` None for replicated outputs, 0 for sharded ones."""
+    """Map an evaluation step over all devices. The state is not donated.
+
+    Args:
+        step: a step such as `step.eval_step`
+        out_axes: for each output, None if it is the same on all devices, or 0 to stack the outputs
+            of the local devices
+        static: keyword arguments of the step, constants of the compiled step
+
+    Returns:
+        A function (state, batch) -> outputs.
+    """
     return jax.pmap(
         functools.partial(step, axis_name=_axis(), **static),
         axis_name=AXIS,

@@ -1,6 +1,6 @@
-"""What a run carries from step to step, and how it is stored."""
+"""The training state, its optimizer, and its checkpoints."""
 
 import lazy_loader
 
-# What is public stands in __init__.pyi; it is imported on first use.
+# __init__.pyi lists the public names. Each is imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

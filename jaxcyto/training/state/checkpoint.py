@@ -1,7 +1,8 @@
-"""Checkpoints by orbax: asynchronous, atomic, proven by a checksum; the newest and the best stay.
+"""Write and read checkpoints with orbax: asynchronous, atomic, and verified by a checksum.
 
-orbax gives back data in which a bit has flipped, so each checkpoint carries a digest of its leaves,
-which a start recomputes. A damaged checkpoint is moved aside and the one before it continues.
+orbax does not detect flipped bits in its data files, so each checkpoint contains a SHA-256 of its
+leaves. A start recomputes it. A damaged checkpoint is moved aside, and the run continues from the
+one before. The newest checkpoints and the best one are kept.
 """
 
 import contextlib
@@ -25,39 +26,49 @@ from jaxcyto.training.state.optim import match_skipping
 from jaxcyto.training.state.state import State
 
 Leaves = dict[str, np.ndarray]
-DIGEST = "sha256"  # its name among the leaves
-STEP_NAME = re.compile(r"0|[1-9][0-9]{0,11}")  # of a checkpoint's folder
-EXPANDS, SMALL_BYTES = 100, 2**25  # arrays to files, at most (unless small); trained ones: about 1
+DIGEST = "sha256"  # name of the checksum among the leaves
+STEP_NAME = re.compile(r"0|[1-9][0-9]{0,11}")  # name of a checkpoint's folder
+# Largest plausible ratio of array bytes to file bytes, for arrays of more than SMALL_BYTES in all.
+# Trained parameters hardly compress, so their ratio is about 1.
+EXPANDS, SMALL_BYTES = 100, 2**25
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run. Use as a context manager: leaving waits for writes.
+    """The `checkpoints/` folder of a run. Use it as a context manager, whose exit waits for writes.
 
-    Of several processes the first reads and writes; in the others this knows the steps only.
+    Of several processes, only process 0 reads and writes. In the others, this object only knows the
+    steps.
 
-    `best`: the step with the lowest validation error, which is kept beside the newest `keep`.
+    Attributes:
+        best: step with the lowest validation error, if any. Its checkpoint is kept beside the
+            newest ones.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
-        """Opens or makes `folder`, and finds the newest checkpoint that is intact.
+        """Open or create the folder, and read the newest intact checkpoint.
+
+        Args:
+            folder: the folder of the checkpoints
+            keep: count of newest checkpoints that are kept
 
         Raises:
             InputError: there are checkpoints, but all are damaged.
         """
-        folder = folder.resolve()  # orbax loses checkpoints of relative paths without an error
+        folder = folder.resolve()  # with a relative path, orbax loses checkpoints without an error
         self.best: int | None = None
         self._folder, self._keep = folder, keep
-        self._writing: Any = None  # orbax's answer to the last save
-        self._found: Leaves = {}
+        self._writing: Any = None  # orbax's future of the last save
+        self._leaves: Leaves = {}  # of the newest checkpoint, until `restore` returns them
         self._checkpointer: Any = None
         if distributed.is_first():
             with distributed.as_if_alone():
-                self._latest, self._found = _newest_intact(folder)
+                self._latest, self._leaves = _newest_intact(folder)
                 self._checkpointer = self._open()
         self._latest: int | None = distributed.from_first(lambda: self._latest)
 
     def _open(self) -> Any:
-        # orbax's own annotations do not fit each other
+        """Return orbax's checkpointer, which saves whenever it is called."""
+        # Any, because orbax's annotations contradict each other and pyright rejects correct calls.
         always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         policy: Any = self
         path: Any = self._folder
@@ -75,16 +86,22 @@ class Checkpoints:
         self.close()
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
+        """Return the step of the newest checkpoint, or None."""
         return self._latest
 
     def save(self, step: int, state: State) -> None:
-        """Starts writing; the state is copied to the host before this returns.
+        """Start to write a checkpoint, after the write before it has finished.
 
-        In a job of several processes it returns when all is written (see `as_if_alone`).
+        The state is copied to the host before this returns, so the next step may donate its
+        buffers. In a job of several processes, this returns after the write (see
+        `distributed.as_if_alone`).
+
+        Args:
+            step: steps that the state has taken. If it is the newest checkpoint's, nothing is done.
+            state: the state
 
         Raises:
-            OSError: this or the write before it failed, as on a full disk.
+            OSError: this write or the one before it failed, for example on a full disk.
         """
         if self._latest == step:
             return
@@ -102,7 +119,11 @@ class Checkpoints:
                 self._wait()
 
     def close(self) -> None:
-        """Returns when all is written; raises as `save`."""
+        """Wait until everything is written.
+
+        Raises:
+            OSError: the last write failed.
+        """
         if self._checkpointer is None:
             return
         with self._os_errors(), distributed.as_if_alone():
@@ -112,25 +133,35 @@ class Checkpoints:
                 self._checkpointer.close()
 
     def _wait(self) -> None:
-        """Until the last write is done; orbax keeps a thread and its files for one not asked."""
+        """Wait until the last write is done.
+
+        This is needed for each save. orbax keeps a thread and three open files for each save whose
+        result is never requested, and after some hundred saves the run could open no more files.
+        """
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def restore(self, like: State) -> State:
-        """The state of the newest checkpoint, as numpy arrays; once.
+        """Return the state of the newest checkpoint, as numpy arrays.
+
+        Call it at most once, because it gives up the leaves in order to free their memory.
+
+        Args:
+            like: a state of the same structure, of which only shapes and types are used
 
         Raises:
-            InputError: the checkpoint does not have the leaves and shapes of `like`.
+            InputError: the checkpoint does not have the leaves, shapes and types of `like`.
         """
-        found, self._found = self._found, {}
-        return self._as_state(found, self._latest, like)
+        leaves, self._leaves = self._leaves, {}
+        return self._as_state(leaves, self._latest, like)
 
     def restore_step(self, step: int, like: State) -> State:
         """Return the state of the checkpoint of one step, as numpy arrays.
 
         Raises:
-            InputError: it is gone or damaged, or does not have the leaves and shapes of `like`.
+            InputError: it is missing or damaged, or does not have the leaves, shapes and types of
+                `like`.
         """
         with distributed.as_if_alone():
             try:
@@ -142,50 +173,63 @@ class Checkpoints:
                 ) from None
         return self._as_state(leaves, step, like)
 
-    def _as_state(self, found: Leaves, step: int | None, like: State) -> State:
+    def _as_state(self, leaves: Leaves, step: int | None, like: State) -> State:
         wanted = _named(jax.eval_shape(lambda: like))
-        found = match_skipping(found, wanted.keys())
-        for name in [*wanted, *sorted(found.keys() - wanted.keys())]:
-            has, needs = _shape(found.get(name)), _shape(wanted.get(name))
+        leaves = match_skipping(leaves, wanted.keys())
+        for name in [*wanted, *sorted(leaves.keys() - wanted.keys())]:
+            has, needs = _shape(leaves.get(name)), _shape(wanted.get(name))
             if has != needs:
                 raise InputError(
                     f"{self._folder}: the checkpoint of step {step} is of another network "
-                    f"or optimizer: {name} is {has}, but this config's is {needs}; give the "
+                    f"or optimizer: {name} is {has}, but this config needs {needs}; give the "
                     "config of this run, or another --workdir"
                 )
-        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """orbax's policy: which checkpoints, sorted by step, are to stay."""
+        """Return which checkpoints are kept. orbax calls this as its preservation policy.
+
+        Args:
+            checkpoints: orbax's description of each checkpoint, sorted by step
+            context: not used
+        """
         del context
         first = len(checkpoints) - self._keep
         return [k >= first or info.step == self.best for k, info in enumerate(checkpoints)]
 
     @contextlib.contextmanager
     def _os_errors(self) -> Iterator[None]:
-        """Turns what orbax makes of a failed write, often a ValueError, into the OSError it was."""
+        """Turn exceptions of orbax back into the OSError that caused them.
+
+        A failed write in orbax's C++ code is raised as a ValueError, whose text contains the error
+        code. Other errors hide an OSError in their chain of causes.
+        """
         try:
             yield
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None:
                 code = re.search(r"os_error_code='(\d+)'", str(cause))
-                number = int(code[1]) if code else getattr(cause, "errno", None)
-                if number is not None:
-                    raise OSError(number, os.strerror(number), str(self._folder)) from error
+                errno = int(code[1]) if code else getattr(cause, "errno", None)
+                if errno is not None:
+                    raise OSError(errno, os.strerror(errno), str(self._folder)) from error
                 cause = cause.__cause__ or cause.__context__
             raise
 
 
 class _Damaged(Exception):
-    """Says what is wrong with a checkpoint."""
+    """A damaged checkpoint. The message describes what is wrong with it."""
 
 
 def _newest_intact(folder: Path) -> tuple[int | None, Leaves]:
-    """Step and leaves of the newest checkpoint that is whole; newer ones are moved aside.
+    """Return step and leaves of the newest intact checkpoint, and move newer ones aside.
+
+    Returns:
+        (None, {}) if there are no checkpoints.
 
     Raises:
-        InputError: there are checkpoints, but none is whole.
+        InputError: there are checkpoints, but none is intact. They are then not moved, so the next
+            start fails, too, and does not begin from the first step.
     """
     steps = [int(path.name) for path in folder.glob("*") if STEP_NAME.fullmatch(path.name)]
     damaged: dict[Path, str] = {}
@@ -197,7 +241,7 @@ def _newest_intact(folder: Path) -> tuple[int | None, Leaves]:
             continue
         for path, reason in damaged.items():
             logger.warning(
-                "%s: damaged (%s); moved to %s, the one of step %d is used",
+                "%s: damaged (%s); moved to %s, continuing from the one of step %d",
                 path,
                 reason,
                 _move_aside(path),
@@ -207,39 +251,48 @@ def _newest_intact(folder: Path) -> tuple[int | None, Leaves]:
     if damaged:
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
         raise InputError(
-            f"{folder}: no checkpoint is intact ({reasons}); bring back a copy of one, or remove "
+            f"{folder}: no checkpoint is intact ({reasons}); restore one from a copy, or remove "
             "the folder to start from the first step"
         )
     return None, {}
 
 
 def _read(path: Path, step: int) -> Leaves:
-    """The leaves of a checkpoint.
+    """Read the leaves of a checkpoint, and verify them.
+
+    Args:
+        path: folder of the checkpoint
+        step: step that its name gives
 
     Raises:
-        _Damaged: they are not those that were saved.
+        _Damaged: the leaves cannot be read, or are not those that were saved.
     """
     try:
         _check_size(path)
         leaves = dict(ocp.load_checkpointables(str(path))["state"])
         leaves = {str(name): np.asarray(leaf) for name, leaf in leaves.items()}
-    except Exception as error:  # orbax raises many kinds, the first of which says most
+    except Exception as error:
+        # orbax raises many kinds of exceptions. The first of a chain is the most specific one.
         while error.__context__ is not None and isinstance(error.__context__, Exception):
             error = error.__context__
         raise _Damaged(textwrap.shorten(f"{type(error).__name__}: {error}", 200)) from None
     digest = leaves.pop(DIGEST, None)
     if digest is None or not np.array_equal(digest, _digest(leaves)):
-        raise _Damaged("its values do not fit its checksum")
+        raise _Damaged("its values do not match its checksum")
     if "step" not in leaves or leaves["step"] != step:
         raise _Damaged("it holds another step")
     return leaves
 
 
 def _check_size(path: Path) -> None:
-    """Looks at what the headers count, by which orbax allocates; too much ends the interpreter.
+    """Check that the sizes in the headers of a checkpoint are plausible.
+
+    orbax allocates arrays and chunks by the sizes in the headers, before it reads any data. A
+    damaged header can ask for terabytes. The failed allocation happens in C++ and ends the
+    interpreter without an exception, so this must run before orbax loads the checkpoint.
 
     Raises:
-        ValueError: it is more than can be in the files.
+        ValueError: the arrays are larger than the files can hold.
     """
     held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     counted = 0
@@ -251,7 +304,11 @@ def _check_size(path: Path) -> None:
 
 
 def _move_aside(path: Path) -> Path:
-    """Moves a checkpoint to a folder beside that of the checkpoints, under a name not taken."""
+    """Move a checkpoint to the folder `damaged` beside its own, under a free name.
+
+    Returns:
+        The new path.
+    """
     folder = path.parent.with_name("damaged")
     folder.mkdir(exist_ok=True)
     taken = {entry.name for entry in folder.iterdir()}
@@ -262,13 +319,13 @@ def _move_aside(path: Path) -> Path:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Leaves by their path, such as `params/encoder/block1/conv1/kernel`."""
+    """Return the leaves of a tree by path, such as `params/encoder/block1/conv1/kernel`."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
 def _digest(leaves: Leaves) -> np.ndarray:
-    """SHA-256 of names, types, shapes and values, uint8 [32]."""
+    """Compute the SHA-256 of names, types, shapes and values, uint8 [32]."""
     total = hashlib.sha256()
     for name, leaf in sorted(leaves.items()):
         total.update(f"{name} {_shape(leaf)}\n".encode())

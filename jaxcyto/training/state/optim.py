@@ -1,4 +1,4 @@
-"""The optax chain of a config."""
+"""Build the optimizer of a config from optax."""
 
 from collections.abc import Callable, Collection
 
@@ -10,7 +10,18 @@ from jaxcyto.errors import InputError
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then cosine to zero or constant."""
+    """Return the schedule of the learning rate by update.
+
+    It rises linearly from zero to the peak in `warmup_steps`. Then it decays to zero as a cosine
+    or stays constant.
+
+    Args:
+        config: the optimizer
+        steps: updates of the whole run
+
+    Raises:
+        InputError: `decay` has another value.
+    """
     if config.decay == "cosine":
         after = optax.cosine_decay_schedule(
             config.learning_rate, max(1, steps - config.warmup_steps)
@@ -29,11 +40,11 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[..., float]:
     """Return a function that gives the learning rate of a training step.
 
     Args:
-        config: the optimizer.
-        steps: steps of the whole run.
+        config: the optimizer
+        steps: steps of the whole run
 
     Returns:
-        A function of the step (from 1) and, optionally, of the number of steps skipped so far,
+        A function of the step (from 1) and, optionally, of the count of steps skipped so far,
         which do not advance the schedule.
     """
     rates = schedule(config, steps // config.accumulate)
@@ -47,26 +58,28 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[..., float]:
 def make_optimizer(
     config: OptimConfig, steps: int, encoder_rate: float = 1.0
 ) -> optax.GradientTransformation:
-    """Clipping (if asked for), then the optimizer with its schedule, by update.
+    """Build the optimizer: optional clipping, then `config.optimizer` with its schedule.
 
-    With `accumulate` the mean over so many steps is what is clipped and applied; with
-    `skip_nonfinite` all is wrapped in `optax.apply_if_finite`, whose counters the step reads.
+    * `accumulate`: the mean gradient over so many steps is clipped and applied as one update.
+    * `skip_nonfinite`: everything is wrapped in `optax.apply_if_finite`, whose counters
+      `step.train_step` reads.
 
-    Weight decay is no part of it: the paper's lambda * ||w||^2 is a term of the loss.
+    Weight decay is not a part of the optimizer, because the paper's lambda * ||w||^2 is a term of
+    the loss.
 
     Args:
-        config: the optimizer.
-        steps: of the whole run.
-        encoder_rate: learning rate of the parameters under `encoder`, relative to the others'; 0
-            freezes them (their batch norm still sees the statistics of the batch).
+        config: the optimizer
+        steps: steps of the whole run
+        encoder_rate: learning rate of the parameters under `encoder`, relative to the others. 0
+            freezes them, but their running batch statistics are still updated.
 
     Raises:
-        InputError: `accumulate` does not divide `steps`.
+        InputError: `accumulate` does not divide `steps`, or `decay` has an unknown value.
     """
     if steps % config.accumulate:
         raise InputError(
-            f"optim.accumulate = {config.accumulate} does not divide the {steps} steps of the run: "
-            "the last ones would change nothing; change it or `steps`"
+            f"optim.accumulate = {config.accumulate} does not divide the {steps} steps of the run, "
+            "so the last steps would not be applied; change it or `steps`"
         )
     updates = steps // config.accumulate
     optimizer = config.optimizer(learning_rate=schedule(config, updates))
@@ -86,11 +99,18 @@ def make_optimizer(
 
 
 def match_skipping(leaves: dict[str, np.ndarray], wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """Adds or removes the counters of `skip_nonfinite`, which a run may turn on once it needs it.
+    """Match the leaves of a checkpoint to a config that switches `skip_nonfinite` on or off.
+
+    A run that stopped at a step that is not finite may continue with `skip_nonfinite`. The option
+    wraps the optimizer state and adds counters. This function does the same to the saved leaves, or
+    reverses it.
 
     Args:
-        leaves: of a checkpoint, by path.
-        wanted: paths that the state of the config has.
+        leaves: leaves of a checkpoint, by path
+        wanted: paths of the leaves that the config's state has
+
+    Returns:
+        The leaves with the paths of the config's state.
     """
     counters = {
         "opt_state/notfinite_count": np.zeros((), np.int32),

@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""The training state, which a run carries from step to step."""
 
 from typing import Any
 
@@ -11,7 +11,11 @@ from flax import linen as nn
 
 @flax.struct.dataclass
 class State:
-    """All that a checkpoint holds: randomness and data order follow from `step`."""
+    """A training state, which is all that a checkpoint holds.
+
+    Random keys and the order of the data are derived from `step` and the config's seed, so they
+    need no fields.
+    """
 
     step: jax.Array  # int32 scalar, steps taken
     params: Any
@@ -22,7 +26,14 @@ class State:
 def init_state(
     model: nn.Module, example: tuple[Any, ...], optimizer: optax.GradientTransformation, seed: int
 ) -> State:
-    """A fresh state; `example` holds the model's arguments, of batch size 1."""
+    """Return the state before the first step.
+
+    Args:
+        model: the network
+        example: arguments of the network, with batch size 1. Only their shapes and types matter.
+        optimizer: the optimizer
+        seed: seed of the random initial parameters
+    """
     variables = jax.jit(model.init)(jax.random.key(seed), *example)
     params = variables["params"]
     return State(
@@ -34,5 +45,5 @@ def init_state(
 
 
 def parameter_count(params: Any) -> int:
-    """Number of scalars in a tree of parameters."""
+    """Count the scalars in a tree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

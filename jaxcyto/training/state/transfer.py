@@ -1,4 +1,4 @@
-"""Weights of a pre-training run taken over, leaf by leaf, into a segmentation network."""
+"""Transfer the encoder of a pre-training run into a segmentation network."""
 
 import dataclasses
 import os
@@ -17,18 +17,22 @@ TAKEN = "encoder"  # the submodule that both networks share
 
 
 def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
-    """Takes convolutions, batch norm and its statistics of the texture path from a finished run.
+    """Replace the encoder of a state by the encoder of a finished pre-training run.
+
+    The encoder is the texture path of the network: its convolutions, and its batch normalization
+    with the stored statistics.
 
     Args:
-        state: of the segmentation network, before its first step.
-        run: the pre-training run, or an export of it.
+        state: state of the segmentation network before its first step
+        run: the pre-training run, or an export of it
 
     Returns:
-        The state, and a table of the leaves taken, new (not in the run) and skipped (not in the
-        network).
+        The state, and a table of all leaves as text. Leaves are "taken", "new" (not in the run), or
+        "skipped" (not in the network).
 
     Raises:
-        InputError: the run is not finished or damaged, or a leaf has another shape there.
+        InputError: the run is unfinished or damaged, or its encoder has other leaves, shapes or
+            types.
     """
     weights = load_weights(run)
     leaves: dict[str, Any] = flax.traverse_util.flatten_dict(
@@ -41,20 +45,22 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
             continue
         if name not in weights:
             raise InputError(f"--config.init_from={run}: has no leaf {name}; {_remedy()}")
-        found = weights[name]
-        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+        taken = weights[name]
+        if taken.shape != leaf.shape or taken.dtype != leaf.dtype:
             raise InputError(
-                f"--config.init_from={run}: {name} is {found.dtype} {list(found.shape)}, but this "
+                f"--config.init_from={run}: {name} is {taken.dtype} {list(taken.shape)}, but this "
                 f"network has {leaf.dtype} {list(leaf.shape)}; {_remedy()}"
             )
-        leaves[name] = found
-        rows.append(("taken", name, found))
-    for name, found in sorted(weights.items()):
+        leaves[name] = taken
+        rows.append(("taken", name, taken))
+    for name, leaf in sorted(weights.items()):
         if name in leaves:
             continue
         if name.split("/")[1] == TAKEN:
-            raise InputError(f"--config.init_from={run}: {name} has no place here; {_remedy()}")
-        rows.append(("skipped", name, found))
+            raise InputError(
+                f"--config.init_from={run}: {name} is not in this network; {_remedy()}"
+            )
+        rows.append(("skipped", name, leaf))
     tree: dict[str, Any] = flax.traverse_util.unflatten_dict(leaves, sep="/")
     state = dataclasses.replace(state, params=tree["params"], batch_stats=tree["batch_stats"])
     return state, _table(rows)
@@ -63,16 +69,16 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
 def pretraining_scales(
     run: str | os.PathLike, um_per_px: float, held_out: Sequence[str]
 ) -> InputScales:
-    """The standardization of the input that a pre-training run was trained with.
+    """Return the standardization of the input that a pre-training run was trained with.
 
     Args:
-        run: the pre-training run, or an export of it.
-        um_per_px: of the images that are segmented.
-        held_out: BRAIN/SECTION of the sections of validation and test.
+        run: the pre-training run, or an export of it
+        um_per_px: resolution of the images to segment, in micrometers per pixel
+        held_out: BRAIN/SECTION of each section of validation and test
 
     Raises:
-        InputError: not a pre-training run, one at another resolution, or one that was trained on
-            sections held out now.
+        InputError: `run` is not a pre-training run, was trained at another resolution, or was
+            trained on sections that are held out.
     """
     config = read_config(run)
     if "pairs_sha256" not in config:
@@ -81,23 +87,23 @@ def pretraining_scales(
             "(such as configs/pretrain.py)"
         )
     try:
-        scales, found = config["scales"], float(config["data"]["um_per_px"])
+        scales, trained_um_per_px = config["scales"], float(config["data"]["um_per_px"])
         taken = InputScales(float(scales["input_mean"]), float(scales["input_std"]))
         if not (np.isfinite(taken.input_mean) and 0 < taken.input_std < np.inf):
             raise ValueError("scales")
         seen = sorted(set(config.get("training_sections", ())) & set(held_out))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        place = find(run)
-        raise InputError(f"{place.config}: damaged ({error!r}); {place.remedy}") from None
-    if not np.isclose(found, um_per_px):
+        files = find(run)
+        raise InputError(f"{files.config}: damaged ({error!r}); {files.remedy}") from None
+    if not np.isclose(trained_um_per_px, um_per_px):
         raise InputError(
-            f"--config.init_from={run}: trained at {found:g} um/px, but data.um_per_px = "
-            f"{um_per_px:g}; texture does not carry over between resolutions: use the same"
+            f"--config.init_from={run}: trained at {trained_um_per_px:g} um/px, but data.um_per_px "
+            f"= {um_per_px:g}; texture does not transfer between resolutions, so use the same"
         )
     if seen:
         raise InputError(
             f"--config.init_from={run}: was trained on {len(seen)} sections that are val or test "
-            f"here: {', '.join(seen[:5])}; they must not be: pre-train with the split column of now"
+            f"here: {', '.join(seen[:5])}; pre-train with the current split columns"
         )
     return taken
 
@@ -114,6 +120,6 @@ def _table(rows: list[tuple[str, str, Any]]) -> str:
         for kind, name, leaf in sorted(rows, key=lambda row: (order.index(row[0]), row[1]))
     ]
     totals = (
-        f"{sum(leaf.size for k, _, leaf in rows if k == kind)} numbers {kind}" for kind in order
+        f"{sum(leaf.size for k, _, leaf in rows if k == kind)} values {kind}" for kind in order
     )
     return "\n".join([*lines, ", ".join(totals)])
