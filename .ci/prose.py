@@ -23,13 +23,15 @@ BRITISH = re.compile(
     r"(?:normal|standard|optim|initial|recogn|summar|organ|raster)is(?:e|ed|ing|ation))\w*",
     re.IGNORECASE,
 )
+# Names from outside: an attribute of HTML, and a module of an earlier version.
+NAMES = ("aria_labelledby", "tiff_grey")
 # A summary begins with one of these: what the function does, as an order.
 VERBS = frozenset(
     """
     abort accept add adjust align allocate allow answer append apply arrange ask assemble assert
     assign attach augment average begin bind bound broadcast build bundle cache calculate call
     carry change check choose clean clear clip close collect color combine compare compile complete
-    compress compute concatenate configure connect contract convert convolve copy correct count
+    compress compute concatenate configure connect contract contrast convert convolve copy correct count
     cover create crop cut darken decide decode declare define delete derive describe detect
     determine digest discard displace divide download draw drop dump embed enable encode end
     enlarge ensure enter enumerate escape estimate evaluate exit expand expect explain explore
@@ -40,7 +42,7 @@ VERBS = frozenset(
     list listen load locate lock log look loop lower make map mark match mean measure merge
     mirror mix modify move mutate name narrow normalize note notice number obtain omit open order
     outline overwrite pack pad paint pair parse part partition paste patch peel perform permute pick
-    place plan plot point pool post prefer prepare print process produce project propagate prove
+    place plan plot point pool post predict prefer prepare print process produce project propagate prove
     provide prune pull push put raise rank rasterize read rebuild receive recognize recompute
     record reduce refer refine refuse register reject relabel release reload remember remove rename
     render repair repeat replace replicate report request require resample reset reshape resolve
@@ -49,7 +51,7 @@ VERBS = frozenset(
     show shrink shuffle shut sign simulate skip smooth solve sort space split spread stack stamp
     standardize start state stay step stop store stream strip submit subtract sum summarize sweep
     swap synchronize take tell test tie tighten time touch trace track train transfer transform
-    translate transpose traverse treat try tune turn undo unify unpack update use validate verify
+    translate transpose traverse treat try tune turn undo unify unpack update upsample use validate verify
     visit wait walk warn watch weigh weight widen wrap write yield zip
     """.split()
 )
@@ -131,6 +133,7 @@ def main() -> None:
                     if not is_property(node):
                         functions.append(Function(f"{place}:{line}", text.split("\n")[0]))
             british += [f"{place}: {found}" for found in BRITISH.findall(path.read_text())]
+            british = [line for line in british if not line.endswith(NAMES)]
         else:
             texts = [(place, without_code(path.read_text()))]
             british += [f"{place}: {found}" for found in BRITISH.findall(texts[0][1])]
