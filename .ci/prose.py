@@ -30,29 +30,30 @@ VERBS = frozenset(
     """
     abort accept add adjust align allocate allow answer append apply arrange ask assemble assert
     assign attach augment average begin bind bound broadcast build bundle cache calculate call
-    carry change check choose clean clear clip close collect color combine compare compile complete
-    compress compute concatenate configure connect contract contrast convert convolve copy correct count
-    cover create crop cut darken decide decode declare define delete derive describe detect
-    determine digest discard displace divide download draw drop dump embed enable encode end
-    enlarge ensure enter enumerate escape estimate evaluate exit expand expect explain explore
-    export extend extract fail fall fetch fill filter find finish fit flag flatten flush fold follow
-    force fork form format free freeze gather generate get give group guess handle hand hash hide
-    hold identify ignore import index inflate inject insert inspect integrate interpolate interrupt
-    invert iterate join judge jump keep kill label land launch lay leave lengthen lift limit link
-    list listen load locate lock log look loop lower make map mark match mean measure merge
-    mirror mix modify move mutate name narrow normalize note notice number obtain omit open order
-    outline overwrite pack pad paint pair parse part partition paste patch peel perform permute pick
-    place plan plot point pool post predict prefer prepare print process produce project propagate prove
-    provide prune pull push put raise rank rasterize read rebuild receive recognize recompute
-    record reduce refer refine refuse register reject relabel release reload remember remove rename
-    render repair repeat replace replicate report request require resample reset reshape resolve
-    restart restore restrict resume retry return reverse rewrite rotate round run sample save scale
-    scan schedule score search segment select send separate serialize serve set shade shift shorten
+    carry change check choose clean clear clip close collect color combine compare compile
+    complete compress compute concatenate configure connect contract contrast convert convolve
+    copy correct count cover create crop cut darken decide declare decode define delete derive
+    describe detect determine digest discard displace divide download draw drop dump embed
+    enable encode end enlarge ensure enter enumerate escape estimate evaluate exit expand expect
+    explain explore export extend extract fail fall fetch fill filter find finish fit flag
+    flatten flush fold follow force fork form format free freeze gather generate get give group
+    guess hand handle hash hide hold identify ignore import index inflate inject insert inspect
+    integrate interpolate interrupt invert iterate join judge jump keep kill label land launch
+    lay leave lengthen lift limit link list listen load locate lock log look loop lower make map
+    mark match mean measure merge mirror mix modify move mutate name narrow normalize note
+    notice number obtain omit open order outline overwrite pack pad paint pair parse part
+    partition paste patch peel perform permute pick place plan plot point pool post predict
+    prefer prepare print process produce project propagate prove provide prune pull push put
+    raise rank rasterize read rebuild receive recognize recompute record reduce refer refine
+    refuse register reject relabel release reload remember remove rename render repair repeat
+    replace replicate report request require resample reset reshape resolve restart restore
+    restrict resume retry return reverse rewrite rotate round run sample save scale scan
+    schedule score search segment select send separate serialize serve set shade shift shorten
     show shrink shuffle shut sign simulate skip smooth solve sort space split spread stack stamp
-    standardize start state stay step stop store stream strip submit subtract sum summarize sweep
-    swap synchronize take tell test tie tighten time touch trace track train transfer transform
-    translate transpose traverse treat try tune turn undo unify unpack update upsample use validate verify
-    visit wait walk warn watch weigh weight widen wrap write yield zip
+    standardize start state stay step stop store stream strip submit subtract sum summarize swap
+    sweep synchronize take tell test tie tighten time touch trace track train transfer transform
+    translate transpose traverse treat try tune turn undo unify unpack update upsample use
+    validate verify visit wait walk warn watch weigh weight widen wrap write yield zip
     """.split()
 )
 

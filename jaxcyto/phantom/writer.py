@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import tifffile
 import tomli_w
-from nibabel import gifti
 
 from jaxcyto.brain.manifest import write_table
 from jaxcyto.brain.sections.writer import write_section
+from jaxcyto.brain.surfaces.gifti import gifti_array, write_gifti
 from jaxcyto.brain.surfaces.surface import Surface, write_surface
 from jaxcyto.errors import InputError
 from jaxcyto.phantom import cortex as shape
@@ -189,29 +189,20 @@ def area_classes(names: list[str]) -> list[dict[str, str]]:
 
 
 def _write_surfaces(folder: Path, cortex: shape.Cortex, names, classes) -> None:
-    table = gifti.GiftiLabelTable()  # pyright: ignore
-    for key, area in enumerate(classes):
-        label = gifti.GiftiLabel(key, *_rgb(area["color"]), 1.0)  # pyright: ignore
-        label.label = area["name"]  # pyright: ignore
-        table.labels.append(label)
+    labels = [(area["name"], (*_rgb(area["color"]), 1.0)) for area in classes]
     for name, (start, end) in zip(names, itertools.pairwise(cortex.starts), strict=True):
         inside = (cortex.faces[:, 0] >= start) & (cortex.faces[:, 0] < end)
         faces = cortex.faces[inside] - start
         for kind in ("pial", "white"):
             surface = Surface(getattr(cortex, kind)[start:end], faces)
             write_surface(folder / "surfaces" / f"{name}.{kind}.surf.gii", surface)
-        data = gifti.GiftiDataArray(  # pyright: ignore
-            cortex.area[start:end].astype(np.int32),
-            intent="NIFTI_INTENT_LABEL",
-            datatype="NIFTI_TYPE_INT32",
-            encoding="GIFTI_ENCODING_B64GZ",
-        )
-        image = gifti.GiftiImage(darrays=[data], labeltable=table)  # pyright: ignore
-        (folder / "surfaces" / f"{name}.label.gii").write_bytes(image.to_bytes())
+        areas = gifti_array(cortex.area[start:end].astype(np.int32), "NIFTI_INTENT_LABEL")
+        write_gifti(folder / "surfaces" / f"{name}.label.gii", [areas], labels=labels)
 
 
-def _rgb(color: str) -> tuple[float, ...]:
-    return tuple(int(color[k : k + 2], 16) / 255 for k in (1, 3, 5))
+def _rgb(color: str) -> tuple[float, float, float]:
+    red, green, blue = (int(color[k : k + 2], 16) / 255 for k in (1, 3, 5))
+    return red, green, blue
 
 
 def _write_manifest(folder, brain_name, licence, settings, plans, classes, hemispheres) -> None:
