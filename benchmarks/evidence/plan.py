@@ -223,8 +223,9 @@ def make_brain(name: str, root: Path, size: Size, data: Path | None, row: Row) -
     if row.pairs == "pairs_more.npz":
         count = MORE * size.patches
         sample_brain(root, num_patches=count, out="patches_more.npz", **patch)
-        more = {"patches_file": "patches_more.npz", "out": row.pairs}
-        pair_brain(root, num_pairs=count, method=METHOD, **more)
+        pair_brain(
+            root, patches_file="patches_more.npz", out=row.pairs, num_pairs=count, method=METHOD
+        )
 
 
 def bigbrain_files(data: Path | None) -> list[Path]:

@@ -249,7 +249,7 @@ def test_near_pairs(tmp_path):
     for name in ("hemisphere", "split"):
         column = getattr(patches, name)
         assert (column[pairs.first] == column[pairs.second]).all()
-    # Every patch that has a partner is in a pair. The margin of 0.02 covers the error of the method.
+    # Every patch with a partner is in a pair. The margin of 0.02 covers the error of the method.
     first, second = np.triu_indices(len(patches), 1)
     same = patches.hemisphere[first] == patches.hemisphere[second]
     near = same & (patches.split[first] == patches.split[second])
