@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# The public names are listed in __init__.pyi and imported on first use.
+# __init__.pyi lists the public names. Each is imported on first use.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
