@@ -1,6 +1,7 @@
 """Test the layout that CONTRIBUTING describes: order of imports, no cycles, small folders."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,19 @@ def test_a_door_does_not_bring_the_whole_house(code):
     code = code.replace(f"{sorted(heavy)} &", f"set({sorted(heavy)}) &")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr
+
+
+def test_private_parts_of_jax_stay_behind_one_door():
+    """Only jobs of several processes import the file that uses them."""
+    private = [name for name, path in MODULES.items() if "jax._src" in path.read_text()]
+    assert private == ["jaxcyto.training.devices.jax_private"]
+    code = (
+        "import jaxcyto; jaxcyto.load; import jaxcyto.predict.brain, jaxcyto.training.loop, sys; "
+        "from jaxcyto.training.devices import distributed; distributed.join(); "
+        "print([name for name in sys.modules if 'jax_private' in name])"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == "[]", done.stderr

@@ -10,6 +10,7 @@ one process, the functions return at once.
 import atexit
 import contextlib
 import ctypes
+import importlib.util
 import json
 import logging
 import os
@@ -18,13 +19,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-
-# Private modules, because the public API has initialize() but no access to the key-value store.
-from jax._src import clusters, distributed
 
 from jaxcyto.config_io import differences
 from jaxcyto.errors import InputError
@@ -34,7 +32,12 @@ JOIN_S = 300  # time for all processes to join, as nodes start at different time
 HEARTBEAT_S = 40  # without a heartbeat for so long, a process counts as lost
 POLL_S = 0.5  # interval at which a process looks for notes of the others
 TOLD_S = 5.0  # process 0 hosts the store and waits so long until the others have read of a failure
-CLUSTERS = ("slurm", "gketpu", "gcetpu")  # clusters that are detected without flags, by JAX's names
+# Variables that srun sets for each process of a job step. In a shell of an allocation (salloc, or a
+# batch script without srun), some are set as well, but there is only one process.
+SLURM_STEP = (
+    *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"),
+    *("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+)
 NOTES, VALUES = "jaxcyto/notes", "jaxcyto/values"  # folders of the key-value store
 CONTINUE = "the same command continues from the last checkpoint"
 
@@ -59,7 +62,7 @@ def join(
     Raises:
         InputError: the flags contradict each other, or not all processes joined within JOIN_S.
     """
-    if distributed.global_state.client is None:
+    if not jax.distributed.is_initialized():
         _check_flags(coordinator, processes, process)
         if processes == 1 or (processes is None and not _on_cluster()):
             return
@@ -157,26 +160,16 @@ def agreed(signum: int | None) -> int | None:
     return signum if _peers is None else _peers.agreed(signum)
 
 
-@contextlib.contextmanager
-def as_if_alone() -> Iterator[None]:
+def as_if_alone() -> contextlib.AbstractContextManager[None]:
     """Make JAX report a single process inside a block, so that process 0 can use orbax alone.
 
-    If orbax sees several processes, it synchronizes them. Each process has to make the same calls
-    in the same order, because orbax matches them by counting. The counts differ, for example, after
-    process 0 has skipped a damaged checkpoint, and all processes then hang. In addition, orbax's
-    threads run collectives on the devices. These interleave with those of the training steps in
-    another order on each process, which also hangs. Therefore only process 0 reads and writes
-    checkpoints, and it must wait for a write inside this block.
+    In a job of one process, nothing is changed.
     """
     if _peers is None:
-        yield
-        return
-    count, client = jax.process_count, distributed.global_state.client
-    jax.process_count, distributed.global_state.client = lambda *_: 1, None
-    try:
-        yield
-    finally:
-        jax.process_count, distributed.global_state.client = count, client
+        return contextlib.nullcontext()
+    from jaxcyto.training.devices import jax_private
+
+    return jax_private.as_if_alone()
 
 
 def part(status: int, reason: str | None) -> None:
@@ -218,10 +211,10 @@ class _Peers(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="peers", daemon=True)
-        state = distributed.global_state
-        assert state.client is not None
-        self.index, self.count = state.process_id, state.num_processes
-        self._client = state.client
+        from jaxcyto.training.devices import jax_private  # in jobs of several processes only
+
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self._client = jax_private.key_value_store()
         self._closed = threading.Event()
         self._values = 0  # values sent by `from_first` so far
         self._lock = threading.Lock()  # held while the processes agree on the call that stops them
@@ -347,19 +340,13 @@ def _check_flags(coordinator: str | None, processes: int | None, process: int | 
 
 def _on_cluster() -> bool:
     """Return whether SLURM or a TPU pod started more than one process."""
-    for cluster in clusters.ClusterEnv._cluster_types:
-        if cluster.name not in CLUSTERS:
-            continue
-        # In a shell of an allocation (salloc, or a batch script without srun), SLURM_NTASKS is set,
-        # but there is only one process. Only a job step, started by srun, sets this variable.
-        if cluster.name == "slurm" and "SLURM_STEP_NUM_TASKS" not in os.environ:
-            continue
-        try:
-            if cluster.is_env_present():
-                return cluster.get_process_count() > 1
-        except Exception as error:  # for example, a TPU outside of Google Cloud without metadata
-            logger.debug("%s: %s", cluster.name, error)
-    return False
+    if all(name in os.environ for name in SLURM_STEP):
+        return int(os.environ["SLURM_NTASKS"]) > 1
+    if importlib.util.find_spec("libtpu") is None:  # not a machine with TPUs
+        return False
+    from jaxcyto.training.devices import jax_private
+
+    return jax_private.on_tpu_pod()
 
 
 def _explain_abort(why: str, status: int) -> None:
