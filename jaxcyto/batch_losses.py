@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcyto.losses import Arrays, batchwise
+from jaxcyto.losses import Arrays, batchwise, required
 
 
 @batchwise
@@ -28,10 +28,11 @@ def all_pairs_distance_loss(outputs: Arrays, batch: Arrays) -> jax.Array:
 
     Raises:
         ValueError: the features have another shape.
+        InputError: the batch has no such distances.
     """
     features = _patches(outputs)
     predicted = jnp.sum(jnp.square(features[:, None] - features[None]), axis=-1)
-    target = batch["all_distances_scaled"]
+    target = required(batch, "all_distances_scaled")
     use = jnp.isfinite(target) & ~jnp.eye(len(features), dtype=bool)
     # Replace inf before the subtraction, because inf times zero in the gradient would be NaN.
     error = jnp.where(use, jnp.abs(predicted - jnp.where(use, target, 0.0)), 0.0)
@@ -62,12 +63,13 @@ def colocation_loss(
 
     Raises:
         ValueError: the features have another shape.
+        InputError: the batch has no such distances.
     """
     features = _patches(outputs)
     # The lower bound keeps the gradient of a zero vector finite.
     unit = features / optax.safe_norm(features, 1e-6, axis=-1, keepdims=True)
     logits = unit @ unit.T / temperature
-    distance = batch["all_distances_mm"]
+    distance = required(batch, "all_distances_mm")
     others = ~jnp.eye(len(features), dtype=bool)
     positive = (distance <= near_mm) & others
     negative = (distance > near_mm) & jnp.isfinite(distance)

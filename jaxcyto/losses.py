@@ -83,7 +83,8 @@ def distance_loss(
         [B] float32.
 
     Raises:
-        ValueError: the form is unknown, the target is missing, or shapes do not match.
+        ValueError: the form is unknown, or shapes do not match.
+        InputError: the target is missing.
     """
     predicted = predicted_distance(outputs["features"])
     target = _target(batch, "distance_scaled", predicted.shape)
@@ -110,7 +111,8 @@ def coordinate_loss(
         [B] float32.
 
     Raises:
-        ValueError: the form is unknown, the target is missing, or shapes do not match.
+        ValueError: the form is unknown, or shapes do not match.
+        InputError: the target is missing.
     """
     predicted = _at_least_float32(outputs["coordinates_scaled"])
     if predicted.ndim != 3 or predicted.shape[1:] != (2, 3):
@@ -326,48 +328,85 @@ def _target(batch: Arrays, name: str, shape: tuple[int, ...]) -> jax.Array:
     """Return a target of the batch, at least float32.
 
     Raises:
-        ValueError: it is missing, or has another shape. Broadcasting would give a plausible but
-            wrong loss.
+        InputError: it is missing.
+        ValueError: it has another shape. Broadcasting would give a plausible but wrong loss.
     """
-    if name not in batch:
-        raise ValueError(
-            f"batch['{name}'] is missing; losses take scaled targets, which "
-            "config.Scales converts from millimeters"
-        )
-    target = _at_least_float32(batch[name])
+    target = _at_least_float32(required(batch, name))
     if target.shape != shape:
         raise ValueError(f"batch['{name}'] has shape {target.shape}, expected {shape}")
     return target
 
 
+def required(batch: Arrays, name: str) -> jax.Array:
+    """Return a field of the batch that a loss cannot do without.
+
+    Raises:
+        InputError: it is missing.
+    """
+    if name not in batch:
+        what = (
+            "set data.all_distances = True, so that the loader adds it"
+            if name.startswith("all_distances")
+            else "losses take scaled targets, which config.Scales converts from millimeters"
+        )
+        raise InputError(f"batch['{name}'] is missing; {what}")
+    return batch[name]
+
+
 class _Fields(dict):
-    """Arrays by name. Reading a key of version 0.1 raises an error that names the new key."""
+    """Arrays by name. Using a key of version 0.1 raises an error that names the new key.
+
+    A plain dict that a loss makes of it (`dict(batch)`) no longer does so.
+    """
 
     def __init__(self, arrays: Arrays, kind: str, renamed: Mapping[str, str]):
         super().__init__(arrays)
         self._kind, self._renamed = kind, renamed
 
     def __missing__(self, key: str) -> jax.Array:
-        if key in self._renamed:
-            raise InputError(
-                f"a loss reads {self._kind}[{key!r}]; the key is now "
-                f"{self._kind}[{self._renamed[key]!r}] (docs/losses.md lists all of them)"
-            )
+        self._check(key)
         raise KeyError(f"{self._kind}[{key!r}] does not exist; there are {', '.join(self)}")
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        if not found:
+            self._check(key)
+        return found
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a field or the default, and raise for a renamed key."""
-        return self[key] if key in self or key in self._renamed else default
+        return self[key] if key in self else default
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """Remove and return a field, and raise for a renamed key."""
+        return super().pop(key, *default) if key in self else dict[str, Any]().pop(key, *default)
+
+    def copy(self) -> _Fields:
+        """Return a copy that raises for renamed keys as well."""
+        return _Fields(self, self._kind, self._renamed)
+
+    def __or__(self, other: Any) -> _Fields:
+        return _Fields({**self, **other}, self._kind, self._renamed)
+
+    def _check(self, key: object) -> None:
+        if new := self._renamed.get(str(key)):
+            raise InputError(
+                f"a loss reads {self._kind}[{key!r}]; the key is now {self._kind}[{new!r}] "
+                "(docs/losses.md lists all of them)"
+            )
 
 
-def _unflatten(keys: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-    return dict(zip(keys, values, strict=True))
+def _flatten(fields: _Fields) -> tuple[tuple[Any, ...], Any]:
+    return tuple(fields.values()), (tuple(fields), fields._kind, tuple(fields._renamed.items()))
 
 
-# A subclass of dict is no tree for JAX until it is registered.
-jax.tree_util.register_pytree_node(
-    _Fields, lambda fields: (tuple(fields.values()), tuple(fields)), _unflatten
-)
+def _unflatten(static: Any, values: tuple[Any, ...]) -> _Fields:
+    keys, kind, renamed = static
+    return _Fields(dict(zip(keys, values, strict=True)), kind, dict(renamed))
+
+
+# JAX does not treat a subclass of dict as a tree until it is registered. Losses may call `jax.jit`.
+jax.tree_util.register_pytree_node(_Fields, _flatten, _unflatten)
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from sklearn.metrics.pairwise import cosine_similarity, euclidean_distances
 
 from jaxcyto.batch_losses import all_pairs_distance_loss, colocation_loss
+from jaxcyto.errors import InputError
 from jaxcyto.losses import distance_loss, is_batchwise, total_loss
 
 B = 6
@@ -105,3 +106,10 @@ def test_features_that_follow_the_place_cost_less(distances):
 def test_wrong_shapes_are_refused(loss):
     with pytest.raises(ValueError, match=r"outputs\['features'\] has shape \(4, 32\)"):
         loss({"features": jnp.zeros((4, 32))}, {})
+
+
+@pytest.mark.parametrize("loss", [all_pairs_distance_loss, colocation_loss])
+def test_missing_distances_are_an_error_with_a_remedy(loss):
+    outputs = {"features": jnp.zeros((2, 2, 3))}
+    with pytest.raises(InputError, match=r"is missing; set data\.all_distances = True"):
+        loss(outputs, {"distance_scaled": jnp.zeros(2)})

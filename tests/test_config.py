@@ -139,7 +139,8 @@ def test_misspelled_overrides_end_in_one_line(tmp_path, argument, message):
         # names that have moved
         (
             "from jaxcyto.brain.phantom import make_phantom",
-            "{path}:1: jaxcyto.brain.phantom has moved: import it from jaxcyto.phantom.make",
+            "{path}:1: jaxcyto.brain.phantom has moved: import make_phantom from "
+            "jaxcyto.phantom.make",
         ),
         (
             "from jaxcyto.brain import phantom_plan",
@@ -154,6 +155,26 @@ def test_misspelled_overrides_end_in_one_line(tmp_path, argument, message):
             "jaxcyto.runs.WEIGHTS has moved: import it from jaxcyto.runs.load",
         ),
         ("from jaxcyto.runs import NOTHING", "ImportError: cannot import name 'NOTHING'"),
+        (
+            "from jaxcyto import features",
+            "jaxcyto.features has moved: import it from jaxcyto.predict",
+        ),
+        (
+            "from jaxcyto.input import (\n    PairSource,\n    iterate,\n)",
+            "has moved: import PairSource from jaxcyto.data.pair_batches and iterate from "
+            "jaxcyto.data.loading",
+        ),
+        (
+            "from jaxcyto.brain.phantom import PRESETS, make_phantom",
+            "import PRESETS from jaxcyto.phantom.settings and make_phantom from "
+            "jaxcyto.phantom.make",
+        ),
+        (
+            "from jaxcyto.brain.label_images import IGNORE, LABEL_UM",
+            "import IGNORE (renamed), LABEL_UM from jaxcyto.brain.sections.label_image",
+        ),
+        ("import jaxcyto.brain.carry", "import it from jaxcyto.brain.annotation.surface_labels"),
+        ("from jaxcyto.cli import plural", "ImportError: cannot import name 'plural'"),
     ],
 )
 def test_faulty_config_file_ends_in_one_line(tmp_path, code, message):

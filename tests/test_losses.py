@@ -80,7 +80,7 @@ def test_optax_peer(outputs, batch):
 def test_millimeters_do_not_stand_in_for_a_missing_target(outputs, batch):
     only_mm = {name: batch[name] for name in ("distance_mm", "coordinates_mm")}
     for loss, name in ((distance_loss, "distance"), (coordinate_loss, "coordinates")):
-        with pytest.raises(ValueError, match=rf"batch\['{name}_scaled'\] is missing"):
+        with pytest.raises(InputError, match=rf"batch\['{name}_scaled'\] is missing"):
             loss(outputs, only_mm)
 
 
@@ -96,7 +96,24 @@ def test_a_key_of_an_earlier_version_names_the_new_one(kind, old, new, outputs, 
     def by_get(outputs, batch):
         return {"outputs": outputs, "batch": batch}[kind].get(old)
 
-    for loss in (by_item, by_get):
+    def by_in(outputs, batch):
+        return old in {"outputs": outputs, "batch": batch}[kind]
+
+    def of_a_copy(outputs, batch):
+        return ({"outputs": outputs, "batch": batch}[kind].copy() | {}).pop(old, 0)
+
+    def mapped(outputs, batch):
+        return jax.tree.map(lambda x: x, {"outputs": outputs, "batch": batch}[kind])[old]
+
+    for loss in (
+        by_item,
+        by_get,
+        by_in,
+        of_a_copy,
+        mapped,
+        jax.jit(by_item),
+        jax.checkpoint(by_item),
+    ):
         with pytest.raises(
             InputError, match=rf"{kind}\['{old}'\]; the key is now {kind}\['{new}'\]"
         ):

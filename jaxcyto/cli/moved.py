@@ -1,5 +1,6 @@
 """Map the module names from before version 0.2 to the current ones, for error messages."""
 
+import ast
 from importlib import import_module
 
 # old module (or module:name, where only that name has moved) -> new module, below jaxcyto
@@ -62,7 +63,7 @@ MOVED = {
     "brain.vertex_maps": "brain.surfaces.vertex_maps",
     "brain.ways": "brain.geodesics.oracle",
     "brain.workers": "utils.processes",
-    "cli": "cli.main",
+    "cli": "cli.root",
     "cli_command": "cli.options",
     "cli_explore": "cli.explore",
     "cli_export": "cli.export",
@@ -123,20 +124,52 @@ MOVED = {
 }
 
 
-def new_name(error: BaseException) -> str | None:
+def new_name(error: BaseException, source: str = "") -> str | None:
     """Return what to import instead if an import failed because its target has moved.
 
     Args:
         error: any error that a config file has raised.
+        source: the statement that has raised it, which tells the names that it imports.
 
     Returns:
         A message with the old and the new name, or None if the error has another cause.
     """
-    if not isinstance(error, ImportError) or not (error.name or "").startswith("jaxcyto."):
+    if not isinstance(error, ImportError) or not f"{error.name}.".startswith("jaxcyto."):
         return None
-    module, name = str(error.name).removeprefix("jaxcyto."), error.name_from
-    old = f"{module}.{name}" if name else module
-    new = MOVED.get(old) or MOVED.get(f"{module}:{name}")
-    if new is None and name and (new := MOVED.get(module)):  # did the name move with its module?
-        new = new if hasattr(import_module(f"jaxcyto.{new}"), name) else None
-    return new and f"jaxcyto.{old} has moved: import it from jaxcyto.{new}"
+    module, name = str(error.name).removeprefix("jaxcyto").lstrip("."), error.name_from
+    if name:
+        old = f"{module}.{name}".lstrip(".")
+        new = MOVED.get(old) or MOVED.get(f"{module}:{name}")
+        if new is None and module in MOVED and _holds(MOVED[module], name):
+            new = MOVED[module]
+        return new and f"jaxcyto.{old} has moved: import it from jaxcyto.{new}"
+    if module not in MOVED:
+        return None
+    places: dict[str, list[str]] = {}
+    for each in _imported_names(source):
+        new = MOVED.get(f"{module}:{each}", MOVED[module])
+        places.setdefault(new, []).append(each if _holds(new, each) else f"{each} (renamed)")
+    if not places:
+        return f"jaxcyto.{module} has moved: import it from jaxcyto.{MOVED[module]}"
+    parts = (f"{', '.join(names)} from jaxcyto.{new}" for new, names in places.items())
+    return f"jaxcyto.{module} has moved: import {' and '.join(parts)}"
+
+
+def _holds(module: str, name: str) -> bool:
+    """Return whether a module of this version has a name."""
+    try:
+        return hasattr(import_module(f"jaxcyto.{module}"), name)
+    except ImportError:
+        return False
+
+
+def _imported_names(source: str) -> list[str]:
+    """Return the names that a statement `from ... import ...` asks for, without "*"."""
+    try:
+        nodes = ast.parse(source.strip()).body
+    except SyntaxError:
+        return []
+    names = [
+        alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    return [name for name in names if name != "*"]

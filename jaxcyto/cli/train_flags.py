@@ -1,6 +1,7 @@
 """Parse the flags of train.py and explain errors in flags and configs in one line."""
 
 import difflib
+import linecache
 import os
 import re
 import sys
@@ -121,7 +122,13 @@ def explain_config(error: Exception, path: Path | None) -> str:
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             ours = path is not None and Path(frame.filename).parent == path.parent
             if ours and Path(frame.filename) != TRAIN:
-                what = new_name(cause) or f"{type(cause).__name__}: {cause}"
+                what = new_name(cause, _statement(frame)) or f"{type(cause).__name__}: {cause}"
                 return f"{frame.filename}:{frame.lineno}: {what}"
         cause = cause.__cause__ or cause.__context__
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def _statement(frame: traceback.FrameSummary) -> str:
+    """Return the lines of the statement that raised an error."""
+    first, last = frame.lineno or 1, frame.end_lineno or frame.lineno or 1
+    return "".join(linecache.getline(frame.filename, n) for n in range(first, last + 1))

@@ -39,7 +39,7 @@ class Gaps:
         before: index of the position before the gap, int64 [G]. The position after it is
             `before + 1`.
         squared_distance: squared distance between the averaged features, float64 [G], in squared
-            units of the features.
+            units of the features. `explore` converts it to predicted millimeters.
         kind: kind of the gap, uint8 [G]. WITHIN if all averaged patches lie in one area, BORDER if
             the two positions at the gap lie in different areas, BESIDE if there is a border
             elsewhere in the windows, UNKNOWN if the area of a patch is not known.

@@ -14,6 +14,7 @@ from jaxcyto.brain.sampling.patches import Patches
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.brain.surfaces.smoothing import inflate
 from jaxcyto.brain.surfaces.surface import hemisphere_surface
+from jaxcyto.config import Scales
 from jaxcyto.explore.border_contrast import BORDER, Gaps
 from jaxcyto.explore.ribbon_walk import Curves
 from jaxcyto.plots.common import BLUE, GRAY, ORANGE
@@ -33,7 +34,7 @@ def nearest_figure(
     features: np.ndarray,
     chosen: int,
     areas: np.ndarray | None,
-    distance_mm: float,
+    scales: Scales,
 ) -> Figure:
     """Draw a patch and its nearest neighbors by Euclidean distance of the features.
 
@@ -43,7 +44,7 @@ def nearest_figure(
         features: features of the patches, float [N, F].
         chosen: index of the query patch.
         areas: area names [N], None where not known. None if no area is known.
-        distance_mm: mean training distance in mm, the unit of squared feature distances.
+        scales: units of the features.
 
     Raises:
         ReadError: a section cannot be read.
@@ -77,7 +78,7 @@ def nearest_figure(
             away = f"{away:.1f} mm away"
             if patches.hemisphere[index] != patches.hemisphere[chosen]:
                 away = "other hemisphere"
-            lines.append(f"{away}, predicted {squared[index] * distance_mm:.1f} mm")
+            lines.append(f"{away}, predicted {scales.distance_to_mm(squared[index]):.1f} mm")
         axis.set_title("\n".join(lines), fontsize=7.5)
     figure.suptitle(
         f"Patch {chosen} and the {len(order) - 1} of {len(patches)} with the nearest features. "

@@ -115,7 +115,7 @@ def explore_features(
     features, usable = embed_curves(run, brain, curves, progress=progress)
     areas = None if subject.areas is None else patch_areas(brain, curves.patches, classes)
     gaps = neighbor_gaps(features, curves.curve, areas, usable=usable)
-    in_mm = gaps.squared_distance * run.scales.distance_mm
+    in_mm = run.scales.distance_to_mm(gaps.squared_distance)
     gaps = dataclasses.replace(gaps, squared_distance=in_mm)
     label = "squared distance of averaged features, predicted mm"
     maps = _maps(brain, curves.patches.select(gaps.before), in_mm[:, None], extent_mm)
@@ -183,7 +183,7 @@ def explore_nearest(
     if subject.areas is not None:
         names = class_column(subject.brain.classes, subject.areas)
     figure = nearest_figure(
-        subject.brain, subject.patches, found.features, patch, names, run.scales.distance_mm
+        subject.brain, subject.patches, found.features, patch, names, run.scales
     )
     save_figures(subject.folder, {f"nearest_{patch}.png": figure})
     return subject.folder / f"nearest_{patch}.png"

@@ -48,6 +48,11 @@ class Embedding(NamedTuple):
     features: np.ndarray
     coordinates_mm: np.ndarray
 
+    @property
+    def coordinates(self) -> np.ndarray:
+        """The name of version 0.1, which raises."""
+        raise AttributeError("Embedding.coordinates is now Embedding.coordinates_mm")
+
 
 def embed_brain(
     run: PretextRun,

@@ -23,6 +23,7 @@ from jaxcyto.brain.surfaces.smoothing import neighbor_mean
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.brain.surfaces.vertex_maps import vertex_means, write_maps
 from jaxcyto.cli import main
+from jaxcyto.config import Scales
 from jaxcyto.explore.figures import nearest_figure
 from jaxcyto.models import SiameseNet, UNet
 from jaxcyto.predict.features import embed_brain
@@ -200,7 +201,7 @@ def test_the_nearest_patches_are_those_of_scipy(explored, run, tiny_brain):
     features = np.stack([table[f"feature_{k:02d}"] for k in range(5)], axis=1)
     areas = np.array(table["area"], object)
     scale = SCALES["distance_mm"]
-    figure = nearest_figure(brain, patches, features, 17, areas, scale)
+    figure = nearest_figure(brain, patches, features, 17, areas, Scales(distance_mm=scale))
     shown = [axis.get_title().split("\n") for axis in figure.axes]
     distance = cdist(features, features[17:18], "sqeuclidean")[:, 0]
     assert [int(title[0].split(":")[0]) for title in shown] == np.argsort(distance)[:24].tolist()

@@ -19,7 +19,14 @@ from jaxcyto.data.pair_batches import PairSource
 from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.errors import InputError
 from jaxcyto.models import SiameseNet
-from jaxcyto.predict.features import embed, embed_brain, forward_all, patch_areas, read_patches
+from jaxcyto.predict.features import (
+    Embedding,
+    embed,
+    embed_brain,
+    forward_all,
+    patch_areas,
+    read_patches,
+)
 from jaxcyto.runs.load import load_pretext_run, save_weights
 
 NET = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 6, 8), features=5)
@@ -205,3 +212,8 @@ def test_areas_are_those_of_the_label_files_and_of_the_painted_sections(tiny_bra
     assert known.sum() > 30
     # they may differ within half a triangle of a border
     assert (painted == areas)[known].mean() > 0.9
+
+
+def test_the_name_of_an_earlier_version_is_answered():
+    with pytest.raises(AttributeError, match=r"is now Embedding\.coordinates_mm"):
+        _ = Embedding(np.zeros((1, 5)), np.zeros((1, 3))).coordinates

@@ -134,7 +134,7 @@ def test_finished_run_is_evaluated_again_not_trained(config, tmp_path):
     loop.train(config, tmp_path)
     written = (tmp_path / "config.json").read_bytes()
     config.optim = dataclasses.replace(config.optim, learning_rate=0.3)
-    with pytest.raises(InputError, match=r"finished, .* \(optim\.learning_rate: .* -> 0\.3\)"):
+    with pytest.raises(InputError, match=r"finished .* \(optim\.learning_rate: .* -> 0\.3\)"):
         loop.train(config, tmp_path)
     assert (tmp_path / "config.json").read_bytes() == written
 

@@ -29,6 +29,7 @@ from jaxcyto.models.cpu.onednn import (
     Shape,
 )
 
+OFF = ("0", "false", "off", "no")  # values of the environment variable
 _switched_off = False
 
 
@@ -39,7 +40,11 @@ def available() -> bool:
     config's `onednn = False` turn it off. A function that is compiled already keeps what it was
     traced with.
     """
-    return not _switched_off and os.environ.get("JAXCYTO_ONEDNN", "1") != "0" and _registered()
+    return (
+        not _switched_off
+        and os.environ.get("JAXCYTO_ONEDNN", "1").lower() not in OFF
+        and _registered()
+    )
 
 
 def switch(on: bool) -> None:
