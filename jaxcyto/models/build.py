@@ -1,23 +1,17 @@
 """Build the networks from a model config. No other place maps its fields to modules."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 
+from jaxcyto.models.geometry import Layout
 from jaxcyto.models.siamese import SiameseNet
 from jaxcyto.models.unet import UNet
 
 
-class ModelFields(Protocol):
+class ModelFields(Layout, Protocol):
     """The fields of `config.ModelConfig`. Naming them here keeps models free of the config."""
 
-    @property
-    def stem_kernel(self) -> int: ...
-    @property
-    def stem_stride(self) -> int: ...
-    @property
-    def widths(self) -> Sequence[int]: ...
     @property
     def features(self) -> int: ...
     @property
