@@ -373,7 +373,7 @@ def _with_statistics(run: Run, state: State) -> State:
 def _chosen_weights(run: Run, checkpoints: Checkpoints, state: State) -> tuple[int, State]:
     """Return the step and the state whose weights are written and tested (`config.weights`)."""
     last = run.experiment.steps
-    best = last if run.config.weights == "last" else _lowest(_validation_errors(run))
+    best = last if run.config.weights == "last" else checkpoints.best
     if best is None or best == last:
         return last, state
     like = jax.device_get(state)
