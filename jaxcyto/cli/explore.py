@@ -50,14 +50,19 @@ def explore(
       jaxcyto explore runs/quickstart brains/quickstart --nearest 17
       jaxcyto explore runs/quickstart brains/quickstart --json
     """
+    import jax
+
     from jaxcyto.explore.run import explore_features, explore_nearest, explore_predictions
     from jaxcyto.runs.load import is_segmentation, read_config
     from jaxcyto.utils.progress import StderrProgress
+    from jaxcyto.utils.runtime import keep_freed_memory
 
     segments = is_segmentation(read_config(run))
     if segments and (nearest is not None or sections):
         raise click.UsageError("--nearest and --section are for pre-training runs")
     settings["progress"] = StderrProgress("exploring", "px of the maps" if segments else "patches")
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()  # the network's maps are large, and mapping fresh pages takes time
     if nearest is not None:
         path = explore_nearest(run, brain, nearest, **settings)
         click.echo(json.dumps({"files": [str(path)]}) if as_json else str(path))
