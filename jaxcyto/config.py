@@ -34,6 +34,10 @@ class ModelConfig:
     # Recompute the activations inside each block for the gradient instead of storing them. This
     # needs less memory and more time, for tiles or batches that would not fit otherwise.
     remat: bool = False
+    # How the segmentation network gets its logits: "unet" by the paper's expansive path, "scores"
+    # by score maps (models/scores.py), "both" as the sum of both. The last two are not the paper's.
+    decoder: str = "unet"
+    pools: tuple[int, ...] = ()  # odd sides of local means for score maps, px of the last map
 
 
 def small() -> ModelConfig:
@@ -256,6 +260,12 @@ class SegmentConfig:
     # after 300 steps, and 0.26 instead of 0.32 after 900 (docs/results.md, row "4 encoder 1",
     # one seed).
     encoder_rate: float = 0.1
+    # Batch statistics of the pre-trained layers in training: "batch" takes each batch's, "stored"
+    # those that pre-training has estimated, as constants.
+    encoder_statistics: str = "batch"
+    # Fit the score maps to the pre-trained layers before the first step (training/head.py). With
+    # steps = 0 nothing else is trained.
+    fit_head: bool = False
     steps: int = 10_000  # assumption
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps

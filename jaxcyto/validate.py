@@ -10,6 +10,7 @@ from jaxcyto.config import Config, SegmentConfig
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
 
+DECODERS = ("unet", "scores", "both")
 # (name of the field, its value, predicate of valid values, description of valid values)
 Rule = tuple[str, Any, Callable[[Any], bool], str]
 
@@ -71,6 +72,8 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
         ("weights", config.weights, ("last", "best").__contains__, "last or best"),
         ("data.on_error", data.on_error, ("raise", "skip").__contains__, "raise or skip"),
         ("model.widths", model.widths, _widths, "a tuple of whole numbers, at least one"),
+        ("model.decoder", model.decoder, DECODERS.__contains__, " or ".join(DECODERS)),
+        ("model.pools", model.pools, _odd, "odd whole numbers above 1, as (3, 7)"),
         ("model.dtype", model.dtype, ("float32", "bfloat16").__contains__, "float32 or bfloat16"),
         ("augment.blur_px", augment.blur_px, lambda v: 0 <= v <= MAX_BLUR_PX, "0 ... 0.7"),
         ("augment.contrast", augment.contrast, lambda v: 0 <= v < 1, "0 or more, below 1"),
@@ -123,7 +126,19 @@ def _pretext_rules(config: Any) -> list[Rule]:
 def _segment_rules(config: Any) -> list[Rule]:
     data = config.data
     return [
-        ("steps", config.steps, _whole(1), "at least 1"),
+        (
+            "steps",
+            config.steps,
+            _whole(0 if config.fit_head else 1),
+            "at least 1, or 0 with fit_head = True",
+        ),
+        ("fit_head", config.fit_head, lambda v: type(v) is bool, "True or False"),
+        (
+            "encoder_statistics",
+            config.encoder_statistics,
+            ("batch", "stored").__contains__,
+            "batch or stored",
+        ),
         ("eval_images", config.eval_images, _whole(1), "at least 1"),
         ("data.image_px", data.image_px, _whole(1), "at least 1"),
         ("data.batch_images", data.batch_images, _whole(1), "at least 1"),
@@ -149,6 +164,11 @@ def _widths(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) > 0 and all(map(_whole(1), value))
 
 
+def _odd(value: Any) -> bool:
+    whole = isinstance(value, tuple | list) and all(map(_whole(3), value))
+    return whole and all(side % 2 for side in value) and len(set(value)) == len(value)
+
+
 def _patch_size(config: Any) -> list[str]:
     sizes = Geometry.of(config.model).siamese_sizes
     if config.data.patch_px in sizes:
@@ -163,6 +183,13 @@ def _segment_fields(config: Any) -> list[str]:
         Geometry.of(config.model).output_size(config.data.image_px)
     except ValueError as error:
         return [f"data.image_px = {config.data.image_px}: {error}"]
+    faults = []
     if config.init_from is not None and config.scales is not None:
-        return ["scales: those of init_from are taken, so leave the field out"]
-    return []
+        faults.append("scales: those of init_from are taken, so leave the field out")
+    if config.fit_head and config.model.decoder != "scores":
+        faults.append("fit_head = True: needs model.decoder = 'scores'")
+    if config.fit_head and config.data.atlas:
+        faults.append("fit_head = True: not with data.atlas, whose path is not pre-trained")
+    if not config.steps and config.init_from is None:
+        faults.append("steps = 0: fits the head to pre-trained layers; give --config.init_from=RUN")
+    return faults

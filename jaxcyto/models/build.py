@@ -1,9 +1,11 @@
 """Build the networks from a model config. No other place maps its fields to modules."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 
+from jaxcyto.models.encoder import Encoder
 from jaxcyto.models.geometry import Layout
 from jaxcyto.models.siamese import SiameseNet
 from jaxcyto.models.unet import UNet
@@ -18,6 +20,10 @@ class ModelFields(Layout, Protocol):
     def dtype(self) -> str: ...
     @property
     def remat(self) -> bool: ...
+    @property
+    def decoder(self) -> str: ...
+    @property
+    def pools(self) -> Sequence[int]: ...
 
 
 def build_siamese(model: ModelFields) -> SiameseNet:
@@ -27,7 +33,13 @@ def build_siamese(model: ModelFields) -> SiameseNet:
 
 def build_unet(model: ModelFields, num_classes: int) -> UNet:
     """Build the segmentation network. It does not use `model.features`."""
-    return UNet(num_classes=num_classes, **_shared(model))
+    decoder = {"decoder": model.decoder, "pools": tuple(model.pools)}
+    return UNet(num_classes=num_classes, **decoder, **_shared(model))
+
+
+def build_encoder(net: UNet) -> Encoder:
+    """Build the contracting path of a segmentation network, for its own use."""
+    return Encoder(net.stem_kernel, net.stem_stride, tuple(net.widths), dtype=net.dtype)
 
 
 def _shared(model: ModelFields) -> dict[str, Any]:

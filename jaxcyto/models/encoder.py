@@ -15,6 +15,7 @@ from jaxcyto.models.layers import BatchNorm, Kernel, affine_block, conv, max_poo
 # Assumptions, because the papers leave both open: He initialization, and the order convolution,
 # batch normalization, ReLU.
 KERNEL_INIT = nn.initializers.he_normal()
+ENCODER = "encoder"  # name of the path that both networks share, among their submodules
 
 
 class Block(nn.Module):
@@ -26,6 +27,7 @@ class Block(nn.Module):
         stride: stride of the first convolution. All others have stride 1.
         convs: number of convolutions.
         pool: whether 2x2 max pooling follows the last convolution.
+        stored_statistics: whether training normalizes with the stored statistics, too.
         dtype: compute dtype. Parameters and statistics are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
     """
@@ -35,6 +37,7 @@ class Block(nn.Module):
     stride: int = 1
     convs: int = 2
     pool: bool = False
+    stored_statistics: bool = False
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
@@ -49,7 +52,7 @@ class Block(nn.Module):
                 # `Kernel` only creates the parameter, so profiles need the name of the layer here.
                 with jax.named_scope(f"conv{index}"):
                     x = conv(x, kernel, stride)
-                x = nn.relu(norm(x))
+                x = nn.relu(norm(x, self.stored_statistics))
             else:  # with fixed statistics, `affine_block` computes the whole block in one call
                 layers.append((kernel, *norm.running()))
             channels = self.width
@@ -81,6 +84,7 @@ class Encoder(nn.Module):
         widths: output channels of each block.
         stem_convs: number of convolutions in the first block.
         stem_pool: whether pooling follows the first block.
+        stored_statistics: whether training normalizes with the stored statistics, too.
         dtype: compute dtype. Parameters and statistics are float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
         remat: whether blocks recompute their activations for the gradient (see `block_type`).
@@ -91,6 +95,7 @@ class Encoder(nn.Module):
     widths: Sequence[int] = (16, 32, 64, 64, 128, 128)
     stem_convs: int = 2
     stem_pool: bool = True
+    stored_statistics: bool = False
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     remat: bool = False
@@ -120,6 +125,7 @@ class Encoder(nn.Module):
                 stride=self.stem_stride if first else 1,
                 convs=self.stem_convs if first else 2,
                 pool=self.stem_pool and first,
+                stored_statistics=self.stored_statistics,
                 dtype=self.dtype,
                 axis_name=self.axis_name,
                 name=f"block{index}",

@@ -41,20 +41,25 @@ class Geometry:
         stem_kernel: kernel side of the first convolution, px.
         stem_stride: stride of the first convolution, px.
         num_blocks: number of blocks of the contracting path.
+        reach: distance in px of the last map that local means (`models/scores.py`) need beyond what
+            the expansive path needs.
     """
 
     stem_kernel: int = 5
     stem_stride: int = 4
     num_blocks: int = 6
+    reach: int = 0
 
     def __post_init__(self) -> None:
-        if self.stem_kernel < 1 or self.stem_stride < 1 or self.num_blocks < 2:
+        if self.stem_kernel < 1 or self.stem_stride < 1 or self.num_blocks < 2 or self.reach < 0:
             raise ValueError(f"no network has the layout {self}")
 
     @classmethod
     def of(cls, layout: Layout) -> Geometry:
         """Create the geometry of a network, or of the network that a config describes."""
-        return cls(layout.stem_kernel, layout.stem_stride, len(layout.widths))
+        pools: Sequence[int] = getattr(layout, "pools", ())  # which the Siamese network lacks
+        reach = max(pools, default=1) // 2
+        return cls(layout.stem_kernel, layout.stem_stride, len(layout.widths), reach)
 
     # ---- contracting path -----------------------------------------------------------------------
 
@@ -186,6 +191,7 @@ class Geometry:
         return (bottom + 2 - 1) * self.stem_stride + self.stem_kernel
 
     def _output_for_bottom(self, bottom: int) -> int:
+        bottom -= 2 * self.reach
         for _ in range(self.num_ups):
             bottom = 2 * bottom - _BLOCK_LOSS
         return bottom

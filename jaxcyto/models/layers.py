@@ -267,8 +267,18 @@ class BatchNorm(nn.Module):
         self.scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalize [..., C] with the statistics of this batch, and update the running ones."""
+    def __call__(self, x: jax.Array, stored: bool = False) -> jax.Array:
+        """Normalize a batch for training.
+
+        Args:
+            x: [..., C].
+            stored: whether to normalize with the running statistics, as constants. Otherwise, those
+                of this batch are used, and the running ones are updated.
+        """
+        shape = (1,) * (x.ndim - 1) + (self.width,)
+        if stored:
+            a, b = (each.reshape(shape) for each in self.running())
+            return (x * a + b).astype(self.dtype)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         axes = tuple(range(x.ndim - 1))
         mean, second = jnp.mean(wide, axes), jnp.mean(jnp.square(wide), axes)
@@ -281,7 +291,6 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             for running, new in ((self.mean, mean), (self.var, var)):
                 running.value = BN_MOMENTUM * running.value + (1 - BN_MOMENTUM) * new
-        shape = (1,) * (x.ndim - 1) + (self.width,)
         a, b = (each.reshape(shape) for each in self._affine(mean, var))
         return (x * a + b).astype(self.dtype)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxcyto.models.encoder import Encoder
+from jaxcyto.models.encoder import ENCODER, Encoder
 from jaxcyto.models.geometry import Geometry
 
 
@@ -66,7 +66,7 @@ class SiameseNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
             remat=self.remat,
-            name="encoder",
+            name=ENCODER,
         )(patches.reshape(batch * 2, *patches.shape[2:]), train)
         head_dtype = jnp.promote_types(self.dtype, jnp.float32)
         last = maps[-1].reshape(batch, 2, -1)

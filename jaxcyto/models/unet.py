@@ -1,11 +1,13 @@
-"""Define the U-Net for areas.
+"""Define the segmentation network.
 
 It consists of the shared contracting path, an optional second contracting path for the atlas, and
-an expansive path. Sizes and positions are derived in `geometry.py`. The layout is the one that
-reproduces the 1,479,728 parameters, the receptive field and the output resolution of Spitzer et al.
-2017 together. The parameter count implies that the transposed convolutions and the classifier have
-batch normalization. Two things are assumptions: batch normalization comes before ReLU, and the
-logits have no ReLU.
+an expansive path (the paper's U-Net), score maps (`scores.py`), or both, whose logits are added.
+Sizes and positions are derived in `geometry.py`.
+
+The layout of the U-Net is the one that reproduces the 1,479,728 parameters, the receptive field and
+the output resolution of Spitzer et al. 2017 together. The parameter count implies that the
+transposed convolutions and the classifier have batch normalization. Two things are assumptions:
+batch normalization comes before ReLU, and the logits have no ReLU.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxcyto.models.encoder import KERNEL_INIT, Encoder, block_type
+from jaxcyto.models.encoder import ENCODER, KERNEL_INIT, Encoder, block_type
 from jaxcyto.models.geometry import ATLAS_KERNEL, Geometry
 from jaxcyto.models.layers import BatchNorm, Kernel, affine_block, conv
+from jaxcyto.models.scores import Scores, center
 
 # He initialization with fan-in C instead of 4 C. With a stride of 2, each output pixel depends on
 # only one tap of the 2x2 kernel, so the two spatial axes must not count.
@@ -86,6 +89,11 @@ class UNet(nn.Module):
         stem_stride: stride of the first convolution.
         widths: output channels of each block of the contracting path. The expansive path uses them
             in reverse order, without the first and the last.
+        decoder: "unet" for the paper's expansive path, "scores" for score maps, or "both" for the
+            sum of their logits.
+        pools: sides of the local means from which score maps are computed, px of the last map.
+        stored_statistics: whether the contracting path of the image normalizes with stored batch
+            statistics in training, too. They are then constants.
         dtype: compute dtype, bfloat16 or float32. Parameters are float32, and the logits are
             always computed in float32.
         axis_name: device axis over which batch statistics are averaged, None for one device.
@@ -96,6 +104,9 @@ class UNet(nn.Module):
     stem_kernel: int = 5
     stem_stride: int = 4
     widths: Sequence[int] = (16, 32, 64, 64, 128, 128)
+    decoder: str = "unet"
+    pools: Sequence[int] = ()
+    stored_statistics: bool = False
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     remat: bool = False
@@ -126,8 +137,9 @@ class UNet(nn.Module):
         common: Any = {"dtype": self.dtype, "axis_name": self.axis_name}
         widths = tuple(self.widths)
 
-        path = common | {"remat": self.remat}
-        encoder = Encoder(self.stem_kernel, self.stem_stride, widths, **path, name="encoder")
+        path: Any = common | {"remat": self.remat}
+        own: Any = path | {"stored_statistics": self.stored_statistics}
+        encoder = Encoder(self.stem_kernel, self.stem_stride, widths, **own, name=ENCODER)
         paths = [encoder(image, train)]
         if atlas is not None:
             encoder = Encoder(
@@ -135,18 +147,31 @@ class UNet(nn.Module):
             )
             paths.append(encoder(atlas, train))
         # From the second block on, both paths are on the same grid.
-        *skips, x = (
-            jnp.concatenate(maps, axis=-1)
-            for maps in zip(*(path[1:] for path in paths), strict=True)
-        )
+        maps = [
+            jnp.concatenate(each, axis=-1)
+            for each in zip(*(path[1:] for path in paths), strict=True)
+        ]
+        logits = []
+        if self.decoder != "unet":
+            logits.append(Scores(self.num_classes, self.pools, self.dtype, name="scores")(maps))
+        if self.decoder != "scores":
+            reach = Geometry.of(self).reach
+            *skips, last = maps
+            logits.append(self._expand([*skips, _without_margin(last, reach)], train))
+        return logits[0] if len(logits) == 1 else logits[0] + logits[1]
 
+    def _expand(self, maps: list[jax.Array], train: bool) -> jax.Array:
+        """Compute the logits of the expansive path from the maps of all blocks but the first."""
+        common: Any = {"dtype": self.dtype, "axis_name": self.axis_name}
+        widths = tuple(self.widths)
+        *skips, x = maps
         for number, (width, skip) in enumerate(
             zip(reversed(widths[1:-1]), reversed(skips), strict=True), start=len(widths) + 1
         ):
             up = Up(width, dtype=self.dtype, name=f"up{number}")
             norm = BatchNorm(width, **common, name=f"up{number}_bn")
             x = nn.relu(norm(up(x))) if train else up(x, norm.running())
-            x = jnp.concatenate([x, _center(skip, *x.shape[1:3])], axis=-1)
+            x = jnp.concatenate([x, center(skip, *x.shape[1:3])], axis=-1)
             x = block_type(self.remat)(width, **common, name=f"block{number}")(x, train)
 
         dtype = jnp.promote_types(self.dtype, jnp.float32)
@@ -179,7 +204,6 @@ class UNet(nn.Module):
             )
 
 
-def _center(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Crop a map [B, H, W, C] to its central height x width. Margins are even at valid sizes."""
-    top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
-    return x[:, top : top + height, left : left + width]
+def _without_margin(x: jax.Array, margin: int) -> jax.Array:
+    """Remove a margin of some px from all sides of a map [B, H, W, C]."""
+    return center(x, x.shape[1] - 2 * margin, x.shape[2] - 2 * margin)

@@ -22,12 +22,14 @@ class Evaluator:
     Attributes:
         errors: pmapped `step.eval_step`
         statistics: pmapped `step.statistics_step`
+        constant: submodules whose batch statistics are constant (`Task.constant_statistics`)
         threads: threads that read batches ahead
         between: called before each batch. The loop uses it to react to signals.
     """
 
     errors: Callable[[State, Any], Any]
     statistics: Callable[[State, Any], Any]
+    constant: tuple[str, ...]
     threads: int
     between: Callable[[], None]
 
@@ -37,6 +39,7 @@ class Evaluator:
         return cls(
             errors=parallel.pmap_eval(eval_step, (None, None), task=task),
             statistics=parallel.pmap_eval(statistics_step, None, task=task),
+            constant=task.constant_statistics,
             threads=threads,
             between=between,
         )
@@ -47,7 +50,7 @@ class Evaluator:
         The running averages of training lag behind the parameters. In pre-training, the maps of the
         last layer have a single pixel, so its averages are also estimated from few values.
         Variances are averaged as second moments, so the result is that of one large batch. Images
-        are not augmented.
+        are not augmented. Constant statistics are left as they are.
 
         Args:
             state: the state, replicated
@@ -55,6 +58,8 @@ class Evaluator:
                 processes and covers all of their shares.
             steps: count of batches to average over. 0 returns the state unchanged.
         """
+        if set(state.batch_stats) <= set(self.constant):
+            return state
         total: Any = None
         for batch in iterate(batches[:steps], self.threads, parallel.place):
             self.between()
@@ -63,7 +68,8 @@ class Evaluator:
         if total is None:
             return state
         mean = jax.tree.map(lambda x: x / steps, total)
-        return dataclasses.replace(state, batch_stats=parallel.replicate(from_moments(mean)))
+        estimated = parallel.replicate(from_moments(mean))
+        return dataclasses.replace(state, batch_stats=state.batch_stats | estimated)
 
     def run(
         self, state: State, batches: grain.MapDataset

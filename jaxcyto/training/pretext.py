@@ -44,6 +44,7 @@ class PretextTask:
     # The last batch normalization sees maps of a single pixel, so its running statistics are
     # unreliable. "train_mode" shows the error without them.
     modes = ("eval", "train_mode")
+    constant_statistics = ()
 
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
         """Add scaled targets to a batch, and convert its patches to normalized float.

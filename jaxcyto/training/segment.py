@@ -1,6 +1,7 @@
 """Train the segmentation U-Net on sparse annotations, and score it."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from jaxcyto.data.segment_table import SegmentTable, open_window_tables
 from jaxcyto.data.skipping import Skipped
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry, UNet, build_unet
+from jaxcyto.models.encoder import ENCODER
 from jaxcyto.plots.segmentation import segment_figures
 from jaxcyto.runs import record
-from jaxcyto.runs.load import read_trained_on
+from jaxcyto.runs.load import find, read_trained_on
 from jaxcyto.scores import scores, scores_table, sum_sections
 from jaxcyto.training.devices import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
+from jaxcyto.training.head import AnnotatedImage, fit_scores
 from jaxcyto.training.log import logger
+from jaxcyto.training.maps import MapReader
 from jaxcyto.training.state.optim import make_optimizer
 from jaxcyto.training.state.state import State, init_state
 from jaxcyto.training.state.transfer import pretraining_scales, transfer
@@ -38,6 +42,7 @@ from jaxcyto.training.step import Batch
 # Side of the images in evaluation, relative to training. Larger images have relatively less margin:
 # with 5097 px instead of 2025 px, an output pixel costs a quarter of the work.
 EVALUATION_SIDE = 2.5
+FEATURES_FOLDER = "features"  # of a pre-training run, for maps of sections (`maps.py`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,11 @@ class SegmentTask:
     seed: int = 0
 
     modes = ("eval",)
+
+    @property
+    def constant_statistics(self) -> tuple[str, ...]:
+        """The contracting path, if it keeps the statistics of pre-training."""
+        return (ENCODER,) if self.model.stored_statistics else ()
 
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
         """Normalize the image, and scale the atlas to 0 ... 1.
@@ -154,7 +164,37 @@ class SegmentExperiment:
         if fresh and self.config.init_from is not None:
             state, report = transfer(state, self.config.init_from)
             logger.info("weights of %s:\n%s", self.config.init_from, report)
+            if self.config.fit_head and distributed.is_first():  # the others get its state
+                state = self._fit_head(state, self.config.init_from)
         return state
+
+    def _fit_head(self, state: State, run: str) -> State:
+        """Return the state with score maps that are fitted to the training sections."""
+        start = time.monotonic()
+        table = self.eval_table
+        maps = MapReader(
+            self.task.model,
+            {"params": state.params, "batch_stats": state.batch_stats},
+            self.task.scales,
+            table.um_per_px,
+            table.side,
+            find(run).folder / FEATURES_FOLDER,
+        )
+        sections = [
+            AnnotatedImage(each.name_in_brain, each.image, each.label)
+            for each in table.sections
+            if each.row.split == "train"
+        ]
+        options: Any = {"factor": table.factor, "num_classes": len(table.classes)}
+        pools, seed = self.config.model.pools, self.config.seed
+        scores, pixels = fit_scores(sections, maps, **options, pools=pools, seed=seed)
+        logger.info(
+            "head: fitted to %d pixels of %d sections in %.1f s",
+            pixels,
+            len(sections),
+            time.monotonic() - start,
+        )
+        return dataclasses.replace(state, params=state.params | {"scores": scores})
 
     @property
     def resident(self) -> Batch:
@@ -261,7 +301,8 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
         )
     else:
         scales = config.scales or fit_input_scales(SegmentSource(table), skipped)
-    net = build_unet(config.model, len(table.classes))
+    stored = config.encoder_statistics == "stored" and config.init_from is not None
+    net = build_unet(config.model, len(table.classes)).clone(stored_statistics=stored)
     rate = config.encoder_rate if config.init_from is not None else 1.0
     optimizer = make_optimizer(config.optim, config.steps, rate)
     task = SegmentTask(net, config.loss, config.augment, scales, optimizer, config.seed)

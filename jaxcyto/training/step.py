@@ -57,6 +57,11 @@ class Task(Protocol):
     @property
     def seed(self) -> int: ...
 
+    @property
+    def constant_statistics(self) -> tuple[str, ...]:
+        """The submodules of the network whose batch statistics training leaves unchanged."""
+        ...
+
     def inputs(self, batch: Batch, keys: jax.Array | None) -> Batch:
         """Return a loader's batch with normalized float images and scaled targets.
 
@@ -241,20 +246,24 @@ def statistics_step(
     """Compute the batch statistics of one batch as moments, which average over batches.
 
     Args:
-        state: the state, the same on all devices. Its stored batch statistics are not used.
+        state: the state, the same on all devices. Of its batch statistics, only the constant ones
+            are used.
         batch: this device's share of the global batch, from the loader
         task: the task
         axis_name: the mapped axis, or None for one device
 
     Returns:
-        The moments of `to_moments`, over the global batch.
+        The moments of `to_moments`, over the global batch, without those of the submodules whose
+        statistics are constant.
     """
     batch = task.inputs(batch, None)
     model = task.model.clone(axis_name=axis_name)
     # Batch normalization only returns running averages. Started from zeros, the average after one
     # batch is (1 - momentum) times the batch's own value, so dividing recovers that value.
-    zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    _, updated = task.forward(model, {"params": state.params, "batch_stats": zeros}, batch, True)
+    constant = {name: state.batch_stats[name] for name in task.constant_statistics}
+    start = jax.tree.map(jnp.zeros_like, state.batch_stats) | constant
+    _, updated = task.forward(model, {"params": state.params, "batch_stats": start}, batch, True)
+    updated = {name: value for name, value in updated.items() if name not in constant}
     return to_moments(jax.tree.map(lambda x: x / (1.0 - BN_MOMENTUM), updated))
 
 

@@ -7,6 +7,7 @@ import optax
 
 from jaxcyto.config import OptimConfig
 from jaxcyto.errors import InputError
+from jaxcyto.models.encoder import ENCODER
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -86,8 +87,8 @@ def make_optimizer(
     if encoder_rate != 1.0:
         slower = optax.chain(optimizer, optax.scale(encoder_rate))
         optimizer = optax.multi_transform(
-            {"encoder": slower if encoder_rate else optax.set_to_zero(), "rest": optimizer},
-            lambda params: {key: "encoder" if key == "encoder" else "rest" for key in params},
+            {ENCODER: slower if encoder_rate else optax.set_to_zero(), "rest": optimizer},
+            lambda params: {key: key if key == ENCODER else "rest" for key in params},
         )
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

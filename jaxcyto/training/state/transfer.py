@@ -10,10 +10,9 @@ import numpy as np
 
 from jaxcyto.config import InputScales
 from jaxcyto.errors import InputError
+from jaxcyto.models.encoder import ENCODER
 from jaxcyto.runs.load import find, load_weights, read_config
 from jaxcyto.training.state.state import State
-
-TAKEN = "encoder"  # the submodule that both networks share
 
 
 def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
@@ -40,7 +39,7 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
     )
     rows = []
     for name, leaf in sorted(leaves.items()):
-        if name.split("/")[1] != TAKEN:
+        if name.split("/")[1] != ENCODER:
             rows.append(("new", name, leaf))
             continue
         if name not in weights:
@@ -56,7 +55,7 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
     for name, leaf in sorted(weights.items()):
         if name in leaves:
             continue
-        if name.split("/")[1] == TAKEN:
+        if name.split("/")[1] == ENCODER:
             raise InputError(
                 f"--config.init_from={run}: {name} is not in this network; {_remedy()}"
             )
