@@ -416,7 +416,7 @@ def test_second_derivatives_of_the_networks(net, train, monkeypatch):
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("side", [32, 33])
+@pytest.mark.parametrize("side", [32, 31])
 def test_forward_mode_works_without_onednn_and_names_the_switch_with_it(train, side, monkeypatch):
     """The derivative along a direction equals the product of the gradient with it."""
     model = SiameseNet(features=5, stem_kernel=3, stem_stride=1, widths=(4, 4, 8))
@@ -432,8 +432,8 @@ def test_forward_mode_works_without_onednn_and_names_the_switch_with_it(train, s
         jax.jvp(output, (x,), (along,))
     monkeypatch.setenv("JAXCYTO_ONEDNN", "0")
     value, slope = jax.jvp(output, (x,), (along,))
-    assert value == pytest.approx(output(x), rel=1e-6)
-    assert slope == pytest.approx(float(jnp.vdot(gradient, along)), rel=1e-4, abs=1e-4)
+    assert float(value) == pytest.approx(float(output(x)), rel=1e-5)
+    assert float(slope) == pytest.approx(float(jnp.vdot(gradient, along)), rel=1e-4, abs=1e-4)
     np.testing.assert_allclose(jax.grad(output)(x), gradient, atol=1e-5)
 
 
