@@ -134,3 +134,24 @@ def test_private_parts_of_jax_stay_behind_one_door():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_nothing_replaces_a_part_of_a_library():
+    """An assignment to an attribute of an imported module would change it for all its users."""
+    replaced = []
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        imported = {
+            alias.asname or alias.name.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        } - {"warnings"}  # Python documents that its functions may be replaced
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                root = node.value
+                while isinstance(root, ast.Attribute):
+                    root = root.value
+                if isinstance(root, ast.Name) and root.id in imported:
+                    replaced.append(f"{name}: {ast.unparse(node)}")
+    assert replaced == []

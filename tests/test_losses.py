@@ -15,6 +15,7 @@ import sklearn.metrics
 from jaxcyto import losses
 from jaxcyto.errors import InputError
 from jaxcyto.losses import coordinate_loss, distance_loss, total_loss
+from jaxcyto.models.siamese import SiameseNet
 
 B = 5
 
@@ -302,6 +303,43 @@ def test_documented_own_term(my_losses, outputs, batch):
     expected = np.where(batch["distance_scaled"] < 1.0, distance_loss(outputs, batch), 0).mean()
     np.testing.assert_allclose(total_loss(((near, 0.5),), outputs, batch), expected / 2, rtol=1e-6)
     assert 0 < np.sum(batch["distance_scaled"] < 1.0) < B
+
+
+def test_documented_gradient_penalty(tmp_path, monkeypatch):
+    """Both derivatives are those of a piecewise linear network, one example at a time."""
+    text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text()
+    for name in ("my_penalty", "my_step"):
+        (source,) = re.findall(rf"```python\n# {name}\.py\n(.*?)```", text, re.DOTALL)
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    from my_penalty import gradient_penalty  # pyright: ignore[reportMissingImports]
+    from my_step import penalty_gradient  # pyright: ignore[reportMissingImports]
+
+    model = SiameseNet(features=4, stem_kernel=3, stem_stride=1, widths=(4, 8))
+    patches = jax.random.normal(jax.random.key(0), (3, 2, 14, 14, 1))
+    variables = jax.jit(model.init)(jax.random.key(1), patches)
+    penalty = jax.jit(functools.partial(gradient_penalty, model))
+    values = penalty(variables, patches)
+    assert values.shape == (3,) and np.all(values > 0)
+    np.testing.assert_allclose(penalty(variables, patches[1:2]), values[1:2], rtol=1e-5)
+    # The network is piecewise linear in its input, so a small difference along the slope is exact.
+    total = jax.jit(lambda patches: jnp.sum(model.apply(variables, patches)["features"]))
+    step = 1e-3 * jax.jit(jax.grad(total))(patches)
+    difference = float(total(patches + step) - total(patches - step)) / 2e-3
+    np.testing.assert_allclose(difference, np.sum(values), rtol=0.02)
+
+    # At the start all biases are zero, so the slope is proportional to each kernel, and the penalty
+    # to its square: the derivative along the kernel is twice the penalty.
+    params, statistics = variables["params"], variables["batch_stats"]
+    gradient = jax.jit(functools.partial(penalty_gradient, model))(params, statistics, patches)
+    kernels = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        if "kernel" in name and "coordinates" not in name:
+            along = functools.reduce(lambda tree, key: tree[key.key], path, gradient)
+            np.testing.assert_allclose(jnp.vdot(leaf, along), 2 * np.mean(values), rtol=1e-3)
+            kernels += 1
+    assert kernels == 5
 
 
 # ---- segmentation --------------------------------------------------------------------------------

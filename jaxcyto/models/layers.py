@@ -2,6 +2,9 @@
 
 Convolutions run in oneDNN on the CPU and in XLA elsewhere. The results agree up to rounding.
 
+The layers have derivatives of any order in reverse mode (`jax.grad`, `jax.vjp`). Forward mode
+(`jax.jvp`) works once oneDNN is switched off, because JAX cannot derive it from custom gradients.
+
 `max_pool` has the values and the gradient of `nn.max_pool`, in which the first of equal pixels
 receives the gradient. Its backward pass is a broadcast and a select instead of XLA's
 select-and-scatter, which made a training step of the small network 1.3 times faster on the CPU. The
@@ -16,8 +19,9 @@ small networks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -67,7 +71,25 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     _check_shapes(x, kernel)
     # The cast stays outside of the custom gradient, so that JAX differentiates it and the gradient
     # of the kernel has the kernel's own dtype.
-    return _conv(x, kernel.astype(x.dtype), stride)
+    kernel = kernel.astype(x.dtype)
+    if kernels.switched_off():
+        return _by_xla(x, kernel, stride)
+    with _forward_mode_explained():
+        return _conv(x, kernel, stride)
+
+
+@contextlib.contextmanager
+def _forward_mode_explained() -> Iterator[None]:
+    """Say what to switch if JAX refuses forward mode. It names only its own decorator."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"{error} Forward mode through this network needs oneDNN switched off: set "
+            "JAXCYTO_ONEDNN=0 in the environment, or onednn = False in the config"
+        ) from error
 
 
 # JAX cannot differentiate the calls into oneDNN, so each pass chooses its library explicitly. A
@@ -139,7 +161,6 @@ _kernel_gradient.defvjp(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def affine_block(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bool) -> jax.Array:
     """Run a block at inference: convolutions, each followed by x * a + b and ReLU, then pooling.
 
@@ -159,6 +180,13 @@ def affine_block(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bo
     Raises:
         ValueError: the shapes do not fit each other.
     """
+    if kernels.switched_off():
+        return _affine(x, layers, stride, relu, pool)
+    with _forward_mode_explained():
+        return _affine_with_gradient(x, layers, stride, relu, pool)
+
+
+def _affine(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bool) -> jax.Array:
     channels = x.shape[-1]
     for kernel, a, b in layers:
         _check_shapes(jax.ShapeDtypeStruct((*x.shape[:-1], channels), x.dtype), kernel)
@@ -185,6 +213,9 @@ def affine_block(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bo
     return _on_backend(by_xla, by_onednn, x, folded)
 
 
+_affine_with_gradient = jax.custom_vjp(_affine, nondiff_argnums=(2, 3, 4))
+
+
 def _affine_forward(x: jax.Array, layers: Layers, stride: int, relu: bool, pool: bool):
     return affine_block(x, layers, stride, relu, pool), (x, layers)
 
@@ -202,7 +233,7 @@ def _affine_backward(stride: int, relu: bool, pool: bool, saved, gradient: jax.A
     return jax.vjp(unfolded, *saved)[1](gradient)
 
 
-affine_block.defvjp(_affine_forward, _affine_backward)
+_affine_with_gradient.defvjp(_affine_forward, _affine_backward)
 
 
 def _by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -308,7 +339,6 @@ class BatchNorm(nn.Module):
 Saved = tuple[jax.Array, jax.Array, jax.Array]
 
 
-@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
     """Pool the maximum of 2x2 windows with stride 2, in ceil mode.
 
@@ -321,28 +351,45 @@ def max_pool(x: jax.Array) -> jax.Array:
     Returns:
         [B, ceil(H / 2), ceil(W / 2), C].
     """
+    if kernels.switched_off():
+        return _max_pool_in_both_modes(x)
+    with _forward_mode_explained():
+        return _max_pool(x)
+
+
+@jax.custom_vjp
+def _max_pool(x: jax.Array) -> jax.Array:
     a, b, c, d = _corners(x)
     return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
 
 
-def _corners(x: jax.Array) -> list[jax.Array]:
-    """Return the four pixels of all 2x2 windows, row by row, each [B, H', W', C]."""
+def _corners(x: jax.Array, outside: float = -jnp.inf) -> list[jax.Array]:
+    """Return the four pixels of all 2x2 windows, row by row, each [B, H', W', C].
+
+    Args:
+        x: [B, H, W, C].
+        outside: value of the pixels beyond odd edges.
+    """
     height, width = x.shape[1:3]
     padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
-    x = jnp.pad(x, padding, constant_values=-jnp.inf)
+    x = jnp.pad(x, padding, constant_values=outside)
     return [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
 def _pool_forward(x: jax.Array) -> tuple[jax.Array, Saved]:
     height, width = x.shape[1:3]
+    shape = jnp.zeros((height, 0)), jnp.zeros((width, 0))
+    # Not the maximum that `_winner` computes: a second derivative must use the gradient of
+    # `_max_pool`, too. The compiler computes the common subexpressions once.
+    return _max_pool(x), (_winner(x).astype(jnp.uint8), *shape)
+
+
+def _winner(x: jax.Array) -> jax.Array:
+    """Return which pixel of each window is its maximum, 0 to 3. It has no gradient."""
     a, b, c, d = _corners(jax.lax.stop_gradient(x))
     top, bottom = jnp.maximum(a, b), jnp.maximum(c, d)
     # Greater or equal in each comparison: the first of equal pixels wins, as in `nn.max_pool`.
-    winner = jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    shape = jnp.zeros((height, 0)), jnp.zeros((width, 0))
-    # max_pool and not `top` and `bottom`: a second derivative must use its gradient, too. The
-    # compiler computes the common subexpressions once.
-    return max_pool(x), (winner.astype(jnp.uint8), *shape)
+    return jnp.where(top >= bottom, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
 
 
 def _pool_backward(saved: Saved, gradient: jax.Array) -> tuple[jax.Array]:
@@ -355,4 +402,17 @@ def _pool_backward(saved: Saved, gradient: jax.Array) -> tuple[jax.Array]:
     return (x[:, : height.shape[0], : width.shape[0]],)  # without the padding of odd edges
 
 
-max_pool.defvjp(_pool_forward, _pool_backward)
+_max_pool.defvjp(_pool_forward, _pool_backward)
+
+
+@jax.custom_jvp
+def _max_pool_in_both_modes(x: jax.Array) -> jax.Array:
+    """Pool like `_max_pool`. Forward mode works, but the backward pass is slower."""
+    a, b, c, d = _corners(x)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+@_max_pool_in_both_modes.defjvp
+def _pool_derivative(x: tuple[jax.Array], tangent: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    winner, corners = _winner(*x), _corners(*tangent, outside=0.0)
+    return _max_pool_in_both_modes(*x), jax.lax.select_n(winner, *corners)

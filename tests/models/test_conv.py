@@ -412,6 +412,42 @@ def test_second_derivatives_of_the_networks(net, train, monkeypatch):
         np.testing.assert_allclose(one, other, atol=2e-4 * scale)
 
 
+# ---- forward mode --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("side", [32, 31])
+def test_forward_mode_works_without_onednn_and_names_the_switch_with_it(train, side, monkeypatch):
+    """The derivative along a direction equals the product of the gradient with it."""
+    model = SiameseNet(features=5, stem_kernel=3, stem_stride=1, widths=(4, 4, 8))
+    x, along = np.random.default_rng(0).normal(size=(2, 2, 2, side, side, 1)).astype(np.float32)
+    variables = model.init(jax.random.key(0), x)
+
+    def output(x):
+        outputs, _ = model.apply(variables, x, train, mutable=["batch_stats"])
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs))
+
+    gradient = jax.grad(output)(x)
+    with pytest.raises(TypeError, match=r"set JAXCYTO_ONEDNN=0 in the env.* or onednn = False"):
+        jax.jvp(output, (x,), (along,))
+    monkeypatch.setenv("JAXCYTO_ONEDNN", "0")
+    value, slope = jax.jvp(output, (x,), (along,))
+    assert float(value) == pytest.approx(float(output(x)), rel=1e-5)
+    assert float(slope) == pytest.approx(float(jnp.vdot(gradient, along)), rel=1e-4, abs=1e-4)
+    np.testing.assert_allclose(jax.grad(output)(x), gradient, atol=1e-5)
+
+
+def test_pooling_gives_forward_and_backward_the_same_pixel(monkeypatch):
+    x = jnp.array(np.random.default_rng(0).integers(-2, 3, (2, 7, 8, 3)), jnp.float32)  # with ties
+    weight = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    backward = jax.vjp(conv.max_pool, x)[1](weight)[0]
+    monkeypatch.setenv("JAXCYTO_ONEDNN", "0")
+    np.testing.assert_array_equal(jax.vjp(conv.max_pool, x)[1](weight)[0], backward)
+    along = jax.random.normal(jax.random.key(1), x.shape)
+    slope = jax.jvp(conv.max_pool, (x,), (along,))[1]
+    np.testing.assert_allclose(jnp.vdot(slope, weight), jnp.vdot(along, backward), rtol=1e-5)
+
+
 # ---- values that are not finite, shapes, the switch ----------------------------------------------
 
 

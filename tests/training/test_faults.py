@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -384,3 +385,39 @@ def test_full_disk_names_the_log(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
         writer.write(1, {"a": 1.0})
     writer.close()
+
+
+def test_a_removal_that_was_cut_off_leaves_no_damaged_checkpoint(tmp_path, monkeypatch):
+    """A kill while an old checkpoint is deleted leaves no part of it under its name."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path: (path / "state/_METADATA").unlink())
+        save(tmp_path / "checkpoints", 1, 2, 3)
+    found = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert found == ["1.orbax-checkpoint-tmp-removed", "2", "3"]
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 3
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_saving_does_not_wait_for_the_write(tmp_path, monkeypatch):
+    """The state is copied before `save` returns, and the next `save` raises the error."""
+    may, written = threading.Event(), []
+
+    def write(self, step, leaves, best):
+        assert may.wait(60)
+        written.append((step, leaves["params/layer/kernel"].copy()))
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Checkpoints, "_write", write)
+    first = state(1)
+    kernel = first.params["layer"]["kernel"]
+    expected = kernel.copy()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, first)
+    kernel[:] = 0.0  # as the next step may reuse the buffer
+    assert not written
+    may.set()
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, state(2))
+    np.testing.assert_array_equal(written[0][1], expected)
+    checkpoints.close()

@@ -25,6 +25,8 @@ def open_tiff(path: str | os.PathLike) -> tifffile.TiffFile:
             exceptions, too.
     """
     check_pages(path)
+    # `_multifile` is the only private part of tifffile that is used. If a version drops it, every
+    # TIFF fails with a TypeError. Without it, a section could open the files that it names.
     return tifffile.TiffFile(path, _multifile=False)
 
 

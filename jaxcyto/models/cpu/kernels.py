@@ -40,11 +40,12 @@ def available() -> bool:
     config's `onednn = False` turn it off. A function that is compiled already keeps what it was
     traced with.
     """
-    return (
-        not _switched_off
-        and os.environ.get("JAXCYTO_ONEDNN", "1").lower() not in OFF
-        and _registered()
-    )
+    return not switched_off() and _registered()
+
+
+def switched_off() -> bool:
+    """Return whether the environment or the config turned oneDNN off."""
+    return _switched_off or os.environ.get("JAXCYTO_ONEDNN", "1").lower() in OFF
 
 
 def switch(on: bool) -> None:

@@ -8,7 +8,6 @@ one process, the functions return at once.
 """
 
 import atexit
-import contextlib
 import ctypes
 import importlib.util
 import json
@@ -158,18 +157,6 @@ def agreed(signum: int | None) -> int | None:
         signum: the signal that this process has received, if any
     """
     return signum if _peers is None else _peers.agreed(signum)
-
-
-def as_if_alone() -> contextlib.AbstractContextManager[None]:
-    """Make JAX report a single process inside a block, so that process 0 can use orbax alone.
-
-    In a job of one process, nothing is changed.
-    """
-    if _peers is None:
-        return contextlib.nullcontext()
-    from jaxcyto.training.devices import jax_private
-
-    return jax_private.as_if_alone()
 
 
 def part(status: int, reason: str | None) -> None:

@@ -4,9 +4,7 @@ The public API can start JAX's coordination service, but it gives no access to t
 of the service, and it does not tell whether it would detect a cluster.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,30 +40,6 @@ def key_value_store() -> Any:
     except (ImportError, AttributeError) as error:
         raise _untested(error) from None
     return client
-
-
-@contextlib.contextmanager
-def as_if_alone() -> Iterator[None]:
-    """Make JAX report a single process inside a block, so that process 0 can use orbax alone.
-
-    If orbax sees several processes, it synchronizes them. Each process has to make the same calls
-    in the same order, because orbax matches them by counting. The counts differ, for example, after
-    process 0 has skipped a damaged checkpoint, and all processes then hang. In addition, orbax's
-    threads run collectives on the devices. These interleave with those of the training steps in
-    another order on each process, which also hangs. Therefore only process 0 reads and writes
-    checkpoints, and it must wait for a write inside this block.
-
-    orbax's own option for this, `active_processes`, is refused by its `Checkpointer`, which always
-    creates its folder (NotImplementedError in orbax-checkpoint 0.12.8).
-    """
-    from jax._src import distributed
-
-    count, client = jax.process_count, distributed.global_state.client
-    jax.process_count, distributed.global_state.client = lambda *_: 1, None
-    try:
-        yield
-    finally:
-        jax.process_count, distributed.global_state.client = count, client
 
 
 def on_tpu_pod() -> bool:

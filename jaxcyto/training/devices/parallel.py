@@ -1,9 +1,13 @@
 """Run steps on all devices: pmapped steps, replicated states, and sharded batches.
 
-Training places arrays on devices in this file only. Current versions of JAX implement `jax.pmap` as
-jit(shard_map). Inside a step, the mapped axis AXIS spans the devices of all processes, so a psum
-sums over the whole job. Arguments and results of a pmapped step, in contrast, are per process: each
-process passes and receives only the parts on its own ("local") devices.
+Training places arrays on devices in this file only. Inside a step, the mapped axis AXIS spans the
+devices of all processes, so a psum sums over the whole job. Arguments and results of a pmapped
+step, in contrast, are per process: each process passes and receives only the parts on its own
+("local") devices.
+
+That is why steps are mapped by `jax.pmap` and not by `jax.shard_map`, which takes global arrays
+over the devices of all processes. The programs are the same, because current versions of JAX
+implement pmap as jit(shard_map).
 """
 
 import functools
@@ -146,6 +150,8 @@ def join_devices(tree: Any) -> Any:
 def place(batches: grain.IterDataset) -> grain.IterDataset:
     """Put each batch on the local devices, two batches ahead of the step."""
     sharding = NamedSharding(_mesh(), PartitionSpec(AXIS))
+    # The only use of grain.experimental. If a version of grain moves it, training ends at its start
+    # with an AttributeError. Then `jax.device_put` in a `map`, with a prefetch, can replace it.
     return grain.experimental.device_put(
         batches.map(split_over_devices), sharding, cpu_buffer_size=1, device_buffer_size=2
     )

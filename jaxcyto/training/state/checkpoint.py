@@ -3,6 +3,16 @@
 orbax does not detect flipped bits in its data files, so each checkpoint contains a SHA-256 of its
 leaves. A start recomputes it. A damaged checkpoint is moved aside, and the run continues from the
 one before. The newest checkpoints and the best one are kept.
+
+Of several processes, process 0 alone calls orbax, with `active_processes` = {0}. Then orbax neither
+waits for the other processes nor uses their devices. If it synchronized them, each would have to
+make the same calls in the same order, which is not so after process 0 has skipped a damaged
+checkpoint. And collectives in orbax's threads would interleave with those of the training steps in
+another order on each process. In both cases all would hang.
+
+The V1 API reads, but cannot write: its `Checkpointer` refuses `active_processes`, and its functions
+compare the path of all processes by a collective (orbax-checkpoint 0.12.8). So the older
+`orbax.Checkpointer` writes, in a thread of this file. The format is the same.
 """
 
 import contextlib
@@ -10,13 +20,16 @@ import hashlib
 import math
 import os
 import re
+import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as orbax
 from orbax.checkpoint import v1 as ocp
 
 from jaxcyto.errors import InputError
@@ -28,6 +41,7 @@ from jaxcyto.training.state.state import State
 Leaves = dict[str, np.ndarray]
 DIGEST = "sha256"  # name of the checksum among the leaves
 STEP_NAME = re.compile(r"0|[1-9][0-9]{0,11}")  # name of a checkpoint's folder
+TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's mark of a folder that is not, or not yet, whole
 # Largest plausible ratio of array bytes to file bytes, for arrays of more than SMALL_BYTES in all.
 # Trained parameters hardly compress, so their ratio is about 1.
 EXPANDS, SMALL_BYTES = 100, 2**25
@@ -57,27 +71,15 @@ class Checkpoints:
         folder = folder.resolve()  # with a relative path, orbax loses checkpoints without an error
         self.best: int | None = None
         self._folder, self._keep = folder, keep
-        self._writing: Any = None  # orbax's future of the last save
+        self._writing: Future[None] | None = None  # the last save
         self._leaves: Leaves = {}  # of the newest checkpoint, until `restore` returns them
-        self._checkpointer: Any = None
         if distributed.is_first():
-            with distributed.as_if_alone():
-                self._latest, self._leaves = _newest_intact(folder)
-                self._checkpointer = self._open()
+            self._latest, self._leaves = _newest_intact(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            _clear(folder)
+            self._orbax = _writer()
+            self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._latest: int | None = distributed.from_first(lambda: self._latest)
-
-    def _open(self) -> Any:
-        """Return orbax's checkpointer, which saves whenever it is called."""
-        # Any, because orbax's annotations contradict each other and pyright rejects correct calls.
-        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-        policy: Any = self
-        path: Any = self._folder
-        return ocp.training.Checkpointer(
-            path,
-            save_decision_policy=always,
-            preservation_policy=policy,
-            cleanup_tmp_directories=True,
-        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -93,8 +95,7 @@ class Checkpoints:
         """Start to write a checkpoint, after the write before it has finished.
 
         The state is copied to the host before this returns, so the next step may donate its
-        buffers. In a job of several processes, this returns after the write (see
-        `distributed.as_if_alone`).
+        buffers.
 
         Args:
             step: steps that the state has taken. If it is the newest checkpoint's, nothing is done.
@@ -105,18 +106,23 @@ class Checkpoints:
         """
         if self._latest == step:
             return
-        if self._checkpointer is not None:
-            self._start(step, state)
+        if distributed.is_first():
+            with self._os_errors():
+                self._wait()
+            # `device_get` may return views of buffers on the CPU, so this copies.
+            leaves = {name: np.array(leaf) for name, leaf in _named(jax.device_get(state)).items()}
+            self._writing = self._thread.submit(self._write, step, leaves, self.best)
         self._latest = step
 
-    def _start(self, step: int, state: State) -> None:
-        leaves = {name: np.asarray(leaf) for name, leaf in _named(jax.device_get(state)).items()}
+    def _write(self, step: int, leaves: Leaves, best: int | None) -> None:
+        """Write a checkpoint, then remove those that are no longer kept."""
         leaves[DIGEST] = _digest(leaves)
-        with self._os_errors(), distributed.as_if_alone():
-            self._wait()
-            self._writing = self._checkpointer.save_checkpointables_async(step, {"state": leaves})
-            if not distributed.is_alone():
-                self._wait()
+        # orbax writes to a temporary folder and renames it at the end.
+        state = orbax.args.PyTreeSave(leaves)
+        self._orbax.save(self._folder / str(step), args=orbax.args.Composite(state=state))
+        for old in _steps(self._folder)[: -self._keep]:
+            if old != best:
+                _remove(self._folder / str(old))
 
     def close(self) -> None:
         """Wait until everything is written.
@@ -124,20 +130,16 @@ class Checkpoints:
         Raises:
             OSError: the last write failed.
         """
-        if self._checkpointer is None:
-            return
-        with self._os_errors(), distributed.as_if_alone():
+        if distributed.is_first():
             try:
-                self._wait()
+                with self._os_errors():
+                    self._wait()
             finally:
-                self._checkpointer.close()
+                self._thread.shutdown()
+                self._orbax.close()
 
     def _wait(self) -> None:
-        """Wait until the last write is done.
-
-        This is needed for each save. orbax keeps a thread and three open files for each save whose
-        result is never requested, and after some hundred saves the run could open no more files.
-        """
+        """Wait until the last write is done, and raise its error."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -163,14 +165,13 @@ class Checkpoints:
             InputError: it is missing or damaged, or does not have the leaves, shapes and types of
                 `like`.
         """
-        with distributed.as_if_alone():
-            try:
-                leaves = _read(self._folder / str(step), step)
-            except _Damaged as error:
-                raise InputError(
-                    f"{self._folder / str(step)}: the checkpoint with the lowest validation error "
-                    f"cannot be read ({error}); set weights = 'last' or start in a new --workdir"
-                ) from None
+        try:
+            leaves = _read(self._folder / str(step), step)
+        except _Damaged as error:
+            raise InputError(
+                f"{self._folder / str(step)}: the checkpoint with the lowest validation error "
+                f"cannot be read ({error}); set weights = 'last' or start in a new --workdir"
+            ) from None
         return self._as_state(leaves, step, like)
 
     def _as_state(self, leaves: Leaves, step: int | None, like: State) -> State:
@@ -185,17 +186,6 @@ class Checkpoints:
                     "config of this run, or another --workdir"
                 )
         return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return which checkpoints are kept. orbax calls this as its preservation policy.
-
-        Args:
-            checkpoints: orbax's description of each checkpoint, sorted by step
-            context: not used
-        """
-        del context
-        first = len(checkpoints) - self._keep
-        return [k >= first or info.step == self.best for k, info in enumerate(checkpoints)]
 
     @contextlib.contextmanager
     def _os_errors(self) -> Iterator[None]:
@@ -221,6 +211,39 @@ class _Damaged(Exception):
     """A damaged checkpoint. The message describes what is wrong with it."""
 
 
+def _writer() -> Any:
+    """Return orbax's writer of a folder that holds one tree, `state`."""
+    # Any, because pyright rejects correct calls of orbax.
+    alone: Any = orbax.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    tree = orbax.PyTreeCheckpointHandler(use_zarr3=True, multiprocessing_options=alone)
+    options = orbax.CompositeOptions(multiprocessing_options=alone)
+    handler = orbax.CompositeCheckpointHandler(composite_options=options, state=tree)
+    return orbax.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _reader() -> Any:
+    """Return the context in which process 0 reads."""
+    context: Any = ocp.Context()
+    context.multiprocessing.active_processes = {0}
+    return context
+
+
+def _steps(folder: Path) -> list[int]:
+    """Return the steps of all checkpoints, the newest last."""
+    return sorted(int(path.name) for path in folder.glob("*") if STEP_NAME.fullmatch(path.name))
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, so that a kill at any moment leaves all or nothing under its name."""
+    shutil.rmtree(path.rename(path.with_name(f"{path.name}{TEMPORARY}-removed")))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed process was writing or removing."""
+    for path in folder.glob(f"*{TEMPORARY}*"):
+        shutil.rmtree(path)
+
+
 def _newest_intact(folder: Path) -> tuple[int | None, Leaves]:
     """Return step and leaves of the newest intact checkpoint, and move newer ones aside.
 
@@ -231,9 +254,8 @@ def _newest_intact(folder: Path) -> tuple[int | None, Leaves]:
         InputError: there are checkpoints, but none is intact. They are then not moved, so the next
             start fails, too, and does not begin from the first step.
     """
-    steps = [int(path.name) for path in folder.glob("*") if STEP_NAME.fullmatch(path.name)]
     damaged: dict[Path, str] = {}
-    for step in sorted(steps, reverse=True):
+    for step in reversed(_steps(folder)):
         try:
             leaves = _read(folder / str(step), step)
         except _Damaged as error:
@@ -268,8 +290,9 @@ def _read(path: Path, step: int) -> Leaves:
         _Damaged: the leaves cannot be read, or are not those that were saved.
     """
     try:
-        _check_size(path)
-        leaves = dict(ocp.load_checkpointables(str(path))["state"])
+        with _reader():
+            _check_size(path)
+            leaves = dict(ocp.load_checkpointables(str(path))["state"])
         leaves = {str(name): np.asarray(leaf) for name, leaf in leaves.items()}
     except Exception as error:
         # orbax raises many kinds of exceptions. The first of a chain is the most specific one.
