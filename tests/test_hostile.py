@@ -633,7 +633,7 @@ def test_scales_of_a_run(tmp_path):
     config = {"pairs_sha256": [], "data": {"um_per_px": 16.0}, "scales": scales}
     path.write_text(json.dumps(config))
     assert re.search(
-        "damaged", refused(lambda path: pretraining_scales(path.parent, 16.0, []), path)
+        "damaged", refused(lambda path: pretraining_scales(path.parent, 16.0, {}), path)
     )
 
 
