@@ -614,6 +614,7 @@ def test_weights_with_a_lying_header(tmp_path):
         ('"area"', '"hill"'),
         ('"float32"', '"int8"'),
         ('"scales"', '"training_sections": [{}], "scales"'),
+        ('"scales"', '"training_fingerprints": {"a": 1}, "scales"'),
         ('"image_px": ', '"image_px": 1e400, "x": '),
         ("{", "[" * 100_000),
     ],

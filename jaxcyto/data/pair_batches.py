@@ -87,7 +87,7 @@ class PairSource:
         It is None for a section that cannot be read.
         """
         sections = {}
-        for name, (k, row) in self._table.training_sections.items():
+        for name, (k, row) in self._table.training_rows.items():
             brain = self._table.brains[k]
             entry = brain.sections[row]
             unopened = Section(entry.image, entry.pixel_um, brain.background)

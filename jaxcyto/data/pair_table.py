@@ -40,7 +40,7 @@ class PairTable:
         return np.flatnonzero(self.split == manifest.SPLITS.index(split))
 
     @property
-    def training_sections(self) -> dict[str, tuple[int, int]]:
+    def training_rows(self) -> dict[str, tuple[int, int]]:
         """(brain, row of its section table) of all sections with a training patch.
 
         The keys are BRAIN/SECTION, in ascending order.
@@ -52,6 +52,11 @@ class PairTable:
             for row in np.unique(patches.section[patches.split == train]).tolist()
         }
         return dict(sorted(found.items()))
+
+    @property
+    def training_sections(self) -> list[str]:
+        """BRAIN/SECTION of all sections with a training patch, in ascending order."""
+        return list(self.training_rows)
 
     def locate(self, patch: int | np.integer) -> tuple[int, int]:
         """Return (brain, index of the patch in this brain) for the index of a patch."""

@@ -112,7 +112,7 @@ class PretextExperiment:
     def identity(self) -> dict[str, Any]:
         return {
             "pairs_sha256": dict(zip(self.table.brain_names, self.table.keys, strict=True)),
-            "training_sections": list(self.table.training_sections),
+            "training_sections": self.table.training_sections,
         }
 
     @cached_property

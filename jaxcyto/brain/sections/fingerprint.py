@@ -1,10 +1,13 @@
 """Recognize a section image by its content, whatever its file is called and however it is stored.
 
-A fingerprint is a hash of the size of the image and of its gray values in 16 windows at full
-resolution. They lie at fixed fractions of height and width. A copy that was renamed, moved or
-stored again without loss (with another codec, tiling or pyramid) therefore has the fingerprint of
-its original. Any change of a pixel inside the windows, of the size, or of all gray values changes
-it. Changes of pixels elsewhere do not, because the rest of the image is not read.
+A fingerprint is a hash of the size of an image and of its gray values in 16 windows at full
+resolution, at fixed fractions of height and width. A copy that was renamed, moved or stored again
+without loss (with another codec, tiling or pyramid) has the fingerprint of its original. Another
+size or one changed pixel inside the windows changes it, so a copy with lossy compression or another
+resolution has another. Pixels outside of the windows are not read, and their changes do not show.
+
+Reading decodes some 16 tiles. If compressed strips are long, it takes longer, because a strip is
+decoded as a whole for each window in it.
 """
 
 import hashlib
