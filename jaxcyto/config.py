@@ -200,7 +200,9 @@ class SegmentData:
     """Annotated sections and how to read them. Paths are relative to the working directory."""
 
     brains: tuple[str, ...] = ()  # folders with a brain.toml and equal classes, as ('a', 'b')
-    train_sections: tuple[str, ...] = ()  # annotated sections of the split "train", or () for all
+    # Annotated sections of the split "train", or () for all. With several brains, BRAIN/SECTION by
+    # the name of the brain's folder, such as "left/0012".
+    train_sections: tuple[str, ...] = ()
     image_px: int = 2025  # side of a training image (Spitzer et al. 2017)
     um_per_px: float = 2.0  # paper, section 2
     atlas: bool = False  # whether a second contracting path reads the sections' atlas images

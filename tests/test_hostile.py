@@ -614,6 +614,7 @@ def test_weights_with_a_lying_header(tmp_path):
         ('"area"', '"hill"'),
         ('"float32"', '"int8"'),
         ('"scales"', '"training_sections": [{}], "scales"'),
+        ('"scales"', '"training_fingerprints": {"a": 1}, "scales"'),
         ('"image_px": ', '"image_px": 1e400, "x": '),
         ("{", "[" * 100_000),
     ],
@@ -633,7 +634,7 @@ def test_scales_of_a_run(tmp_path):
     config = {"pairs_sha256": [], "data": {"um_per_px": 16.0}, "scales": scales}
     path.write_text(json.dumps(config))
     assert re.search(
-        "damaged", refused(lambda path: pretraining_scales(path.parent, 16.0, []), path)
+        "damaged", refused(lambda path: pretraining_scales(path.parent, 16.0, {}), path)
     )
 
 

@@ -146,7 +146,7 @@ def _untrained(size: Size, root: Path, seed: int) -> PretextRun:
         um_per_px=config.data.um_per_px,
         patch_px=config.data.patch_px,
         absolute_x=config.data.absolute_x,
-        training_sections=tuple(experiment.table.training_sections),
+        training_sections=dict.fromkeys(experiment.table.training_sections),
     )
 
 

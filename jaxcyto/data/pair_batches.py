@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxcyto.brain import manifest
 from jaxcyto.brain.sampling.patches import corner_px
+from jaxcyto.brain.sections.fingerprint import fingerprints
 from jaxcyto.brain.sections.section import Section, open_section
 from jaxcyto.config import DataConfig, Scales
 from jaxcyto.data.loading import Batch, mean_and_std
@@ -79,6 +80,19 @@ class PairSource:
         patches = np.concatenate([s + f for s, f in zip(table.patch_start, first, strict=False)])
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(check, patches.tolist()))
+
+    def training_fingerprints(self, threads: int) -> dict[str, str | None]:
+        """Return the fingerprint of each section with a training patch, by BRAIN/SECTION.
+
+        It is None for a section that cannot be read.
+        """
+        sections = {}
+        for name, (k, row) in self._table.training_rows.items():
+            brain = self._table.brains[k]
+            entry = brain.sections[row]
+            unopened = Section(entry.image, entry.pixel_um, brain.background)
+            sections[name] = self._sections.get((k, row), unopened)
+        return fingerprints(sections, threads)
 
     def read_patch(self, patch: int | np.integer) -> np.ndarray:
         """Read the image of the patch with this index, uint8 [patch_px, patch_px].

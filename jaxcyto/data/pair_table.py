@@ -9,6 +9,7 @@ from jaxcyto.brain.sampling.consistency import check_pairs
 from jaxcyto.brain.sampling.pairs import load_pairs_with_patches, open_distances
 from jaxcyto.brain.sampling.patches import Patches
 from jaxcyto.config import DataConfig
+from jaxcyto.data.brain_names import brain_names
 from jaxcyto.errors import InputError
 from jaxcyto.utils.matrix_file import MatrixFile
 
@@ -21,6 +22,7 @@ class PairTable:
     """
 
     brains: tuple[manifest.Brain, ...]
+    brain_names: tuple[str, ...]  # see `brain_names`
     patches: tuple[Patches, ...]
     patch_start: (
         np.ndarray
@@ -38,14 +40,23 @@ class PairTable:
         return np.flatnonzero(self.split == manifest.SPLITS.index(split))
 
     @property
-    def training_sections(self) -> list[str]:
-        """The names BRAIN/SECTION of all sections with a training patch, sorted."""
+    def training_rows(self) -> dict[str, tuple[int, int]]:
+        """(brain, row of its section table) of all sections with a training patch.
+
+        The keys are BRAIN/SECTION, in ascending order.
+        """
         train = manifest.SPLITS.index("train")
-        return sorted(
-            f"{brain.root.name}/{brain.sections[row].name}"
-            for brain, patches in zip(self.brains, self.patches, strict=True)
-            for row in np.unique(patches.section[patches.split == train])
-        )
+        found = {
+            f"{self.brain_names[k]}/{self.brains[k].sections[row].name}": (k, row)
+            for k, patches in enumerate(self.patches)
+            for row in np.unique(patches.section[patches.split == train]).tolist()
+        }
+        return dict(sorted(found.items()))
+
+    @property
+    def training_sections(self) -> list[str]:
+        """BRAIN/SECTION of all sections with a training patch, in ascending order."""
+        return list(self.training_rows)
 
     def locate(self, patch: int | np.integer) -> tuple[int, int]:
         """Return (brain, index of the patch in this brain) for the index of a patch."""
@@ -75,7 +86,8 @@ def open_pairs(config: DataConfig) -> PairTable:
     """Read the brains, patches and pairs that a config names.
 
     Raises:
-        InputError: if a file is missing or damaged, or patches were sampled for another size.
+        InputError: if a file is missing or damaged, patches were sampled for another size, or a
+            brain is listed twice.
     """
     if not config.brains:
         raise InputError("data.brains is empty; give one or more folders with a brain.toml")
@@ -108,6 +120,7 @@ def open_pairs(config: DataConfig) -> PairTable:
         coordinates[:, 0] = np.abs(coordinates[:, 0])
     return PairTable(
         brains=tuple(brains),
+        brain_names=tuple(brain_names([brain.root for brain in brains])),
         patches=tuple(patches),
         patch_start=np.array(start),
         first=np.concatenate(first),

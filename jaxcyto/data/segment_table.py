@@ -3,16 +3,18 @@
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from jaxcyto.brain.manifest import AreaClass, Brain, SectionRow, read_brain
 from jaxcyto.brain.sections.atlas_image import AtlasImage, section_atlas
+from jaxcyto.brain.sections.fingerprint import fingerprints
 from jaxcyto.brain.sections.label_image import annotated_blocks, section_label
 from jaxcyto.brain.sections.section import Section, open_section
 from jaxcyto.config import ModelConfig, SegmentData
+from jaxcyto.data.brain_names import brain_names
 from jaxcyto.data.windows import label_factor
 from jaxcyto.errors import InputError
 from jaxcyto.models.geometry import Geometry
@@ -33,6 +35,7 @@ class AnnotatedSection:
     """A section with its images open. `atlas` is None if the config does not use atlas images."""
 
     brain: Brain
+    brain_name: str  # see `brain_names`
     row: SectionRow
     image: Section
     label: Section
@@ -40,8 +43,8 @@ class AnnotatedSection:
 
     @property
     def name_in_brain(self) -> str:
-        """BRAIN/SECTION, with the name of the brain's folder."""
-        return f"{self.brain.root.name}/{self.row.name}"
+        """BRAIN/SECTION, with the name of `brain_names`."""
+        return f"{self.brain_name}/{self.row.name}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,10 +95,14 @@ class SegmentTable:
         """BRAIN/SECTION of every section from which training images are drawn."""
         return sorted(s.name_in_brain for s in self.sections if s.row.split == "train")
 
-    @property
-    def held_out_sections(self) -> list[str]:
-        """BRAIN/SECTION of every section of validation and test."""
-        return sorted(s.name_in_brain for s in self.sections if s.row.split != "train")
+    def fingerprints(self, trained: bool) -> dict[str, str | None]:
+        """Return the fingerprints of the sections that training draws from, by BRAIN/SECTION.
+
+        Args:
+            trained: False for those of validation and test instead.
+        """
+        chosen = (s for s in self.sections if (s.row.split == "train") == trained)
+        return fingerprints({section.name_in_brain: section.image for section in chosen})
 
     @property
     def atlas_channels(self) -> int:
@@ -106,11 +113,10 @@ class SegmentTable:
     def section_name(self, number: int | np.integer) -> str:
         """Return the name of an evaluation window's section.
 
-        If there are several brains, it is preceded by the name of the brain's folder.
+        If there are several brains, it is preceded by the name of the brain.
         """
         section = self.sections[self.window(number).section]
-        name = section.row.name
-        return name if len(self.brains) == 1 else f"{section.brain.root.name}/{name}"
+        return section.row.name if len(self.brains) == 1 else section.name_in_brain
 
     def describe(self) -> str:
         """Describe the sections and the training pixels in one line."""
@@ -172,7 +178,7 @@ def open_window_tables(
     classes = _shared_classes(brains)
     chosen = _chosen_sections(brains, config.train_sections)
 
-    def scan(entry: tuple[Brain, SectionRow]) -> tuple[AnnotatedSection, list[np.ndarray]]:
+    def scan(entry: tuple[Brain, str, SectionRow]) -> tuple[AnnotatedSection, list[np.ndarray]]:
         section = _open(*entry, factor if config.atlas else None)
         blocks = annotated_blocks(section.row, section.label, factor, sides, len(classes))
         if section.row.split == "train" and not len(blocks[0]):
@@ -187,7 +193,7 @@ def open_window_tables(
     for index, (_, parts) in enumerate(scanned):
         for part in parts:
             part["section"] = index
-    keys = tuple(_key([row for each, row in chosen if each is brain]) for brain in brains)
+    keys = tuple(_key([row for each, _, row in chosen if each is brain]) for brain in brains)
     tables = []
     for k, side in enumerate(sides):
         blocks = np.concatenate([parts[k] for _, parts in scanned])
@@ -216,19 +222,11 @@ def _read_brains(folders: Sequence[str]) -> tuple[Brain, ...]:
     """Read the brains of a config.
 
     Raises:
-        InputError: there is no brain, or two folders have the same name. Results identify brains by
-            this name.
+        InputError: there is no brain.
     """
     if not folders:
         raise InputError("data.brains is empty. Give one or more folders with a brain.toml")
-    brains = tuple(read_brain(folder) for folder in folders)
-    names = [brain.root.name for brain in brains]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(
-            f"data.brains: two folders named {twice[0]!r}, but results identify brains by this "
-            "name. Rename one of them, or remove it if it is the same brain"
-        )
-    return brains
+    return tuple(read_brain(folder) for folder in folders)
 
 
 def _shared_classes(brains: Sequence[Brain]) -> tuple[AreaClass, ...]:
@@ -253,19 +251,32 @@ def _shared_classes(brains: Sequence[Brain]) -> tuple[AreaClass, ...]:
 
 def _chosen_sections(
     brains: Sequence[Brain], train_sections: Sequence[str]
-) -> list[tuple[Brain, SectionRow]]:
+) -> list[tuple[Brain, str, SectionRow]]:
     """Return the labeled sections of the three splits, limited in "train" to the named ones.
 
+    Each comes with its brain and the name of that. With several brains, `train_sections` names
+    BRAIN/SECTION.
+
     Raises:
-        InputError: a labeled section has no split, a named section is not one of them, or no
-            training section remains.
+        InputError: a brain is listed twice, a labeled section has no split, a named section is not
+            one of them, or no training section remains.
     """
-    labeled = [(brain, row) for brain in brains for row in _labeled_sections(brain)]
-    training = {row.name for _, row in labeled if row.split == "train"}
+    names = brain_names([brain.root for brain in brains])
+
+    def by_name(rows: Callable[[Brain], Sequence[SectionRow]]):
+        return {
+            row.name if len(brains) == 1 else f"{name}/{row.name}": (brain, name, row)
+            for brain, name in zip(brains, names, strict=True)
+            for row in rows(brain)
+        }
+
+    labeled = by_name(_labeled_sections)
+    training = [name for name, (_, _, row) in labeled.items() if row.split == "train"]
     tables = ", ".join(str(brain.root / brain.section_table) for brain in brains)
     if missing := [name for name in train_sections if name not in training]:
+        every = {name: row for name, (_, _, row) in by_name(lambda brain: brain.sections).items()}
         raise InputError(
-            f"data.train_sections: {missing[0]!r}: {_why_not_training(brains, missing[0])} "
+            f"data.train_sections: {missing[0]!r}: {_why_not_training(every, missing[0])} "
             f"({tables}). The annotated sections of the split train are: "
             f"{', '.join(sorted(training)) or 'none'}"
         )
@@ -274,8 +285,8 @@ def _chosen_sections(
             f"{tables}: no section has both a label and the split train. Annotate one of that "
             "split, or correct the column"
         )
-    wanted = set(train_sections) or training
-    return [(brain, row) for brain, row in labeled if row.split != "train" or row.name in wanted]
+    wanted = set(train_sections or training)
+    return [entry for name, entry in labeled.items() if entry[2].split != "train" or name in wanted]
 
 
 def _labeled_sections(brain: Brain) -> list[SectionRow]:
@@ -294,15 +305,19 @@ def _labeled_sections(brain: Brain) -> list[SectionRow]:
     return [row for row in labeled if row.split != "exclude"]
 
 
-def _why_not_training(brains: Sequence[Brain], name: str) -> str:
-    """Explain why a section cannot be trained on."""
-    rows = [row for brain in brains for row in brain.sections if row.name == name]
-    if not rows:
+def _why_not_training(sections: Mapping[str, SectionRow], name: str) -> str:
+    """Explain why a section cannot be trained on, given all sections by name."""
+    if name not in sections:
+        if same := [each for each in sections if each.endswith(f"/{name}")]:
+            return f"there are several brains, so write BRAIN/SECTION ({' or '.join(same)})"
         return "no section of that name"
-    return "it has no label image" if rows[-1].label is None else f"its split is {rows[-1].split}"
+    row = sections[name]
+    return "it has no label image" if row.label is None else f"its split is {row.split}"
 
 
-def _open(brain: Brain, row: SectionRow, atlas_factor: int | None) -> AnnotatedSection:
+def _open(
+    brain: Brain, brain_name: str, row: SectionRow, atlas_factor: int | None
+) -> AnnotatedSection:
     image = open_section(row.image, row.pixel_um, brain.background)
     atlas = None
     if atlas_factor is not None:
@@ -312,7 +327,7 @@ def _open(brain: Brain, row: SectionRow, atlas_factor: int | None) -> AnnotatedS
                 "atlas image, or set data.atlas = False"
             )
         atlas = section_atlas(row, image.shape, brain.classes, atlas_factor)
-    return AnnotatedSection(brain, row, image, section_label(row, image.shape), atlas)
+    return AnnotatedSection(brain, brain_name, row, image, section_label(row, image.shape), atlas)
 
 
 def _key(rows: Sequence[SectionRow]) -> str:

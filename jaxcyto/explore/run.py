@@ -22,6 +22,7 @@ from jaxcyto.brain.annotation.image_column import select_sections
 from jaxcyto.brain.manifest import SPLITS, Brain, read_brain
 from jaxcyto.brain.sampling.patches import Patches, load_patches
 from jaxcyto.brain.sampling.ribbon import MIN_THICKNESS_MM
+from jaxcyto.brain.sections.fingerprint import brain_fingerprints
 from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.brain.surfaces.surface import hemisphere_surface
 from jaxcyto.brain.surfaces.vertex_maps import vertex_means, write_maps
@@ -44,6 +45,7 @@ from jaxcyto.predict.brain import Outputs
 from jaxcyto.predict.features import Embedding, embed_brain, patch_areas
 from jaxcyto.predict.surface import classes_at
 from jaxcyto.runs.load import PretextRun, load_pretext_run, load_segment_run
+from jaxcyto.runs.seen import seen
 from jaxcyto.utils.files import file_sha256, write_json
 from jaxcyto.utils.progress import Progress
 
@@ -348,9 +350,9 @@ def _probes(run: PretextRun, subject: _Subject, found: Embedding) -> dict[str, A
     return results
 
 
-def _seen(training_sections: Sequence[str], subject: _Subject) -> list[str]:
+def _seen(training_sections: Mapping[str, str | None], subject: _Subject) -> list[str]:
     """List the test sections that the run was trained on, because their scores are biased."""
     brain, patches = subject.brain, subject.patches
     test = np.unique(patches.section[patches.split == TEST])
-    names = {f"{brain.root.name}/{brain.sections[index].name}" for index in test}
-    return sorted(names & set(training_sections))
+    held_out = brain_fingerprints(brain, [brain.sections[index] for index in test])
+    return [name for name, _ in seen(training_sections, held_out)]

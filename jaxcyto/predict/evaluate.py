@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxcyto.brain.manifest import SectionRow, read_brain
+from jaxcyto.brain.sections.fingerprint import brain_fingerprints
 from jaxcyto.brain.sections.label_image import LABEL_UM, check_numbers, majority, section_label
 from jaxcyto.brain.sections.section import Section, open_section
 from jaxcyto.errors import InputError
@@ -19,6 +20,7 @@ from jaxcyto.plots.common import save_figures
 from jaxcyto.plots.segmentation import confusion_matrices, section_figure
 from jaxcyto.predict import ClassMap, open_class_map, predict_brain
 from jaxcyto.runs.load import SegmentRun, load_segment_run
+from jaxcyto.runs.seen import seen
 from jaxcyto.scores import confusion, scores, sum_sections
 from jaxcyto.utils.files import write_json
 from jaxcyto.utils.progress import Progress
@@ -60,12 +62,12 @@ def evaluate_brain(
     if not rows:
         table = brain.root / brain.section_table
         raise InputError(f"{table}: no section has both a label and the split {split}")
-    names = {f"{brain.root.name}/{row.name}" for row in rows}
-    seen = names.intersection(run.training_sections)
-    if seen and split != "train":
+    held_out = {} if split == "train" else brain_fingerprints(brain, rows)
+    if same := seen(run.training_sections, held_out):
+        named = ", ".join(f"{name} ({other} of that run)" for name, other in same[:5])
         raise InputError(
-            f"{run.path}: was trained on {', '.join(sorted(seen)[:5])}, in {brain.root} now of the "
-            f"split {split}: no fair test; train again, or correct the section table"
+            f"{run.path}: was trained on {named}, in {brain.root} now of the split {split}: no "
+            "fair test; train again, or correct the section table"
         )
     report = predict_brain(
         run_folder, brain_folder, sections=[row.name for row in rows], progress=progress

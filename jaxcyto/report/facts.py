@@ -11,7 +11,10 @@ from jaxcyto.report.gather import Gathered
 from jaxcyto.report.html import Content, Html, count, facts, hint, number, table, tag
 from jaxcyto.report.pictures import uri
 
-NOT_CONFIG = {"classes", "training_sections", "pairs_sha256", "annotation_sha256"}
+NOT_CONFIG = {
+    *("classes", "training_sections", "training_fingerprints"),
+    *("pairs_sha256", "annotation_sha256"),
+}
 POINTS_PX = 1900  # maximum length of the longest side of the figure of sampled points
 
 

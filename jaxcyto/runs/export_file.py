@@ -25,7 +25,7 @@ EXPORT = "model.safetensors"
 KEY = "jaxcyto"  # a single key, because safetensors does not keep the order of several
 EXPORT_FORMAT = 1
 FIELDS = {"config": dict, "results": dict, "trained_on": list, "packages": dict}
-MAX_CHARACTERS = 16 << 20  # of the JSON. A training section takes approximately 20
+MAX_CHARACTERS = 16 << 20  # of the JSON. A training section takes approximately 80
 
 
 def write_export(path: Path, leaves: dict[str, np.ndarray], table: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ class SegmentRun:
     atlas_channels: int  # 0 for a network without atlas
     input_mean: float
     input_std: float
-    training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain folder
+    training_sections: dict[str, str | None]  # fingerprints by BRAIN/SECTION, see `seen.py`
 
     @property
     def out_um(self) -> float:
@@ -90,7 +90,7 @@ class PretextRun:
     um_per_px: float
     patch_px: int
     absolute_x: bool  # whether the coordinates are (|x|, y, z)
-    training_sections: tuple[str, ...]  # BRAIN/SECTION, with the name of the brain folder
+    training_sections: dict[str, str | None]  # fingerprints by BRAIN/SECTION, see `seen.py`
     weights: Path | None = None  # None for a network that was not read from a file
 
 
@@ -270,7 +270,7 @@ def load_segment_run(run: str | os.PathLike) -> SegmentRun:
             atlas_channels=channels,
             input_mean=float(config["scales"]["input_mean"]),
             input_std=_positive("input_std", config["scales"]["input_std"]),
-            training_sections=_training_sections(config),
+            training_sections=training_sections(config),
         )
 
 
@@ -308,7 +308,7 @@ def load_pretext_run(run: str | os.PathLike) -> PretextRun:
             um_per_px=_positive("um_per_px", data["um_per_px"]),
             patch_px=side,
             absolute_x=bool(data.get("absolute_x", False)),
-            training_sections=_training_sections(config),
+            training_sections=training_sections(config),
             weights=place.weights,
         )
 
@@ -340,11 +340,20 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _training_sections(config: dict[str, Any]) -> tuple[str, ...]:
-    sections = config.get("training_sections", [])
-    if not isinstance(sections, list) or not all(isinstance(name, str) for name in sections):
+def training_sections(config: dict[str, Any]) -> dict[str, str | None]:
+    """Return the fingerprints of the training sections of a run by BRAIN/SECTION (see `seen.py`).
+
+    They are None for a run of an earlier version.
+
+    Raises:
+        ValueError: the config is damaged.
+    """
+    names, known = config.get("training_sections", []), config.get("training_fingerprints", {})
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("training_sections")
-    return tuple(sections)
+    if not isinstance(known, dict) or not all(isinstance(x, str | None) for x in known.values()):
+        raise ValueError("training_fingerprints")
+    return {name: known.get(name) for name in names}
 
 
 def _positive(name: str, value: Any) -> float:

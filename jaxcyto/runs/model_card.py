@@ -112,7 +112,7 @@ def _training_data(network: PretextRun | SegmentRun, brains: list[Any]) -> str:
     lines = [
         _table(["brain", "used for", "license", "citation"], rows) if rows else "Not recorded."
     ]
-    sections = Counter(name.partition("/")[0] for name in network.training_sections)
+    sections = Counter(name.rpartition("/")[0] for name in network.training_sections)
     if sections:
         counts = ", ".join(f"{count} of {_cell(name)}" for name, count in sections.items())
         lines.append(f"Training sections: {counts}. The metadata lists their names.")

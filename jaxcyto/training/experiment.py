@@ -44,6 +44,10 @@ class Experiment(Protocol):
         """The brains that the weights come from, for environment.json (`runs.load.TRAINED_ON`)."""
         ...
 
+    def training_fingerprints(self) -> dict[str, str | None]:
+        """Return the fingerprints of the training sections for config.json, by BRAIN/SECTION."""
+        ...
+
     def describe(self) -> str:
         """Describe the data in one line."""
         ...

@@ -177,6 +177,12 @@ def _resolve(
     scales = to_json(experiment.task.scales)
     resolved = {**to_json(config), "scales": scales, **experiment.identity}
     distributed.check_same("data", resolved)
+    # The images of the first start count. A run of an earlier version goes on without any.
+    key = "training_fingerprints"
+    if saved is None:
+        resolved[key] = distributed.from_first(experiment.training_fingerprints)
+    elif key in saved:
+        resolved[key] = saved[key]
     if saved is not None:
         given = {} if config.scales is None else {"scales": to_json(config.scales)}
         record.check_saved(workdir, saved, resolved | given, [*experiment.identity, *given])

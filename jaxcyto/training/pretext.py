@@ -111,9 +111,8 @@ class PretextExperiment:
 
     @property
     def identity(self) -> dict[str, Any]:
-        brains = zip(self.table.brains, self.table.keys, strict=True)
         return {
-            "pairs_sha256": {brain.root.name: key for brain, key in brains},
+            "pairs_sha256": dict(zip(self.table.brain_names, self.table.keys, strict=True)),
             "training_sections": self.table.training_sections,
         }
 
@@ -125,6 +124,9 @@ class PretextExperiment:
     @property
     def trained_on(self) -> list[dict[str, str]]:
         return record.trained_on(self.table.brains, "pre-training")
+
+    def training_fingerprints(self) -> dict[str, str | None]:
+        return self.source.training_fingerprints(self.config.data.threads)
 
     @property
     def can_validate(self) -> bool:

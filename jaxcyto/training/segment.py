@@ -28,6 +28,7 @@ from jaxcyto.models.encoder import ENCODER
 from jaxcyto.plots.segmentation import segment_figures
 from jaxcyto.runs import record
 from jaxcyto.runs.load import find, read_trained_on
+from jaxcyto.runs.seen import seen
 from jaxcyto.scores import scores, scores_table, sum_sections
 from jaxcyto.training.devices import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
@@ -146,6 +147,9 @@ class SegmentExperiment:
         except InputError:  # removed since the first start, which has recorded its brains
             taken = []
         return [*taken, *own]
+
+    def training_fingerprints(self) -> dict[str, str | None]:
+        return self.table.fingerprints(trained=True)
 
     @property
     def can_validate(self) -> bool:
@@ -293,12 +297,13 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
     sizes = config.data.image_px, larger.image_px
     table, eval_table = open_window_tables(config.data, config.model, sizes)
     skipped = Skipped() if config.data.on_error == "skip" else None
+    if saved is None:
+        _check_apart(table)
     if saved is not None:
         scales = InputScales(**saved)
     elif config.init_from is not None:
-        scales = pretraining_scales(
-            config.init_from, config.data.um_per_px, table.held_out_sections
-        )
+        held_out = table.fingerprints(trained=False)
+        scales = pretraining_scales(config.init_from, config.data.um_per_px, held_out)
     else:
         scales = config.scales or fit_input_scales(SegmentSource(table), skipped)
     stored = config.encoder_statistics == "stored" and config.init_from is not None
@@ -307,3 +312,23 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
     optimizer = make_optimizer(config.optim, config.steps, rate)
     task = SegmentTask(net, config.loss, config.augment, scales, optimizer, config.seed)
     return SegmentExperiment(config, table, eval_table, task, skipped)
+
+
+def _check_apart(table: SegmentTable) -> None:
+    """Check that no brain is a copy of another with other splits.
+
+    Raises:
+        InputError: a section of validation or test has the content of a training section.
+    """
+    if len(table.brains) == 1:
+        return
+    trained, held_out = (
+        {name: content for name, content in table.fingerprints(each).items() if content is not None}
+        for each in (True, False)
+    )
+    if same := seen(trained, held_out):
+        named = ", ".join(f"{name} is {other}" for name, other in same[:5])
+        raise InputError(
+            f"data.brains: {len(same)} sections of val or test have the content of a training "
+            f"section ({named}). Remove one of the brains, or give its sections the same splits"
+        )

@@ -14,6 +14,7 @@ from jaxcyto.brain.manifest import write_table
 from jaxcyto.brain.sections.atlas_image import open_atlas
 from jaxcyto.brain.sections.label_image import annotated_blocks, majority
 from jaxcyto.config import ModelConfig, SegmentData
+from jaxcyto.data.brain_names import brain_names
 from jaxcyto.data.loading import iterate
 from jaxcyto.data.segment_batches import (
     SegmentSource,
@@ -474,6 +475,32 @@ def test_several_brains(root, tmp_path):
     assert str(other) in table.describe_window(table.window(len(table.windows) - 1))
 
 
+def test_brains_in_folders_of_one_name_are_told_apart(root, tmp_path):
+    other = write_brain(tmp_path / "x" / root.name, {"a": ("train", random_label(9, (80, 80)))})
+    _, table, _ = opened(root, brains=(str(root), str(other)))
+    first, second = f"{root.parent.name}/{root.name}", f"x/{root.name}"
+    assert table.training_sections == sorted([f"{first}/a", f"{first}/b", f"{second}/a"])
+    assert table.section_name(len(table.windows) - 1) == f"{second}/a"
+    names = brain_names([Path("/a/c"), Path("/b/a/c"), Path("/b/d")])
+    assert names == ["/a/c", "b/a/c", "d"]
+
+
+def test_training_sections_of_several_brains(root, tmp_path):
+    """Both brains have a section a, so its name alone does not say which is meant."""
+    other = write_brain(tmp_path / "other", {"a": ("train", random_label(9, (80, 80)))})
+    brains = str(root), str(other)
+    table = open_windows(config_of(root, brains=brains, train_sections=("other/a",)), SMALL)
+    assert table.training_sections == ["other/a"]
+    for name, words in {
+        "a": f"write BRAIN/SECTION ({root.name}/a or other/a)",
+        "other/b": "no section of that name",
+        f"{root.name}/c": "its split is val",
+    }.items():
+        with pytest.raises(InputError) as caught:
+            open_windows(config_of(root, brains=brains, train_sections=(name,)), SMALL)
+        assert words in str(caught.value) and f": {root.name}/a, " in str(caught.value)
+
+
 def test_keys_tell_whether_annotations_are_the_same(tmp_path):
     label = random_label(1, (80, 90))
     sections = {"a": ("train", label), "b": ("val", label)}
@@ -616,12 +643,11 @@ def test_brains_of_other_classes_are_refused(tmp_path):
         open_windows(config, SMALL)
 
 
-def test_brains_whose_results_would_be_mixed_are_refused(root, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    other = write_brain(tmp_path / "elsewhere" / root.name, {"a": ("train", LABEL)})
-    for brains in ((str(root), str(other)), (str(root), f"{root}/")):
-        with pytest.raises(InputError, match=f"two folders named '{root.name}'"):
-            open_windows(config_of(root, brains=brains), SMALL)
+def test_a_brain_that_is_listed_twice_is_refused(root, tmp_path):
+    (tmp_path / "link").symlink_to(root)
+    for again in (f"{root}/", str(tmp_path / "link")):
+        with pytest.raises(InputError, match=f"{root} is listed twice"):
+            open_windows(config_of(root, brains=(str(root), again)), SMALL)
 
 
 @pytest.mark.parametrize("kind", ["", "_label", "_atlas"])

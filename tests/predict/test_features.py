@@ -101,7 +101,7 @@ def test_coordinates_in_mm(run):
 def test_a_run_is_read_back(run):
     found = load_pretext_run(run)
     assert found.model == NET and found.patch_px == SIDE and found.um_per_px == 64
-    assert found.absolute_x and found.training_sections == ("tiny/0001",)
+    assert found.absolute_x and found.training_sections == {"tiny/0001": None}
     assert found.scales.coordinate_high_mm == (21.0, 30.0, 14.0)
     expected = random_variables(NET, SIDE)
     assert jax.tree.all(jax.tree.map(np.array_equal, found.variables, expected))

@@ -85,9 +85,9 @@ def test_an_export_is_the_run_bit_for_bit(pretext, segment, tmp_path):
 def test_init_from_takes_either(pretext, tmp_path):
     export_run(pretext, tmp_path / "out")
     for place in (tmp_path / "out", tmp_path / "out/model.safetensors"):
-        assert pretraining_scales(place, 64.0, []) == pretraining_scales(pretext, 64.0, [])
+        assert pretraining_scales(place, 64.0, {}) == pretraining_scales(pretext, 64.0, {})
         with pytest.raises(InputError, match="are val or test here"):
-            pretraining_scales(place, 64.0, ["tiny/0001"])
+            pretraining_scales(place, 64.0, {"tiny/0001": None})
         found, expected = runs.load_weights(place), runs.load_weights(pretext)
         assert found.keys() == expected.keys()
         assert all(found[key].tobytes() == expected[key].tobytes() for key in found)
@@ -225,7 +225,7 @@ def test_the_wrong_task_and_no_run(pretext, segment, tmp_path):
     with pytest.raises(InputError, match="segmentation run"):
         runs.load_pretext_run(out)
     with pytest.raises(InputError, match="not a pre-training run"):
-        pretraining_scales(out, 16.0, [])
+        pretraining_scales(out, 16.0, {})
     with pytest.raises(InputError, match=r"no config\.json and no model\.safetensors"):
         export_run(tmp_path, tmp_path / "b")
     half = shutil.copytree(pretext, tmp_path / "half")

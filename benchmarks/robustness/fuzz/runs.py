@@ -103,7 +103,7 @@ def _export(path: Path) -> None:
     else:
         network = load_pretext_run(path)
         assert network.weights == path and np.isfinite(network.scales.input_mean)
-        pretraining_scales(path, network.um_per_px, ["ball/c"])
+        pretraining_scales(path, network.um_per_px, {"ball/c": None})
     assert model_card("name", network, read_metadata(path)).startswith("---")
 
 
@@ -178,7 +178,7 @@ def _saved_pretext(run: Path) -> None:
 
 
 def _pretraining(run: Path) -> None:
-    scales = pretraining_scales(run, 16.0, ["ball/c"])
+    scales = pretraining_scales(run, 16.0, {"ball/c": None})
     assert scales.input_std > 0 and np.isfinite([scales.input_mean, scales.input_std]).all()
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -11,7 +11,8 @@ import numpy as np
 from jaxcyto.config import InputScales
 from jaxcyto.errors import InputError
 from jaxcyto.models.encoder import ENCODER
-from jaxcyto.runs.load import find, load_weights, read_config
+from jaxcyto.runs.load import find, load_weights, read_config, training_sections
+from jaxcyto.runs.seen import seen
 from jaxcyto.training.state.state import State
 
 
@@ -66,14 +67,14 @@ def transfer(state: State, run: str | os.PathLike) -> tuple[State, str]:
 
 
 def pretraining_scales(
-    run: str | os.PathLike, um_per_px: float, held_out: Sequence[str]
+    run: str | os.PathLike, um_per_px: float, held_out: Mapping[str, str | None]
 ) -> InputScales:
     """Return the standardization of the input that a pre-training run was trained with.
 
     Args:
         run: the pre-training run, or an export of it
         um_per_px: resolution of the images to segment, in micrometers per pixel
-        held_out: BRAIN/SECTION of each section of validation and test
+        held_out: fingerprint of each section of validation and test, by BRAIN/SECTION
 
     Raises:
         InputError: `run` is not a pre-training run, was trained at another resolution, or was
@@ -90,7 +91,7 @@ def pretraining_scales(
         taken = InputScales(float(scales["input_mean"]), float(scales["input_std"]))
         if not (np.isfinite(taken.input_mean) and 0 < taken.input_std < np.inf):
             raise ValueError("scales")
-        seen = sorted(set(config.get("training_sections", ())) & set(held_out))
+        trained = training_sections(config)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         files = find(run)
         raise InputError(f"{files.config}: damaged ({error!r}); {files.remedy}") from None
@@ -99,10 +100,12 @@ def pretraining_scales(
             f"--config.init_from={run}: trained at {trained_um_per_px:g} um/px, but data.um_per_px "
             f"= {um_per_px:g}; texture does not transfer between resolutions, so use the same"
         )
-    if seen:
+    if same := seen(trained, held_out):
+        named = ", ".join(f"{name} ({other} of that run)" for name, other in same[:5])
         raise InputError(
-            f"--config.init_from={run}: was trained on {len(seen)} sections that are val or test "
-            f"here: {', '.join(seen[:5])}; pre-train with the current split columns"
+            f"--config.init_from={run}: was trained on {len(same)} sections that are val or test "
+            f"here: {named}; pre-train with the current split columns, or give these sections the "
+            "split train or exclude"
         )
     return taken
 
