@@ -211,7 +211,14 @@ def test_atlas_is_read_along(tmp_path, ball):
     assert (probabilities(large, without) != found).any()
     report = predict_brain(run.path, ball)
     assert report.predicted == ["b"]
-    assert ["no atlas image" in line for line in report.failures] == [True, True]
+    for name, line in zip("ac", report.failures, strict=True):
+        assert line.startswith(f"section {name}: atlas: empty in {ball / 'sections.csv'}, but")
+    channels = np.zeros((2, SIDE_PX, SIDE_PX), np.uint8)  # the grid of the image, not of the labels
+    tifffile.imwrite(ball / "b_atlas.tif", channels, photometric="minisblack")
+    result = CliRunner().invoke(main, ["predict", str(run.path), str(ball), "--section", "b"])
+    assert result.exit_code == 1 and not list(run.path.rglob("b.*.tmp"))
+    assert "b_atlas.tif has 2 channels of 250 x 250 px; expected" in result.stderr
+    assert "500 x 500 px at 16 um. Write it again on that grid" in result.stderr
 
 
 def noise_section(path: Path, shape, rows, columns, pixel_um: float = 16.0, **options) -> Path:

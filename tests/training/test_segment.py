@@ -73,15 +73,25 @@ def config(tiny_brain):
     )
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_brain, tmp_path_factory):
-    """Return the folder and results of a finished segmentation run without an atlas."""
-    folder = tmp_path_factory.mktemp("runs") / "segment"
-    data = SegmentData((str(tiny_brain),), image_px=60, um_per_px=64.0, batch_images=8, threads=2)
+def trained(brain, folder, atlas):
+    data = SegmentData((str(brain),), image_px=60, um_per_px=64.0, batch_images=8, threads=2)
+    data.atlas = atlas
     optim = OptimConfig(optimizer=optax.adam, learning_rate=0.01)
     settings = {"steps": 25, "eval_every": 99, "batch_stats_steps": 4}
     results = loop.train(SegmentConfig(data=data, model=MODEL, optim=optim, **settings), folder)
     return folder, results
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_brain, tmp_path_factory):
+    """Return the folder and results of a finished segmentation run without an atlas."""
+    return trained(tiny_brain, tmp_path_factory.mktemp("runs") / "segment", atlas=False)
+
+
+@pytest.fixture(scope="module")
+def finished_with_atlas(tiny_brain, tmp_path_factory):
+    """Return the same for a run with an atlas."""
+    return trained(tiny_brain, tmp_path_factory.mktemp("runs") / "atlas", atlas=True)
 
 
 def comparable(workdir):
@@ -343,6 +353,18 @@ def test_evaluation_of_maps_is_that_of_training(finished, tiny_brain, tmp_path):
     assert scored[str(folder)] == again and scored.keys() == {str(folder), str(other)}
     assert scored[str(other)]["test"] == again["test"]
     assert (where / "confusion_compared.png").stat().st_size > 10_000
+
+
+def test_evaluation_with_an_atlas_is_that_of_training(finished_with_atlas, tiny_brain):
+    folder, results = finished_with_atlas
+    found = CliRunner().invoke(main, ["evaluate", str(folder), str(tiny_brain), "--json"])
+    assert found.exit_code == 0, found.output
+    again = json.loads(found.stdout)
+    again = again.get(str(folder), again)
+    near = np.array(again["confusion"])[:, :-1] - np.array(results["confusion"])
+    print(np.abs(near).sum() / 2, results["test"])
+    assert again["test"]["pixels"] == results["test"]["pixels"]
+    assert np.abs(near).sum() / 2 <= 1e-3 * results["test"]["pixels"]
 
 
 def test_confusion_is_that_of_scikit_learn():
