@@ -124,7 +124,18 @@ def test_scales_come_from_training_pairs_alone(config, table, source):
     patches = np.unique([table.first[pairs], table.second[pairs]])
     low = table.coordinates_mm[patches].min(axis=0)
     np.testing.assert_allclose(scales.coordinate_low_mm, low, rtol=1e-6)
-    assert 0 < scales.input_mean < 255 and isinstance(scales, Scales)
+    high = table.coordinates_mm[patches].max(axis=0)
+    np.testing.assert_allclose(scales.coordinate_high_mm, high, rtol=1e-6)
+    middle = sorted(table.distance_mm[pairs].tolist())
+    halves = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
+    assert scales.distance_median_mm == pytest.approx(sum(halves) / 2, rel=1e-6)
+    assert scales.distance_median_mm != pytest.approx(np.median(table.distance_mm), rel=1e-6)
+    below = (table.coordinates_mm[patches] < np.array(scales.coordinate_median_mm)).mean(axis=0)
+    np.testing.assert_allclose(below, 0.5, atol=1 / len(patches))
+    gray = np.stack([source.read_patch(patch) for patch in patches])  # fewer than SCALE_PATCHES
+    assert scales.input_mean == pytest.approx(gray.mean(), rel=1e-6)
+    assert scales.input_std == pytest.approx(gray.std(), rel=1e-6)
+    assert isinstance(scales, Scales)
 
 
 def test_two_brains_are_numbered_one_after_the_other(tiny_brain, config, table):

@@ -221,6 +221,20 @@ def test_atlas_is_read_along(tmp_path, ball):
     assert "500 x 500 px at 16 um. Write it again on that grid" in result.stderr
 
 
+def test_the_network_gets_an_atlas_of_probabilities(tmp_path):
+    """The prediction is that of the model for gray values in SD and an atlas in 0 ... 1."""
+    run = load_segment_run(write_run(tmp_path / "run", SMALL, atlas=True))
+    rng = np.random.default_rng(0)
+    size = TINY.atlas_size(TILE)
+    image = rng.integers(256, size=(1, TILE, TILE, 1), dtype=np.uint8)
+    atlas = rng.integers(256, size=(1, size, size, 2), dtype=np.uint8)
+    inputs = (image.astype(np.float32) - 128) / 50, atlas.astype(np.float32) / 255
+    expected = jax.nn.softmax(jax.jit(run.model.apply)(run.variables, *inputs))
+    step = partial(forward, model=run.model, mean=128.0, std=50.0, probabilities=True)
+    found = jax.jit(step)(run.variables, {"image": image, "atlas": atlas})
+    assert np.abs(found["probabilities"] - 255 * expected).max() < 0.6
+
+
 def noise_section(path: Path, shape, rows, columns, pixel_um: float = 16.0, **options) -> Path:
     """Write a white section with noise in a range of its rows and columns."""
     gray = np.full(shape, 255, np.uint8)
