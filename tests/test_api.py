@@ -156,7 +156,8 @@ def test_mistakes_are_said_in_one_message(pretext, segment, tmp_path):
 def with_atlas(tiny_brain, tmp_path_factory) -> Path:
     classes = [dataclasses.asdict(each) for each in read_brain(tiny_brain).classes]
     root = tmp_path_factory.mktemp("runs") / "atlas"
-    return segment_run.write_run(root, UNET, um_per_px=32.0, classes=classes, atlas=True)
+    net = UNet(len(classes), 3, 1, (8, 8, 8, 8))
+    return segment_run.write_run(root, net, um_per_px=32.0, classes=classes, atlas=True)
 
 
 def test_segment_with_an_atlas_is_the_map_of_predict(with_atlas, tiny_brain):
