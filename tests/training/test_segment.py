@@ -74,11 +74,11 @@ def config(tiny_brain):
     )
 
 
-def trained(brain, folder, steps, atlas):
+def trained(brain, folder, atlas):
     data = SegmentData((str(brain),), image_px=60, um_per_px=64.0, batch_images=8, threads=2)
     data.atlas = atlas
     optim = OptimConfig(optimizer=optax.adam, learning_rate=0.01)
-    settings = {"steps": steps, "eval_every": 99, "batch_stats_steps": 4}
+    settings = {"steps": 25, "eval_every": 99, "batch_stats_steps": 4}
     results = loop.train(SegmentConfig(data=data, model=MODEL, optim=optim, **settings), folder)
     return folder, results
 
@@ -86,13 +86,13 @@ def trained(brain, folder, steps, atlas):
 @pytest.fixture(scope="module")
 def finished(tiny_brain, tmp_path_factory):
     """Return the folder and results of a finished segmentation run without an atlas."""
-    return trained(tiny_brain, tmp_path_factory.mktemp("runs") / "segment", 25, atlas=False)
+    return trained(tiny_brain, tmp_path_factory.mktemp("runs") / "segment", atlas=False)
 
 
 @pytest.fixture(scope="module")
 def finished_with_atlas(tiny_brain, tmp_path_factory):
     """Return the same for a run with an atlas."""
-    return trained(tiny_brain, tmp_path_factory.mktemp("runs") / "atlas", 5, atlas=True)
+    return trained(tiny_brain, tmp_path_factory.mktemp("runs") / "atlas", atlas=True)
 
 
 def comparable(workdir):
@@ -210,7 +210,7 @@ def test_devices_agree(config):
     config.optim = OptimConfig(optimizer=optax.sgd, learning_rate=0.01)  # linear in the gradient
     experiment = open_segmentation(config, None)
     batches = experiment.train_batches(1)
-    start = experiment.init_state(fresh=True)
+    start = jax.device_get(experiment.init_state(fresh=True))  # a step deletes its input
     one, eight = start, parallel.replicate(start)
     single = jax.jit(functools.partial(train_step, task=experiment.task))
     mapped = parallel.pmap_train(train_step, task=experiment.task)
