@@ -92,7 +92,7 @@ def test_the_most_probable_class_of_an_atlas():
         [[127, 1], [128, 127]],
         [[0, 0], [1, 128]],
     ]
-    expected = [[0, 2], [0, 2], [0, 0], [1, 2]]
+    expected = [[0, 2], [0, 2], [1, 0], [1, 2]]  # the third is a tie
     found = most_probable(np.array(atlas, np.uint8), classes)
     assert found.dtype == np.uint8 and found.tolist() == expected
     assert most_probable(np.zeros((1, 1, 1), np.uint8), classes[:1]).tolist() == [[255]]
