@@ -10,8 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcyto.brain.manifest import AreaClass
-from jaxcyto.brain.sections.section import array_section
+from jaxcyto.brain.sections.atlas_image import AtlasImage, array_atlas
+from jaxcyto.brain.sections.label_image import LABEL_UM, expected_shape, same_shape
+from jaxcyto.brain.sections.section import Section, array_section
+from jaxcyto.data.windows import label_factor
 from jaxcyto.errors import InputError
+from jaxcyto.models import Geometry
 from jaxcyto.predict import Predictor, SectionSource, map_shape
 from jaxcyto.predict.features import BATCH, Embedding, embed
 from jaxcyto.predict.predictor import default_tile
@@ -131,6 +135,7 @@ class Network:
         self,
         image: np.ndarray,
         *,
+        atlas: np.ndarray | None = None,
         pixel_um: float | None = None,
         background: int = 255,
         probabilities: bool = False,
@@ -139,6 +144,10 @@ class Network:
 
         Args:
             image: gray values, uint8 [H, W].
+            atlas: for a network that was trained with an atlas, the probability of each area, uint8
+                [A, h, w] with 255 = probability 1, as in an atlas image. The A areas are the
+                `classes` of kind "area" in their order. Pixels have 16 um, whatever the pixel size
+                of the image, and begin at the same corner.
             pixel_um: pixel size of the image in micrometers. By default, it is `um_per_px`.
             background: gray value outside of the image and where there is no tissue.
             probabilities: whether to also return the probability of each class.
@@ -148,21 +157,18 @@ class Network:
             image.
 
         Raises:
-            InputError: this is a pre-training network, it needs an atlas, the image has another
-                dtype or number of dimensions, or an argument is out of range.
+            InputError: this is a pre-training network, the image has another dtype or number of
+                dimensions, an argument is out of range, or the atlas is missing, not taken by this
+                network, or does not fit the image or the classes.
         """
         run = self._segment()
-        if run.atlas_channels:
-            raise InputError(
-                f"{run.path}: this network needs atlas images. Use `jaxcyto predict`, which reads "
-                "those of the section table"
-            )
         image = _gray("image", image, "[H, W]", 2)
         if not 0 <= background <= 255:
             raise InputError(f"background = {background}; give a gray value 0 ... 255")
         pixel_um = run.um_per_px if pixel_um is None else pixel_um
         section = array_section(image, pixel_um, background)
-        source = SectionSource("image", section, map_shape(section, run.out_um))
+        opened = _atlas(run, atlas, section)
+        source = SectionSource("image", section, map_shape(section, run.out_um), opened)
         key = default_tile(run, max(source.shape)), probabilities
         if key not in self._predictors:
             self._predictors[key] = Predictor(run, *key)
@@ -188,6 +194,28 @@ class Network:
             f"{self.run.path}: this is a pre-training network. Fine-tune it first (train.py "
             f"--config configs/segment.py --config.init_from={self.run.path})"
         )
+
+
+def _atlas(run: SegmentRun, atlas: np.ndarray | None, section: Section) -> AtlasImage | None:
+    """Return the atlas of a section after checking that the network takes it and that it fits."""
+    areas = run.atlas_channels
+    if atlas is None and not areas:
+        return None
+    if not areas:
+        raise InputError(f"atlas: {run.path} was trained without an atlas. Leave `atlas` out")
+    assert section.pixel_um is not None
+    shape = expected_shape(section.shape, section.pixel_um)
+    needed = (
+        f"uint8 [{areas}, {shape[0]}, {shape[1]}]: the probability of each of the {areas} areas "
+        f"(255 = 1), in pixels of {LABEL_UM:g} um"
+    )
+    if atlas is None:
+        raise InputError(f"atlas: missing, but {run.path} was trained with one. Give {needed}")
+    atlas = np.asarray(atlas)
+    fits = atlas.ndim == 3 and len(atlas) == areas and same_shape(atlas.shape[1:], shape)
+    if atlas.dtype != np.uint8 or not fits:
+        raise InputError(f"atlas: {atlas.dtype} {list(atlas.shape)}, expected {needed}")
+    return array_atlas(atlas, label_factor(run.um_per_px, Geometry.of(run.model)))
 
 
 def _gray(name: str, images: np.ndarray, shape: str, dimensions: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Test that the Python interface gives the same results as the commands and is documented."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pretext_run
 import pytest
 import segment_run
+import tifffile
 
 import jaxcyto
 from jaxcyto.brain.manifest import read_brain
@@ -150,7 +152,49 @@ def test_mistakes_are_said_in_one_message(pretext, segment, tmp_path):
             call()
 
 
-def test_a_network_with_an_atlas_is_refused(tmp_path):
-    net = jaxcyto.load(segment_run.write_run(tmp_path / "run", UNET, atlas=True))
-    with pytest.raises(jaxcyto.InputError, match="jaxcyto predict"):
-        net.segment(np.zeros((32, 32), np.uint8))
+@pytest.fixture(scope="module")
+def with_atlas(tiny_brain, tmp_path_factory) -> Path:
+    classes = [dataclasses.asdict(each) for each in read_brain(tiny_brain).classes]
+    root = tmp_path_factory.mktemp("runs") / "atlas"
+    net = UNet(len(classes), 3, 1, (8, 8, 8, 8))
+    return segment_run.write_run(root, net, um_per_px=32.0, classes=classes, atlas=True)
+
+
+def test_segment_with_an_atlas_is_the_map_of_predict(with_atlas, tiny_brain):
+    net, brain = jaxcyto.load(with_atlas), read_brain(tiny_brain)
+    row = brain.sections[len(brain.sections) // 2]
+    predict = {"sections": [row.name], "outputs": Outputs(probabilities=True)}
+    report = predict_brain(with_atlas, tiny_brain, **predict)
+    assert report.predicted == [row.name]
+    with open_section(row.image, row.pixel_um, brain.background) as section:
+        image = section.read(0, 0, *section.shape)
+    atlas = tifffile.imread(row.atlas)
+    options = {"pixel_um": row.pixel_um, "background": brain.background, "probabilities": True}
+    found = net.segment(image, atlas=atlas, **options)
+    expected = tifffile.imread(report.folder / f"{row.name}.probabilities.ome.tif")
+    np.testing.assert_array_equal(found.probabilities, expected)
+    np.testing.assert_array_equal(
+        found.classes,
+        open_class_map(report.folder / f"{row.name}.ome.tif").read(0, 0, *expected.shape[1:]),
+    )
+    # The probabilities decide, and each channel has its place.
+    for other in (0 * atlas, atlas[::-1]):
+        assert (net.segment(image, atlas=other, **options).probabilities != expected).any()
+
+
+def test_mistakes_with_an_atlas_are_said_in_one_message(segment, with_atlas):
+    without, net = jaxcyto.load(segment), jaxcyto.load(with_atlas)
+    image, atlas = np.zeros((64, 96), np.uint8), np.zeros((6, 128, 192), np.uint8)
+    needed = r"expected uint8 \[6, 128, 192\]: .* \(255 = 1\), in pixels of 16 um"
+    for network, given, words in (
+        (without, atlas, r"segment was trained without an atlas\. Leave `atlas` out"),
+        (net, None, r"missing, but .* trained with one\. Give uint8 \[6, 128, 192\]"),
+        (net, atlas[:5], rf"uint8 \[5, 128, 192\], {needed}"),
+        (net, atlas[:, ::2, ::2], rf"uint8 \[6, 64, 96\], {needed}"),
+        (net, np.moveaxis(atlas, 0, 2), rf"uint8 \[128, 192, 6\], {needed}"),
+        (net, atlas[0], rf"uint8 \[128, 192\], {needed}"),
+        (net, atlas / 255, rf"float64 \[6, 128, 192\], {needed}"),
+    ):
+        with pytest.raises(jaxcyto.InputError, match=words) as caught:
+            network.segment(image, atlas=given)
+        assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Evaluate frozen features and simple intensity statistics, as units of run.py."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,20 @@ from sklearn.manifold import TSNE
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.evidence.plan import ROWS, Size, annotated_sections, pretext_config
+from benchmarks.evidence.atlas_alone import atlas_alone
+from benchmarks.evidence.plan import (
+    ROWS,
+    Size,
+    annotated_sections,
+    pretext_config,
+    segment_config,
+)
 from jaxcyto.brain.manifest import SPLITS, Brain, SectionRow, read_brain
 from jaxcyto.brain.sampling.pairs import load_pairs, open_distances
 from jaxcyto.brain.sampling.patches import Patches, load_patches
 from jaxcyto.brain.sections.label_image import LABEL_UM, UNLABELED, section_label
 from jaxcyto.brain.sections.section import open_section
+from jaxcyto.data.segment_table import open_windows
 from jaxcyto.explore.border_contrast import embed_curves, gap_statistics, neighbor_gaps
 from jaxcyto.explore.probes import probe_areas, probe_coordinates
 from jaxcyto.explore.ribbon_walk import walk_ribbons
@@ -159,8 +168,9 @@ def _percent(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def baselines(size: Size, root: Path) -> dict[str, Any]:
-    """Segment test sections from intensity statistics with a random forest and a linear model.
+    """Segment test sections without a network.
 
+    The models are a random forest and a linear model on intensity statistics, and the atlas alone.
     The features of each label pixel are the gray value and its local mean and standard deviation at
     five scales up to 0.26 mm. The models are fitted on the annotated sections of seed 0 and scored
     on all annotated test pixels.
@@ -186,13 +196,16 @@ def baselines(size: Size, root: Path) -> dict[str, Any]:
             x, y = _statistics(brain, row)
             for name, model in models.items():
                 found[name] += confusion(model.predict(x).astype(np.uint8), y, classes)
-    return {
-        "annotated": list(chosen),
-        "models": {
-            name: {"test": scores(matrix, brain.classes), "confusion": matrix.tolist()}
-            for name, matrix in found.items()
-        },
+    results = {
+        name: {"test": scores(matrix, brain.classes), "confusion": matrix.tolist()}
+        for name, matrix in found.items()
     }
+    if all(row.atlas is not None for row in brain.sections):
+        config = segment_config(size, root, "1", 0, None, 1)
+        data = dataclasses.replace(config.data, atlas=True)
+        alone = atlas_alone(open_windows(data, config.model))
+        results["atlas"] = {key: alone[key] for key in ("test", "confusion")}
+    return {"annotated": list(chosen), "models": results}
 
 
 def _statistics(brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:

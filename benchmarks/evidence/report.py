@@ -36,6 +36,11 @@ from jaxcyto.utils.files import atomic_write
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = "<!-- begin: written by benchmarks/evidence/report.py -->"
 END = "<!-- end -->"
+BASELINES = {
+    "random forest": "random forest on intensity statistics",
+    "linear": "linear on intensity statistics",
+    "atlas": "the atlas alone",
+}
 
 
 def study_table(
@@ -168,7 +173,7 @@ def claims_table(found: list[dict[str, Any]]) -> list[str]:
 def bounds_table(results: Results) -> list[str]:
     """Return the lines of a table of bounds.
 
-    The rows are models on intensity statistics, the network from scratch, and the network from
+    The rows are the baselines without a network, the network from scratch, and the network from
     scratch with all sections annotated.
     """
     lines = ["| study | what | Dice, areas | err_seg, % |", "|---|---|---|---|"]
@@ -181,7 +186,7 @@ def bounds_table(results: Results) -> list[str]:
                 for key, form in (("dice_macro_areas", ".3f"), ("err_seg_percent", ".1f"))
             ]
             title = STUDIES[study].title
-            lines.append(f"| {title} | {name} on intensity statistics | {' | '.join(cells)} |")
+            lines.append(f"| {title} | {BASELINES[name]} | {' | '.join(cells)} |")
         for row, what in (("1", "U-Net from scratch"), ("ceiling", ALL_ROWS["ceiling"].title)):
             cells = [
                 cell(values(results, study, row, title), form)

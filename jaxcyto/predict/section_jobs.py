@@ -114,7 +114,10 @@ def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> SectionSource
     if not run.atlas_channels:
         return SectionSource(row.name, section, map_shape(section, run.out_um))
     if row.atlas is None:
-        raise InputError("has no atlas image, which this run needs; add it to the section table")
+        raise InputError(
+            f"atlas: empty in {brain.root / brain.section_table}, but this network was trained "
+            "with atlas images. Name its atlas image"
+        )
     factor = label_factor(run.um_per_px, Geometry.of(run.model))
     atlas = section_atlas(row, section.shape, run.classes, factor)
     return SectionSource(row.name, section, map_shape(section, run.out_um), atlas)

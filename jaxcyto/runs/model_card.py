@@ -23,6 +23,11 @@ USE_SEGMENT = """\
 found = net.segment(image)             # uint8 [H, W] at {um:g} um/px
 found.classes                          # uint8 [h, w], class indices on pixels of {out:g} um
 [entry.name for entry in net.classes]  # their names"""
+USE_ATLAS = """\
+# atlas: uint8 [{areas}, h, w] in pixels of 16 um, 255 = probability 1 of an area
+found = net.segment(image, atlas=atlas)  # image: uint8 [H, W] at {um:g} um/px
+found.classes                            # uint8 [h, w], class indices on pixels of {out:g} um
+[entry.name for entry in net.classes]    # their names"""
 TORCH = """\
 In PyTorch, with `benchmarks/pytorch/torch_net.py` of jaxcyto, which only needs torch and
 safetensors:
@@ -152,10 +157,10 @@ def _constant(numbers: dict[str, Any], key: str) -> str:
 
 def _use(network: PretextRun | SegmentRun) -> str:
     if isinstance(network, SegmentRun):
-        code = USE_SEGMENT.format(um=network.um_per_px, out=network.out_um)
+        code = (USE_ATLAS if network.atlas_channels else USE_SEGMENT).format(
+            um=network.um_per_px, out=network.out_um, areas=network.atlas_channels
+        )
         commands = "jaxcyto predict OUT brains/mine", "jaxcyto evaluate OUT brains/mine"
-        if network.atlas_channels:
-            code = "net.classes  # this network needs an atlas: segment with `jaxcyto predict`"
     else:
         code = USE_PRETEXT.format(
             side=network.patch_px, um=network.um_per_px, features=network.model.features

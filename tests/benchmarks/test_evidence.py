@@ -14,10 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.evidence import pictures as evidence_pictures
 from benchmarks.evidence import report as evidence_report
 from benchmarks.evidence import run as evidence
+from benchmarks.evidence.atlas_alone import most_probable
 from benchmarks.evidence.columns import read_results, values
 from benchmarks.evidence.plan import ALL_ROWS, ROWS, SIZES, STUDIES, annotated_sections
 from benchmarks.evidence.plan import segment_config as make_segment_config
 from benchmarks.evidence.units import _trained_seconds, rounded, write_result
+from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.errors import InputError
 
 
@@ -56,6 +58,7 @@ def test_the_chain_from_brains_to_the_page(results, tmp_path, monkeypatch, capsy
     assert text.startswith("# Mine\n") and text.endswith("mine too\n") and "old" not in text
     assert "| 7 | contrastive, by co-location | 1 |" in text
     assert "random forest on intensity statistics" in text
+    assert "| phantom | the atlas alone | " in text
     assert (tmp_path / "figures" / "results_segment_curves.png").stat().st_size > 10_000
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []  # no claim on these rows
 
@@ -66,6 +69,33 @@ def test_result_files_say_where_they_come_from(results):
     assert record["config"]["encoder_rate"] == SIZES["tiny"].encoder_rate
     assert np.sum(record["confusion"]) == record["test"]["pixels"]
     assert record["training_pixels"].keys() == record["test"]["dice"].keys()
+
+
+def test_the_atlas_alone_is_scored_as_the_networks_are(results):
+    """It counts the pixels that the training's test counts, and beats a guess."""
+    segment = json.loads((results / "phantom/row_7_seed_0_segment.json").read_text())
+    baseline = json.loads((results / "phantom/row_baseline_seed_0_baseline.json").read_text())
+    alone = baseline["models"]["atlas"]
+    assert (
+        np.sum(alone["confusion"], axis=1).tolist() == np.sum(segment["confusion"], axis=1).tolist()
+    )
+    areas = alone["test"]["dice_macro_areas"]
+    assert areas > 2 * segment["test"]["dice_macro_areas"] and areas < 0.9
+
+
+def test_the_most_probable_class_of_an_atlas():
+    kinds = ["area", "background", "area", "cortex"]
+    classes = tuple(AreaClass(kind, "#000000", kind) for kind in kinds)
+    atlas = [
+        [[255, 0], [0, 200]],
+        [[100, 60], [90, 91]],
+        [[127, 1], [128, 127]],
+        [[0, 0], [1, 128]],
+    ]
+    expected = [[0, 2], [0, 2], [1, 0], [1, 2]]  # the third is a tie
+    found = most_probable(np.array(atlas, np.uint8), classes)
+    assert found.dtype == np.uint8 and found.tolist() == expected
+    assert most_probable(np.zeros((1, 1, 1), np.uint8), classes[:1]).tolist() == [[255]]
 
 
 def test_shards_are_the_whole(tmp_path):

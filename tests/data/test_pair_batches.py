@@ -1,5 +1,7 @@
 """Test the order and content of batches of pairs, and the error if a section is unreadable."""
 
+import statistics
+
 import numpy as np
 import pytest
 
@@ -124,7 +126,16 @@ def test_scales_come_from_training_pairs_alone(config, table, source):
     patches = np.unique([table.first[pairs], table.second[pairs]])
     low = table.coordinates_mm[patches].min(axis=0)
     np.testing.assert_allclose(scales.coordinate_low_mm, low, rtol=1e-6)
-    assert 0 < scales.input_mean < 255 and isinstance(scales, Scales)
+    high = table.coordinates_mm[patches].max(axis=0)
+    np.testing.assert_allclose(scales.coordinate_high_mm, high, rtol=1e-6)
+    found = (scales.distance_median_mm, *scales.coordinate_median_mm)
+    columns = table.distance_mm[pairs], *table.coordinates_mm[patches].T
+    np.testing.assert_allclose(found, [statistics.median(x.tolist()) for x in columns], rtol=1e-6)
+    assert found[0] != pytest.approx(np.median(table.distance_mm), rel=1e-6)
+    gray = np.stack([source.read_patch(patch) for patch in patches])  # fewer than SCALE_PATCHES
+    assert scales.input_mean == pytest.approx(gray.mean(), rel=1e-6)
+    assert scales.input_std == pytest.approx(gray.std(), rel=1e-6)
+    assert isinstance(scales, Scales)
 
 
 def test_two_brains_are_numbered_one_after_the_other(tiny_brain, config, table):

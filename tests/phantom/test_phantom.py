@@ -20,12 +20,19 @@ from jaxcyto.errors import InputError
 from jaxcyto.phantom import cortex as phantom_shape
 from jaxcyto.phantom import writer as phantom_write
 from jaxcyto.phantom.acquisition import Look
+from jaxcyto.phantom.annotation import displaced
 from jaxcyto.phantom.cells import Stamps
 from jaxcyto.phantom.cortex import Cortex, normalized_profiles
 from jaxcyto.phantom.given_surfaces import GivenHemisphere, paint_surfaces
 from jaxcyto.phantom.make import make_phantom, phantom_cortex
 from jaxcyto.phantom.paint import CELL, NEUROPIL, SectionPainter, enlarge
-from jaxcyto.phantom.settings import PhantomSettings, coronal_plans, cut_cortex, image_affine
+from jaxcyto.phantom.settings import (
+    PRESETS,
+    PhantomSettings,
+    coronal_plans,
+    cut_cortex,
+    image_affine,
+)
 
 SMALL = PhantomSettings(
     seed=5, long_axis_mm=14, mesh_subdivisions=4, num_areas=5, num_other=2, num_sections=4,
@@ -224,6 +231,17 @@ def test_annotation_is_partial_and_atlas_is_rough(brain):
     assert max(known) < 1
     assert np.mean(right) > 1.5 * np.mean(wrong)
     assert min(right) < 0.7 * max(right)  # it is displaced, so it does not reveal the labels
+
+
+def test_the_atlas_is_displaced_by_millimeters():
+    """docs/phantom.md states the length of the displacement on the quickstart's cortex."""
+    chosen = PRESETS["quickstart"]
+    cortex = phantom_cortex(chosen)
+    moved = displaced(cortex, np.random.default_rng((chosen.own_seed, 5)))
+    length = np.linalg.norm(moved.pial - cortex.pial, axis=1)
+    np.testing.assert_allclose(moved.white - cortex.white, moved.pial - cortex.pial, atol=1e-9)
+    assert length.mean() == pytest.approx(2.4, abs=0.05)
+    np.testing.assert_allclose(np.percentile(length, [5, 95, 100]), [1.0, 4.3, 5.6], atol=0.05)
 
 
 def test_null_brain_differs_in_its_texture_only(brain, null_brain):

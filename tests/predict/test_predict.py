@@ -211,7 +211,28 @@ def test_atlas_is_read_along(tmp_path, ball):
     assert (probabilities(large, without) != found).any()
     report = predict_brain(run.path, ball)
     assert report.predicted == ["b"]
-    assert ["no atlas image" in line for line in report.failures] == [True, True]
+    for name, line in zip("ac", report.failures, strict=True):
+        assert line.startswith(f"section {name}: atlas: empty in {ball / 'sections.csv'}, but")
+    channels = np.zeros((2, SIDE_PX, SIDE_PX), np.uint8)  # the grid of the image, not of the labels
+    tifffile.imwrite(ball / "b_atlas.tif", channels, photometric="minisblack")
+    result = CliRunner().invoke(main, ["predict", str(run.path), str(ball), "--section", "b"])
+    assert result.exit_code == 1 and not list(run.path.rglob("b.*.tmp"))
+    assert "b_atlas.tif has 2 channels of 250 x 250 px; expected" in result.stderr
+    assert "500 x 500 px at 16 um. Write it again on that grid" in result.stderr
+
+
+def test_the_network_gets_an_atlas_of_probabilities(tmp_path):
+    """The prediction is that of the model for gray values in SD and an atlas in 0 ... 1."""
+    run = load_segment_run(write_run(tmp_path / "run", SMALL, atlas=True))
+    rng = np.random.default_rng(0)
+    size = TINY.atlas_size(TILE)
+    image = rng.integers(256, size=(1, TILE, TILE, 1), dtype=np.uint8)
+    atlas = rng.integers(256, size=(1, size, size, 2), dtype=np.uint8)
+    inputs = (image.astype(np.float32) - 128) / 50, atlas.astype(np.float32) / 255
+    expected = jax.nn.softmax(jax.jit(run.model.apply)(run.variables, *inputs))
+    step = partial(forward, model=run.model, mean=128.0, std=50.0, probabilities=True)
+    found = jax.jit(step)(run.variables, {"image": image, "atlas": atlas})
+    assert np.abs(found["probabilities"] - 255 * expected).max() < 0.6
 
 
 def noise_section(path: Path, shape, rows, columns, pixel_um: float = 16.0, **options) -> Path:

@@ -27,6 +27,7 @@ from jaxcyto.runs.metrics_file import read_metrics
 from jaxcyto.runs.pair_predictions import read_predictions
 from jaxcyto.training import loop
 from jaxcyto.training.log import MetricsWriter
+from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.state.checkpoint import Checkpoints
 from jaxcyto.training.state.optim import schedule
 
@@ -83,6 +84,18 @@ def test_a_whole_run(config, tmp_path, capsys):
     assert distance == pytest.approx(test["distance_mae_mm"], rel=1e-5)
     error = np.linalg.norm(offset, axis=-1).mean()
     assert error == pytest.approx(test["coordinate_mae_mm"], rel=1e-5)
+    table = open_pairs(config.data)
+    np.testing.assert_array_equal(np.sort(found["pair"]), table.of_split("test"))
+    train, test_pairs = table.of_split("train"), table.of_split("test")
+    constant = np.abs(table.distance_mm[test_pairs] - np.median(table.distance_mm[train])).mean()
+    assert constant == pytest.approx(test["distance_mae_mm_constant"], rel=1e-5)
+    ends = [np.stack([table.first[p], table.second[p]], axis=1) for p in (train, test_pairs)]
+    center = np.median(table.coordinates_mm[np.unique(ends[0])], axis=0)
+    offset = table.coordinates_mm[ends[1]] - center
+    constant = np.sqrt((offset**2).sum(axis=-1)).mean()
+    assert constant == pytest.approx(test["coordinate_mae_mm_constant"], rel=1e-5)
+    per_axis = np.abs(offset).mean(axis=(0, 1))
+    np.testing.assert_allclose(test["coordinate_mae_mm_per_axis_constant"], per_axis, rtol=1e-5)
     starts = json.loads((tmp_path / "run/environment.json").read_text())
     assert [start["step"] for start in starts] == [0]
     for name in ("curves", "points", "pairs", "distance", "coordinates"):
@@ -92,6 +105,23 @@ def test_a_whole_run(config, tmp_path, capsys):
     assert steps == sorted(steps) and steps[-1] == 6
     table = json.loads((tmp_path / "run/config.json").read_text())
     assert table["scales"]["distance_mm"] > 0
+
+
+def test_weights_hold_the_statistics_of_training_batches(config, tmp_path):
+    """Compare the first layer with the moments of its inputs, computed by a plain convolution."""
+    loop.train(config, tmp_path)
+    leaves = load_file(tmp_path / "weights.safetensors")
+    experiment = open_pretraining(config, None)
+    batches = experiment.train_batches(seed=0)
+    patches = np.concatenate([batches[k]["patches"] for k in range(config.batch_stats_steps)])
+    scales = experiment.task.scales
+    gray = (patches.astype(float) - scales.input_mean) / scales.input_std
+    kernel = leaves["params/encoder/block1/conv1/kernel"].astype(float)
+    windows = np.lib.stride_tricks.sliding_window_view(gray[..., 0], (3, 3), axis=(2, 3))
+    outputs = np.einsum("npyxij,ijc->npyxc", windows, kernel[:, :, 0])
+    for name, wanted in (("mean", outputs.mean((0, 1, 2, 3))), ("var", outputs.var((0, 1, 2, 3)))):
+        found = leaves[f"batch_stats/encoder/block1/bn1/{name}"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_stopped_and_resumed_is_uninterrupted(config, tmp_path, monkeypatch):

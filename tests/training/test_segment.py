@@ -21,6 +21,7 @@ from jaxcyto.config import (
     Config,
     DataConfig,
     InputScales,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     SegmentConfig,
@@ -36,7 +37,7 @@ from jaxcyto.runs.metrics_file import read_metrics
 from jaxcyto.scores import confusion
 from jaxcyto.training import loop
 from jaxcyto.training.devices import parallel
-from jaxcyto.training.segment import open_segmentation
+from jaxcyto.training.segment import SegmentTask, open_segmentation
 from jaxcyto.training.state.optim import make_optimizer
 from jaxcyto.training.state.state import init_state
 from jaxcyto.training.state.transfer import transfer
@@ -73,15 +74,25 @@ def config(tiny_brain):
     )
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_brain, tmp_path_factory):
-    """Return the folder and results of a finished segmentation run without an atlas."""
-    folder = tmp_path_factory.mktemp("runs") / "segment"
-    data = SegmentData((str(tiny_brain),), image_px=60, um_per_px=64.0, batch_images=8, threads=2)
+def trained(brain, folder, atlas):
+    data = SegmentData((str(brain),), image_px=60, um_per_px=64.0, batch_images=8, threads=2)
+    data.atlas = atlas
     optim = OptimConfig(optimizer=optax.adam, learning_rate=0.01)
     settings = {"steps": 25, "eval_every": 99, "batch_stats_steps": 4}
     results = loop.train(SegmentConfig(data=data, model=MODEL, optim=optim, **settings), folder)
     return folder, results
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_brain, tmp_path_factory):
+    """Return the folder and results of a finished segmentation run without an atlas."""
+    return trained(tiny_brain, tmp_path_factory.mktemp("runs") / "segment", atlas=False)
+
+
+@pytest.fixture(scope="module")
+def finished_with_atlas(tiny_brain, tmp_path_factory):
+    """Return the same for a run with an atlas."""
+    return trained(tiny_brain, tmp_path_factory.mktemp("runs") / "atlas", atlas=True)
 
 
 def comparable(workdir):
@@ -146,6 +157,8 @@ def test_the_test_scores_every_annotated_pixel(finished, tiny_brain):
     data = SegmentData((str(tiny_brain),), image_px=60, um_per_px=64.0)
     table = open_windows(data, MODEL)
     assert finished[1]["test"]["pixels"] == table.class_pixels("test").sum() > 1000
+    of_table = {each.row.name for each in table.sections if each.row.split == "test"}
+    assert finished[1]["sections"].keys() == of_table
 
 
 def test_resumes_bit_identical(config, tmp_path):
@@ -192,26 +205,72 @@ def test_run_of_the_other_task_is_refused(config, pretrained):
 
 
 def test_devices_agree(config):
-    """Compare batch statistics, loss and confusion of one device and eight, with augmentation."""
+    """Compare three steps on one device and on eight, with augmentation and an atlas."""
     config.augment = AugmentConfig(noise=0.1)
+    config.optim = OptimConfig(optimizer=optax.sgd, learning_rate=0.01)  # linear in the gradient
     experiment = open_segmentation(config, None)
-    batch = experiment.train_batches(1)[0]
-    state = experiment.init_state(fresh=True)
-    single = jax.jit(functools.partial(train_step, task=experiment.task))(state, batch)
-    step = parallel.pmap_train(train_step, task=experiment.task)
-    mapped = step(parallel.replicate(state), parallel.split_over_devices(batch))
+    batches = experiment.train_batches(1)
+    start = jax.device_get(experiment.init_state(fresh=True))  # a step deletes its input
+    one, eight = start, parallel.replicate(start)
+    single = jax.jit(functools.partial(train_step, task=experiment.task))
+    mapped = parallel.pmap_train(train_step, task=experiment.task)
+    for k in range(3):
+        one, measured_one = single(one, batches[k])
+        eight, measured_eight = mapped(eight, parallel.split_over_devices(batches[k]))
 
     def close(x, y):
         np.testing.assert_allclose(x, y, rtol=0, atol=2e-5 * max(np.abs(y).max(), 1e-3))
 
-    loss = [measured["scalars"]["loss"] for _, measured in (single, mapped)]
-    np.testing.assert_allclose(*loss, rtol=1e-6)
-    jax.tree.map(
-        close, jax.device_get(mapped[0].batch_stats), jax.device_get(single[0].batch_stats)
-    )
-    matrices = [np.asarray(m["errors"]["confusion"][0]) for _, m in (single, mapped)]
-    assert matrices[0].sum() == matrices[1].sum() == (batch["label"] != 255).sum()
+    measured = measured_one, measured_eight
+    np.testing.assert_allclose(*(each["scalars"]["loss"] for each in measured), rtol=1e-5)
+    one, eight = jax.device_get((one, eight))
+    jax.tree.map(close, eight.batch_stats, one.batch_stats)
+    moves = [jax.tree.map(np.subtract, each.params, start.params) for each in (one, eight)]
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(moves[0]))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0.01, atol=1e-5), *moves)
+    matrices = [np.asarray(each["errors"]["confusion"][0]) for each in measured]
+    assert matrices[0].sum() == matrices[1].sum() == (batches[2]["label"] != 255).sum()
     assert np.abs(matrices[0] - matrices[1]).sum() <= 4  # logits that tie up to rounding
+
+
+def test_inputs_move_together_and_have_the_units_of_the_network():
+    """Image, label and atlas undergo the same of the eight symmetries, computed by NumPy."""
+    net, loss = UNet(num_classes=3, stem_kernel=3, stem_stride=1, widths=(4, 4)), LossConfig()
+    options = AugmentConfig(brightness=0.0, contrast=0.0, blur_px=0.0)  # flips and rotations
+    task = SegmentTask(net, loss, options, InputScales(100.0, 50.0), optax.sgd(0.1))
+    rng, count = np.random.default_rng(0), 16
+    sides = {"image": (12, 1), "atlas": (8, 2), "label": (6,)}
+    batch = {
+        name: rng.integers(256, size=(count, side, side, *channels), dtype=np.uint8)
+        for name, (side, *channels) in sides.items()
+    }
+    wanted = {
+        "image": (batch["image"].astype(float) - 100) / 50,
+        "atlas": batch["atlas"].astype(float) / 255,
+        "label": batch["label"],
+    }
+    plain = task.inputs(batch, None)
+    moved = task.inputs(batch, jax.random.split(jax.random.key(0), count))
+    for name, value in wanted.items():
+        np.testing.assert_allclose(plain[name], value, rtol=1e-6, err_msg=name)
+    found = []
+    for i in range(count):
+        fitting = [
+            {
+                (turns, mirrored)
+                for turns in range(4)
+                for mirrored in (False, True)
+                if np.allclose(moved[name][i], symmetric(value[i], turns, mirrored), rtol=1e-6)
+            }
+            for name, value in wanted.items()
+        ]
+        assert len(fitting[0]) == 1 and fitting[1:] == fitting[:-1]
+        found += fitting[0]
+    assert len(set(found)) > 4
+
+
+def symmetric(image, turns, mirrored):
+    return np.rot90(image[::-1] if mirrored else image, turns)
 
 
 def test_batches_do_not_depend_on_the_weights(config, pretrained):
@@ -287,6 +346,23 @@ def test_frozen_and_slower_encoder(rate):
         )
 
 
+def test_the_rate_of_the_encoder_is_that_of_the_config(config, pretrained):
+    """One step of SGD moves the encoder by `encoder_rate` times what the gradient says."""
+    config.init_from, moves = str(pretrained), {}
+    config.optim = OptimConfig(optimizer=optax.sgd, decay="constant")
+    for rate in (1.0, 0.1, 0.0):
+        experiment = open_segmentation(dataclasses.replace(config, encoder_rate=rate), None)
+        state = experiment.init_state(fresh=True)
+        ones = jax.tree.map(jnp.ones_like, state.params)
+        optimizer = experiment.task.optimizer
+        moves[rate], _ = optimizer.update(ones, state.opt_state, state.params)
+    for rate in (0.1, 0.0):
+        for name, tree in moves[rate].items():
+            factor = rate if name == "encoder" else 1.0
+            for found, whole in zip(*map(jax.tree.leaves, (tree, moves[1.0][name])), strict=True):
+                np.testing.assert_allclose(found, factor * whole, rtol=1e-6)
+
+
 def test_bad_init_from(config, finished, tiny_brain, tmp_path):
     config.init_from = str(tmp_path)
     with pytest.raises(InputError, match=r"holds no config\.json"):
@@ -343,6 +419,16 @@ def test_evaluation_of_maps_is_that_of_training(finished, tiny_brain, tmp_path):
     assert scored[str(folder)] == again and scored.keys() == {str(folder), str(other)}
     assert scored[str(other)]["test"] == again["test"]
     assert (where / "confusion_compared.png").stat().st_size > 10_000
+
+
+def test_evaluation_with_an_atlas_is_that_of_training(finished_with_atlas, tiny_brain):
+    folder, results = finished_with_atlas
+    found = CliRunner().invoke(main, ["evaluate", str(folder), str(tiny_brain), "--json"])
+    assert found.exit_code == 0, found.output
+    again = json.loads(found.stdout)
+    near = np.array(again["confusion"])[:, :-1] - np.array(results["confusion"])
+    assert again["test"]["pixels"] == results["test"]["pixels"]
+    assert np.abs(near).sum() / 2 <= 1e-3 * results["test"]["pixels"]
 
 
 def test_confusion_is_that_of_scikit_learn():

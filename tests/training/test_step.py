@@ -197,6 +197,46 @@ def test_reestimated_statistics_are_those_of_one_large_batch():
     assert_close(from_moments(to_moments(stats)), stats, 1e-6)
 
 
+def test_targets_are_scaled_as_documented():
+    """Distances are in units of `distance_mm`, coordinates in -1 ... 1 over their range."""
+    task, batch = make_task(), make_batch()
+    found = task.inputs(batch, None)
+    np.testing.assert_allclose(found["distance_scaled"], batch["distance_mm"] / 20, rtol=1e-6)
+    finite = np.isfinite(batch["all_distances_mm"])
+    wanted = batch["all_distances_mm"][finite] / 20
+    np.testing.assert_allclose(found["all_distances_scaled"][finite], wanted, rtol=1e-6)
+    scales = task.scales
+    for k, (low, high) in enumerate(
+        zip(scales.coordinate_low_mm, scales.coordinate_high_mm, strict=True)
+    ):
+        wanted = np.interp(batch["coordinates_mm"][..., k], [low, high], [-1, 1])
+        inside = np.abs(wanted) < 1
+        assert inside.any()
+        np.testing.assert_allclose(
+            found["coordinates_scaled"][..., k][inside], wanted[inside], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("change", ["seed", "step", "index"])
+def test_augmentation_depends_on_seed_step_and_example(change):
+    """The same batch is augmented in another way if one of the three differs."""
+    task = make_task(augment=AugmentConfig(noise=0.5))
+    batch, state = make_batch(), fresh_state(task)
+
+    def loss(task, state, batch):
+        _, measured = jax.jit(functools.partial(train_step, task=task))(state, batch)
+        return float(measured["scalars"]["loss"])
+
+    same, other = loss(task, state, batch), (task, state, batch)
+    if change == "seed":
+        other = dataclasses.replace(task, seed=task.seed + 1), state, batch
+    if change == "step":
+        other = task, dataclasses.replace(state, step=state.step + 1), batch
+    if change == "index":
+        other = task, state, batch | {"index": batch["index"] + PAIRS}
+    assert loss(task, state, batch) == same != loss(*other)
+
+
 def test_evaluation_ignores_padding():
     task = make_task()
     state = fresh_state(task)

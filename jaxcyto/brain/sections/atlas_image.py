@@ -6,6 +6,7 @@ The value 255 stands for probability 1.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -19,26 +20,28 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.unchanged import Stamp, opened_unchanged, stamp
 
 
+class Pixels(Protocol):
+    """The pixels of an atlas image, in a file or in memory."""
+
+    def read_into(self, top: int, left: int, out: np.ndarray) -> None:
+        """Read the window from (top, left) into `out` [height, width, channels]."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AtlasImage:
-    """An atlas image, opened by `open_atlas`. Threads may share it.
-
-    The tables of tiles stay in memory. The file is open only while a window is read.
+    """An atlas image, made by `open_atlas` or `array_atlas`. Threads may share it.
 
     Attributes:
-        path: the file.
+        pixels: the pixels.
         shape: (height, width) px at full resolution.
         channels: number of channels.
-        pages: the pages, which together hold the channels in order.
-        stamp: state of the file when it was opened, to detect changes.
-        factor: px of the file along one side of a pixel that `read` returns.
+        factor: px at full resolution along one side of a pixel that `read` returns.
     """
 
-    path: Path
+    pixels: Pixels
     shape: tuple[int, int]
     channels: int
-    pages: tuple[TiffLevel, ...]
-    stamp: Stamp
     factor: int
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -75,11 +78,48 @@ class AtlasImage:
         if y0 >= y1 or x0 >= x1:
             return out
         inside = out[y0 - top : y1 - top, x0 - left : x1 - left]
-        share = self.channels // len(self.pages)
+        self.pixels.read_into(y0, x0, inside)
+        return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pages:
+    """The pages of a file, which together hold the channels in order.
+
+    The tables of tiles stay in memory. The file is open only while a window is read.
+    """
+
+    path: Path
+    pages: tuple[TiffLevel, ...]
+    stamp: Stamp  # state of the file when it was opened, to detect changes
+
+    def read_into(self, top: int, left: int, out: np.ndarray) -> None:
+        share = out.shape[2] // len(self.pages)
         with opened_unchanged(self.path, self.stamp) as fd:
             for index, page in enumerate(self.pages):
-                page.read_into(fd, y0, x0, inside[:, :, index * share : (index + 1) * share])
-        return out
+                page.read_into(fd, top, left, out[:, :, index * share : (index + 1) * share])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Array:
+    """Pixels in memory, uint8 [channels, H, W]."""
+
+    channels: np.ndarray
+
+    def read_into(self, top: int, left: int, out: np.ndarray) -> None:
+        window = self.channels[:, top : top + out.shape[0], left : left + out.shape[1]]
+        out[:] = np.moveaxis(window, 0, 2)
+
+
+def array_atlas(channels: np.ndarray, factor: int = 1) -> AtlasImage:
+    """Make an atlas image of pixels in memory, to be read on a grid `factor` times coarser.
+
+    Args:
+        channels: uint8 [A, H, W], 255 = probability 1.
+        factor: as in `open_atlas`.
+    """
+    height, width = channels.shape[1:]
+    return AtlasImage(_Array(channels), (height, width), len(channels), factor)
 
 
 def open_atlas(path: Path, factor: int = 1) -> AtlasImage:
@@ -109,14 +149,9 @@ def open_atlas(path: Path, factor: int = 1) -> AtlasImage:
                 raise InputError(
                     f"{path}: {len(pages)} pages for {channels} channels; write one page for each"
                 )
-            return AtlasImage(
-                path=Path(path),
-                shape=(sizes["Y"], sizes["X"]),
-                channels=channels,
-                pages=tuple(tiff_level(path, page, None, as_gray=False) for page in pages),
-                stamp=before,
-                factor=factor,
-            )
+            levels = tuple(tiff_level(path, page, None, as_gray=False) for page in pages)
+            pixels = _Pages(Path(path), levels, before)
+            return AtlasImage(pixels, (sizes["Y"], sizes["X"]), channels, factor)
     except InputError:
         raise
     except Exception as error:  # tifffile raises many kinds on damaged headers
@@ -152,6 +187,7 @@ def section_atlas(
         raise InputError(
             f"section {row.name}: atlas {row.atlas} has {atlas.channels} channels of "
             f"{atlas.shape[0]} x {atlas.shape[1]} px; expected one channel for each of the {areas} "
-            f"areas of brain.toml and {height} x {width} px at {LABEL_UM:g} um"
+            f"areas of brain.toml and {height} x {width} px at {LABEL_UM:g} um. Write it again on "
+            "that grid, or let `jaxcyto carry` make it"
         )
     return atlas
