@@ -150,7 +150,7 @@ def main() -> None:
     if arguments.loader:
         task, brain, log = arguments.loader
         return read_batches(task, brain, arguments.steps, Path(log))
-    steps, results = arguments.steps, {}
+    steps, results, version = arguments.steps, {}, commit()  # before the checkout changes
     rare = [f"--config.{name}_every={steps}" for name in ("checkpoint", "eval")]
     options = rare if arguments.save_last else []
     with tempfile.TemporaryDirectory() as name:
@@ -177,7 +177,7 @@ def main() -> None:
             f"{name:<24}{row['start_mib']:>9}{row['middle_mib']:>9}{row['end_mib']:>9}"
             f"{row['growth_mib_per_1000_steps']:>16}{row['files_second_half']:>8}"
         )
-    print(json.dumps(results | {"commit": commit()}))
+    print(json.dumps(results | {"commit": version}))
 
 
 if __name__ == "__main__":
