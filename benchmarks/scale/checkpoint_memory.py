@@ -79,6 +79,7 @@ def measure_to_json() -> dict[str, Any]:
             spec.to_json()
 
     call()
+    gc.collect()
     blocks = sys.getallocatedblocks()
     call()
     gc.collect()
