@@ -1,6 +1,7 @@
 """Check whether memory and open files grow in a long training run, and in the loader alone.
 
     python benchmarks/scale/memory.py --steps 2000
+    python benchmarks/scale/memory.py --steps 2000 --save-last    # one checkpoint, at the end
 
 The script makes the tiny phantom in a temporary folder. It trains both tasks on it with `train.py`
 in a separate process, with validations and checkpoints, and reads as many batches without training.
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+from benchmarks.provenance import commit
 from jaxcyto.brain.prepare import pair_brain, sample_brain
 from jaxcyto.config import Config, DataConfig, ModelConfig, SegmentConfig, SegmentData
 from jaxcyto.phantom.make import make_phantom
@@ -140,12 +142,17 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--task", choices=["pretext", "segment"], help="default: both")
+    parser.add_argument(
+        "--save-last", action="store_true", help="save and validate at the end only"
+    )
     parser.add_argument("--loader", nargs=3, help=argparse.SUPPRESS)  # task, brain, log
     arguments = parser.parse_args()
     if arguments.loader:
         task, brain, log = arguments.loader
         return read_batches(task, brain, arguments.steps, Path(log))
-    steps, results = arguments.steps, {}
+    steps, results, version = arguments.steps, {}, commit()  # before the checkout changes
+    rare = [f"--config.{name}_every={steps}" for name in ("checkpoint", "eval")]
+    options = rare if arguments.save_last else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         brain = make_phantom(folder / "brain", PRESETS["tiny"], workers=1)
@@ -162,18 +169,15 @@ def main() -> None:
                 [*own, "--loader", task, str(brain), str(log)], log, steps
             )
             run = folder / task
-            results[f"{task}, training"] = watch(
-                [sys.executable, "train.py", "--config", str(config), "--workdir", str(run)],
-                run / "metrics.jsonl",
-                steps,
-            )
+            train = [sys.executable, "train.py", "--config", str(config), "--workdir", str(run)]
+            results[f"{task}, training"] = watch([*train, *options], run / "metrics.jsonl", steps)
     print(f"{'MiB':<24}{'start':>9}{'middle':>9}{'end':>9}{'per 1000 steps':>16}{'files':>8}")
     for name, row in results.items():
         print(
             f"{name:<24}{row['start_mib']:>9}{row['middle_mib']:>9}{row['end_mib']:>9}"
             f"{row['growth_mib_per_1000_steps']:>16}{row['files_second_half']:>8}"
         )
-    print(json.dumps(results))
+    print(json.dumps(results | {"commit": version}))
 
 
 if __name__ == "__main__":
