@@ -1,25 +1,33 @@
-"""Apply a trained network to arrays in memory: `load`, `Network.embed` and `Network.segment`.
+"""Apply a trained network to arrays in memory.
+
+`load` reads a network, and `Network.embed` and `Network.segment` apply it. `Network.fit_head` makes
+a segmentation network of a pre-training network and a few annotated images.
 
 For whole brains, use the commands `explore` and `predict`, which read and write files in parts. See
 docs/python.md.
 """
 
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxcyto.brain.manifest import AreaClass
 from jaxcyto.brain.sections.atlas_image import AtlasImage, array_atlas
-from jaxcyto.brain.sections.label_image import LABEL_UM, expected_shape, same_shape
+from jaxcyto.brain.sections.label_image import LABEL_UM, UNLABELED, expected_shape, same_shape
 from jaxcyto.brain.sections.section import Section, array_section
+from jaxcyto.config import InputScales
 from jaxcyto.data.windows import label_factor
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
+from jaxcyto.models.encoder import ENCODER
 from jaxcyto.predict import Predictor, SectionSource, map_shape
 from jaxcyto.predict.features import BATCH, Embedding, embed
 from jaxcyto.predict.predictor import default_tile
 from jaxcyto.runs.load import PretextRun, SegmentRun, load_run
+from jaxcyto.training.head import WINDOW_PX, AnnotatedImage, fit_scores, head_network
+from jaxcyto.training.maps import MapReader
 
 
 def load(path: str | os.PathLike) -> "Network":
@@ -66,6 +74,7 @@ class Network:
         """
         self.run = run
         self._predictors: dict[tuple[int, bool], Predictor] = {}
+        self._maps: MapReader | None = None  # of the first `fit_head`, for the next ones
 
     def __repr__(self) -> str:
         return f"<{self.task} network of {self.run.path}, {self.um_per_px:g} um/px>"
@@ -179,6 +188,74 @@ class Network:
             np.concatenate(maps, axis=1) if probabilities else None,
         )
 
+    def fit_head(
+        self,
+        images: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        classes: Sequence[AreaClass],
+        *,
+        pixel_um: float | None = None,
+        background: int = 255,
+    ) -> "Network":
+        """Make a segmentation network of this pre-training network, in seconds.
+
+        Score maps are fitted to the annotated pixels, and the pre-trained layers stay as they are.
+        The maps of the layers are kept in memory (some 60 MB for each section of the quickstart),
+        so fitting again with other labels of the same images is faster.
+
+        Args:
+            images: gray values of some sections, uint8 [H, W] each.
+            labels: the class of each pixel of 16 um, uint8 [h, w] for each image, 255 where nothing
+                is annotated. They begin at the same corner as the image.
+            classes: name, color and kind of each class, such as `read_brain(folder).classes`.
+            pixel_um: pixel size of the images in micrometers. By default, it is `um_per_px`.
+            background: gray value outside of the images and where there is no tissue.
+
+        Returns:
+            The segmentation network.
+
+        Raises:
+            InputError: this is a segmentation network, an image or its labels have another dtype or
+                size, or fewer than two classes are annotated.
+        """
+        run = self._pretext()
+        if not len(images) or len(images) != len(labels):
+            raise InputError(
+                f"fit_head: {len(images)} images and {len(labels)} label images; give a label "
+                "image for each image"
+            )
+        pixel_um = run.um_per_px if pixel_um is None else pixel_um
+        sections = [
+            _annotated(f"images[{k}]", image, label, pixel_um, background)
+            for k, (image, label) in enumerate(zip(images, labels, strict=True))
+        ]
+        model = head_network(run.model, len(classes))
+        geometry = Geometry.of(model)
+        scales = InputScales(run.scales.input_mean, run.scales.input_std)
+        if self._maps is None:
+            side = geometry.output_size(geometry.nearest_valid_sizes(WINDOW_PX)[-1])
+            self._maps = MapReader(model, run.variables, scales, run.um_per_px, side, folder=None)
+        factor = label_factor(run.um_per_px, geometry)
+        options: Any = {"factor": factor, "num_classes": len(classes), "pools": model.pools}
+        scores, _ = fit_scores(sections, self._maps, **options)
+        variables = {key: {ENCODER: run.variables[key][ENCODER]} for key in run.variables}
+        variables["params"]["scores"] = scores
+        return Network(
+            SegmentRun(
+                path=run.path,
+                weights=run.weights or run.path,
+                model=model,
+                variables=variables,
+                classes=tuple(classes),
+                um_per_px=run.um_per_px,
+                image_px=geometry.nearest_valid_sizes(WINDOW_PX)[-1],
+                atlas_channels=0,
+                input_mean=scales.input_mean,
+                input_std=scales.input_std,
+                training_sections=run.training_sections,
+            )
+        )
+
     def _pretext(self) -> PretextRun:
         if isinstance(self.run, PretextRun):
             return self.run
@@ -216,6 +293,21 @@ def _atlas(run: SegmentRun, atlas: np.ndarray | None, section: Section) -> Atlas
     if atlas.dtype != np.uint8 or not fits:
         raise InputError(f"atlas: {atlas.dtype} {list(atlas.shape)}, expected {needed}")
     return array_atlas(atlas, label_factor(run.um_per_px, Geometry.of(run.model)))
+
+
+def _annotated(
+    name: str, image: np.ndarray, label: np.ndarray, pixel_um: float, background: int
+) -> AnnotatedImage:
+    """Return an image and its labels as sections, after checking that they fit each other."""
+    section = array_section(_gray(name, image, "[H, W]", 2), pixel_um, background)
+    label = np.asarray(label)
+    height, width = expected_shape(section.shape, pixel_um)
+    if label.dtype != np.uint8 or label.ndim != 2 or not same_shape(label.shape, (height, width)):
+        raise InputError(
+            f"labels of {name}: {label.dtype} {list(label.shape)}, but the image needs uint8 "
+            f"[{height}, {width}], a class for each pixel of {LABEL_UM:g} um"
+        )
+    return AnnotatedImage(name, section, array_section(label, LABEL_UM, UNLABELED))
 
 
 def _gray(name: str, images: np.ndarray, shape: str, dimensions: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from jaxcyto import losses
 Array = Any  # NumPy or JAX array of floats
 
 FEATURES = 32  # width of the dense layer (paper, section 2)
+DECODERS = ("unet", "scores", "both")  # ways from the maps to the logits
 
 
 @dataclasses.dataclass

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxcyto.augment import MAX_BLUR_PX
-from jaxcyto.config import Config, SegmentConfig
+from jaxcyto.config import DECODERS, Config, SegmentConfig
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
 
-DECODERS = ("unet", "scores", "both")
 # (name of the field, its value, predicate of valid values, description of valid values)
 Rule = tuple[str, Any, Callable[[Any], bool], str]
 

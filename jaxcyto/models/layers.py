@@ -80,7 +80,10 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 @contextlib.contextmanager
 def _forward_mode_explained() -> Iterator[None]:
-    """Say what to switch if JAX refuses forward mode. It names only its own decorator."""
+    """Raise an error that says what to switch if JAX refuses forward mode.
+
+    JAX's own error names only its decorator.
+    """
     try:
         yield
     except TypeError as error:

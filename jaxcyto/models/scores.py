@@ -97,7 +97,7 @@ def _mean(x: jax.Array, side: int, axis: int) -> jax.Array:
 
 
 def enlarge(x: jax.Array) -> jax.Array:
-    """Double the height and width of a map by bilinear interpolation, without extrapolation.
+    """Return a map of twice the height and width, by bilinear interpolation inside of it.
 
     A pixel of x covers 2x2 pixels of the result. Like a block of the expansive path, this loses one
     px of x on each side.

@@ -21,14 +21,17 @@ from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.brain.sections.section import Section
 from jaxcyto.data.windows import read_label
 from jaxcyto.errors import InputError
+from jaxcyto.models import SiameseNet, UNet
 from jaxcyto.training.maps import MapReader, Maps
 
+WINDOW_PX = 1000  # approximate side of the windows of images in memory, px
+POOLS = (5, 9)  # default sides of the local means, px of the last map
 # Chosen on the validation sections of the quickstart (docs/segmentation.md).
 PIXELS = 2000  # annotated pixels of each class that are fitted on, or all if there are fewer
 PENALTY = 1 / 300  # weight of half the squared norm, relative to the mean loss
 ITERATIONS = 100  # of L-BFGS
 NEVER = -30.0  # bias of classes without an annotated pixel
-TAPS = 4  # px of a map, along one axis, on which an output px depends at most
+TAPS = 3  # px of a map, along one axis, on which an output px depends at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +49,19 @@ class _Window:
     row: int
     column: int
     labels: np.ndarray  # uint8 [side, side]
+
+
+def head_network(net: SiameseNet, num_classes: int) -> UNet:
+    """Return the segmentation network with score maps on the contracting path of `net`."""
+    return UNet(
+        num_classes=num_classes,
+        stem_kernel=net.stem_kernel,
+        stem_stride=net.stem_stride,
+        widths=tuple(net.widths),
+        decoder="scores",
+        pools=POOLS,
+        dtype=net.dtype,
+    )
 
 
 def fit_scores(
@@ -160,7 +176,8 @@ def _features(
     Returns:
         float32 [N, F]: the last map, its local means, and then the maps before it, back to front.
     """
-    *skips, last = (each.astype(np.float32) for each in maps)
+    *skips, last = maps
+    last = last.astype(np.float32)
     parts = []
     for pool in (1, *pools):
         mean = uniform_filter1d(uniform_filter1d(last, pool, axis=0), pool, axis=1)

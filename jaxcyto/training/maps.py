@@ -12,6 +12,7 @@ SECTION is one of the section's content, file size and time. Remove FOLDER to fr
 import hashlib
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class MapReader:
         self.side = side
         self._folder = folder
         self._kept: dict[tuple[str, int, int], Maps] = {}  # without a folder
-        self._sections: dict[int, str] = {}
+        self._sections: weakref.WeakKeyDictionary[Section, str] = weakref.WeakKeyDictionary()
         encoder = build_encoder(model)
         weights = {key: variables[key][ENCODER] for key in ("params", "batch_stats")}
         self._weights = _digest(weights, scales, um_per_px, side)
@@ -111,9 +112,9 @@ class MapReader:
 
     def _section(self, image: Section) -> str:
         """Return a hash of a section that changes with its content."""
-        if id(image) not in self._sections:
-            self._sections[id(image)] = _section_key(image)
-        return self._sections[id(image)]
+        if image not in self._sections:
+            self._sections[image] = _section_key(image)
+        return self._sections[image]
 
 
 def _section_key(image: Section) -> str:
