@@ -178,6 +178,7 @@ def pair_table(path: Path, places: np.ndarray) -> PairTable:
     first = np.arange(count)
     return PairTable(
         brains=(brain,),
+        brain_names=(brain.root.name,),
         patches=(patches,),
         patch_start=np.array([0, count]),
         first=first,
