@@ -138,10 +138,12 @@ def test_scales_come_from_training_pairs_alone(config, table, source):
     assert isinstance(scales, Scales)
 
 
-def test_two_brains_are_numbered_one_after_the_other(tiny_brain, config, table):
+def test_two_brains_are_numbered_one_after_the_other(tiny_brain, config, table, tmp_path):
     import dataclasses
+    import shutil
 
-    both = open_pairs(dataclasses.replace(config, brains=(str(tiny_brain),) * 2))
+    other = shutil.copytree(tiny_brain, tmp_path / "other")
+    both = open_pairs(dataclasses.replace(config, brains=(str(tiny_brain), str(other))))
     count, patches = len(table.first), len(table.patches[0])
     np.testing.assert_array_equal(both.first[count:], table.first + patches)
     assert both.locate(patches) == (1, 0) and both.locate(patches - 1) == (0, patches - 1)

@@ -476,6 +476,7 @@ def test_several_brains(root, tmp_path):
 
 
 def test_brains_in_folders_of_one_name_are_told_apart(root, tmp_path):
+    (tmp_path / "x").mkdir()
     other = write_brain(tmp_path / "x" / root.name, {"a": ("train", random_label(9, (80, 80)))})
     _, table, _ = opened(root, brains=(str(root), str(other)))
     first, second = f"{root.parent.name}/{root.name}", f"x/{root.name}"

@@ -180,7 +180,7 @@ def test_a_section_that_training_skips_has_none(tiny_brain, tmp_path):
     brain = shutil.copytree(tiny_brain, tmp_path / "brain")
     experiment = open_pretraining(pretraining(brain, on_error="skip"), None)
     name, (_, row) = next(iter(experiment.table.training_rows.items()))
-    experiment.table.brains[0].sections[row].image.unlink()
+    experiment.table.brains[0].sections[row].image.write_bytes(b"damaged")
     experiment = open_pretraining(pretraining(brain, on_error="skip"), None)
     found = experiment.training_fingerprints()
     assert found[name] is None and sum(value is None for value in found.values()) == 1
