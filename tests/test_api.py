@@ -198,3 +198,74 @@ def test_mistakes_with_an_atlas_are_said_in_one_message(segment, with_atlas):
         with pytest.raises(jaxcyto.InputError, match=words) as caught:
             network.segment(image, atlas=given)
         assert "\n" not in str(caught.value)
+
+
+# ---- a head from a few annotations --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> Path:
+    """Write a pre-training run whose output pixels have 128 um."""
+    net = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 6, 8, 8), features=5)
+    return pretext_run.write_run(tmp_path_factory.mktemp("runs") / "wide", net, 64, um_per_px=64.0)
+
+
+def annotated(brain):
+    """Return images at 64 um/px and labels of two training sections, with the classes."""
+    rows = [row for row in brain.sections if row.split == "train" and row.label is not None][8:10]
+    images, labels = [], []
+    for row in rows:
+        labels.append(tifffile.imread(row.label))
+        height, width = (4 * round(side / 4) for side in labels[-1].shape)
+        section = open_section(row.image, row.pixel_um, brain.background)
+        images.append(section.read_at(64.0, 0, 0, height // 4, width // 4))
+    return images, labels
+
+
+def test_a_head_is_fitted_to_annotations(wide, tiny_brain):
+    brain = read_brain(tiny_brain)
+    images, labels = annotated(brain)
+    net = jaxcyto.load(wide)
+    fitted = net.fit_head(images, labels, brain.classes)
+    assert fitted.task == "segmentation"
+    assert fitted.classes == brain.classes
+    found = fitted.segment(images[0]).classes
+    label = labels[0][4::8, 4::8]  # at the centers of output pixels
+    height, width = (min(pair) for pair in zip(label.shape, found.shape, strict=True))
+    label, found = label[:height, :width], found[:height, :width]
+    right = np.mean(label[label != 255] == found[label != 255])
+    most = np.bincount(label[label != 255]).max() / np.sum(label != 255)
+    assert right > most + 0.05
+
+
+def test_maps_of_images_in_memory_are_computed_once(wide, tiny_brain, monkeypatch):
+    brain = read_brain(tiny_brain)
+    images, labels = annotated(brain)
+    net = jaxcyto.load(wide)
+    net.fit_head(images, labels, brain.classes)
+    monkeypatch.setattr(net._maps, "_compute", None)  # calling it fails
+    half = [label.copy() for label in labels]
+    half[0][:, ::2] = 255
+    net.fit_head(images, half, brain.classes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda images, labels: (images[:1], labels), "1 images and 2 label images"),
+        (lambda images, labels: ([], []), "0 images"),
+        (lambda images, labels: (images, [labels[0][:-9], labels[1]]), r"labels of images\[0\]"),
+        (lambda images, labels: (images, [1.0 * each for each in labels]), "float64"),
+        (lambda images, labels: ([images[0][0], images[1]], labels), r"images\[0\]: uint8"),
+    ],
+)
+def test_mistakes_in_annotations_are_said(wide, tiny_brain, change, words):
+    brain = read_brain(tiny_brain)
+    images, labels = change(*annotated(brain))
+    with pytest.raises(jaxcyto.InputError, match=words):
+        jaxcyto.load(wide).fit_head(images, labels, brain.classes)
+
+
+def test_a_segmentation_network_fits_no_head(segment):
+    with pytest.raises(jaxcyto.InputError, match="this is a segmentation network"):
+        jaxcyto.load(segment).fit_head([], [], [])

@@ -34,7 +34,8 @@ def segment_figures(workdir: Path, classes: Classes, confusion: np.ndarray | Non
         error_panel("wrong pixels, %", "err_seg_percent"),
         error_panel(f"Dice, mean of {dice[0]}", dice[1]),
     ]
-    figures = {"curves.png": loss_curves(read_metrics(workdir / "metrics.jsonl"), panels)}
+    lines = read_metrics(workdir / "metrics.jsonl")
+    figures = {"curves.png": loss_curves(lines, panels)} if lines else {}  # a head alone has none
     if confusion is not None:
         figures["confusion.png"] = confusion_matrices([("test", confusion)], classes)
     save_figures(workdir / "figures", figures)

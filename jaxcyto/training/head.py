@@ -92,6 +92,8 @@ def fit_scores(
         InputError: a section has no annotated pixel, a label is not a class, or fewer than two
             classes are annotated.
     """
+    if not sections:
+        raise InputError("no section is annotated; annotate some pixels of two or more classes")
     windows = [
         window for section in sections for window in _windows(section, factor, maps, num_classes)
     ]
@@ -105,8 +107,6 @@ def fit_scores(
             features.append(_features(read, pools, side, doublings, rows, columns))
             widths = [each.shape[2] for each in reversed(read)]
             labels.append(window.labels[rows, columns])
-    if not features:
-        raise InputError("no section is annotated; annotate some pixels of two or more classes")
     x, y = np.concatenate(features), np.concatenate(labels)
     kernel, bias = _regress(x, y, num_classes)
     return _as_params(kernel, bias, widths, pools), len(y)

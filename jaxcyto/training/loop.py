@@ -154,7 +154,10 @@ def _open(
             Scales,
             "pairs_sha256",
         )
-    saved = distributed.from_first(lambda: record.read_saved(workdir, scales, mark))
+    fits_only = config.steps == 0  # a head is fitted again, and nothing continues
+    saved = distributed.from_first(
+        lambda: None if fits_only else record.read_saved(workdir, scales, mark)
+    )
     if saved is not None:
         return saved, open_data(saved["scales"])
     first = open_data(None) if distributed.is_first() else None

@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import weakref
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +145,11 @@ def _load(path: Path, content: str) -> Maps:
         InputError: the file is damaged, or of other weights or another section.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if str(file[CONTENT]) != content:
                 raise ValueError("maps of another network or section")
             return tuple(file[f"map{k}"] for k in range(len(file.files) - 1))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path}: damaged ({error}); remove the folder {path.parent}, and the maps are "
             "computed again"

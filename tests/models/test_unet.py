@@ -17,6 +17,9 @@ from jaxcyto.models.unet import Up
 PAPER = Geometry()
 SMALL = Geometry(stem_kernel=3, stem_stride=1, num_blocks=5)
 SMALL_NET = {"stem_kernel": 3, "stem_stride": 1, "widths": (16, 32, 64, 64, 128)}
+SCORES_NET = SMALL_NET | {"decoder": "scores", "pools": (3, 7)}
+SCORES = Geometry(stem_kernel=3, stem_stride=1, num_blocks=5, reach=3)
+BOTH_NET = SCORES_NET | {"decoder": "both"}
 CLASSES = 16
 
 
@@ -257,6 +260,8 @@ def test_whole_network_against_numpy(channels, train):
     [
         (SMALL_NET, SMALL, 348, (188, 204, 236, 284), None),
         (SMALL_NET, SMALL, 348, (188, 220, 284), 3),
+        (SCORES_NET, SCORES, 412, (284, 300), None),
+        (BOTH_NET, SCORES, 364, (284, 316), 3),
         ({}, PAPER, 2281, (1513, 2025, 2153), None),
     ],
 )
@@ -312,7 +317,15 @@ def section_window(geometry: Geometry, side: int, row: int):
     return image, atlas, s * (row + np.arange(n) + 0.5)
 
 
-@pytest.mark.parametrize(("net", "geometry", "offset"), [({}, PAPER, 0.5), (SMALL_NET, SMALL, 0.0)])
+@pytest.mark.parametrize(
+    ("net", "geometry", "offset"),
+    [
+        ({}, PAPER, 0.5),
+        (SMALL_NET, SMALL, 0.0),
+        (SCORES_NET, SCORES, 0.0),
+        (BOTH_NET, SCORES, 0.0),
+    ],
+)
 def test_image_atlas_and_label_lie_on_each_other(net, geometry, offset):
     """Check alignment with a network that averages, and pixels whose value is their position.
 
@@ -366,12 +379,16 @@ def test_an_edge_arrives_together():
             np.testing.assert_array_equal(predicted, np.broadcast_to(expected, predicted.shape))
 
 
-def test_receptive_field():
+@pytest.mark.parametrize(
+    ("net", "geometry"), [(SMALL_NET, SMALL), (SCORES_NET, SCORES), (BOTH_NET, SCORES)]
+)
+def test_receptive_field(net, geometry):
     """Check that outputs depend on a window as wide as `Geometry` says, and on its position."""
-    net, needed = UNet(1, **SMALL_NET), SMALL.smallest_valid_size
-    start, n = 2 * SMALL.period, SMALL.output_size(needed)
-    first = start // SMALL.output_stride
-    ramp = np.arange(needed + 4 * SMALL.period, dtype=np.float32)
+    net, needed = UNet(1, **net), geometry.smallest_valid_size
+    assert Geometry.of(net) == geometry
+    start, n = 2 * geometry.period, geometry.output_size(needed)
+    first = start // geometry.output_stride
+    ramp = np.arange(needed + 4 * geometry.period, dtype=np.float32)
     # A rising and a falling ramp, so that max pooling takes the last and the first row of windows.
     image = np.stack([ramp, ramp[::-1]])[:, :, None, None] + np.zeros((ramp.size, 1), np.float32)
     variables = averaging(net, image, None)
@@ -381,7 +398,7 @@ def test_receptive_field():
 
     gradient = np.asarray(jax.jit(jax.grad(window))(image))
     touched = np.flatnonzero(gradient.any(axis=(0, 2, 3)))
-    assert needed == n * SMALL.output_stride + SMALL.receptive_field
+    assert needed == n * geometry.output_stride + geometry.receptive_field
     assert (touched[0], touched[-1]) == (start, start + needed - 1)
 
 

@@ -14,7 +14,7 @@ import tifffile
 from click.testing import CliRunner
 from sklearn.metrics import confusion_matrix, f1_score
 
-from jaxcyto.brain.manifest import read_table, write_table
+from jaxcyto.brain.manifest import read_brain, read_table, write_table
 from jaxcyto.cli import main
 from jaxcyto.config import (
     AugmentConfig,
@@ -199,6 +199,65 @@ def test_changed_weights_or_optimizer_end_a_run(config, pretrained, finished):
 def test_run_of_the_other_task_is_refused(config, pretrained):
     with pytest.raises(InputError, match="other task"):
         loop.train(config, pretrained)
+
+
+# ---- score maps ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scoring(config, pretrained):
+    """Return a config with score maps on the pre-trained layers."""
+    config.init_from = str(pretrained)
+    config.data = dataclasses.replace(config.data, atlas=False, image_px=60)
+    config.model = dataclasses.replace(MODEL, decoder="scores", pools=(3,))
+    config.encoder_statistics, config.fit_head = "stored", True
+    return config
+
+
+def test_a_head_alone(scoring, pretrained, tmp_path):
+    """The pre-trained layers stay as they are, and the head beats the most frequent class."""
+    scoring.steps = 0
+    results = loop.train(scoring, tmp_path / "head")
+    matrix = np.array(results["confusion"])
+    wrong = results["test"]["err_seg_percent"]
+    assert wrong < 100 * (1 - matrix.sum(axis=1).max() / matrix.sum())
+    own, taken = (runs.load_weights(run) for run in (tmp_path / "head", pretrained))
+    for name in own:
+        if name.split("/")[1] == "encoder":
+            np.testing.assert_array_equal(own[name], taken[name], err_msg=name)
+    assert list((pretrained / "features").rglob("*.npz"))
+
+
+def test_a_head_is_fitted_again_in_the_same_folder(scoring, tmp_path, tiny_brain):
+    scoring.steps = 0
+    loop.train(scoring, tmp_path)
+    before = (tmp_path / "weights.safetensors").read_bytes()
+    train = [row.name for row in read_brain(tiny_brain).sections if row.split == "train"]
+    scoring.data.train_sections = tuple(train[6:10])
+    loop.train(scoring, tmp_path)
+    assert (tmp_path / "weights.safetensors").read_bytes() != before
+
+
+def test_stored_statistics_stay(scoring, pretrained, tmp_path):
+    """Fine-tuning changes the kernels, but not the statistics."""
+    scoring.encoder_rate = 1.0
+    loop.train(scoring, tmp_path)
+    own, taken = (runs.load_weights(run) for run in (tmp_path, pretrained))
+    name = "encoder/block1/{}"
+    for leaf in ("bn1/mean", "bn2/var"):
+        key = f"batch_stats/{name.format(leaf)}"
+        np.testing.assert_array_equal(own[key], taken[key])
+    key = f"params/{name.format('conv1/kernel')}"
+    assert not np.array_equal(own[key], taken[key])
+
+
+def test_a_head_needs_score_maps_and_pre_training(scoring, tmp_path):
+    scoring.steps, scoring.init_from = 0, None
+    with pytest.raises(InputError, match=r"steps = 0: .*init_from"):
+        loop.train(scoring, tmp_path)
+    scoring.model = MODEL
+    with pytest.raises(InputError, match="needs model\\.decoder"):
+        loop.train(scoring, tmp_path)
 
 
 # ---- the step ------------------------------------------------------------------------------------
