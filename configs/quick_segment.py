@@ -8,23 +8,12 @@ runs/quickstart/features. Score maps are then fitted to whatever is annotated, i
 correction of the annotation, the same command fits them again.
 """
 
-import dataclasses
-
-from jaxcyto.config import SegmentConfig, SegmentData, small
+from configs.quickstart_segment import get_config as quickstart_segment
+from jaxcyto.config import SegmentConfig
 
 
 def get_config() -> SegmentConfig:
     """Return the config."""
-    return SegmentConfig(
-        data=SegmentData(
-            brains=("brains/quickstart",),
-            # six sections that show all areas (`jaxcyto.data.coverage`)
-            train_sections=("0012", "0025", "0026", "0036", "0038", "0053"),
-            image_px=428,
-            um_per_px=16.0,
-        ),
-        model=dataclasses.replace(small(), decoder="scores", pools=(5, 9)),
-        encoder_statistics="stored",
-        fit_head=True,
-        steps=0,
-    )
+    config = quickstart_segment()
+    config.steps = 0  # the head alone
+    return config

@@ -4,8 +4,9 @@
         --config.init_from=runs/quickstart
 
 The network has a second path, which reads the phantom's displaced and blurred atlas
-(docs/phantom.md). All else is equal, also the training images. This shows what the atlas adds to
-the texture. What the atlas reaches without a network is printed by
+(docs/phantom.md). The training images are the same. The second path is not pre-trained, so the
+score maps start at zero and learn at the full rate. What the atlas reaches without a network is
+printed by
 
     python benchmarks/evidence/atlas_alone.py --config configs/quickstart_segment_atlas.py
 """
@@ -18,4 +19,6 @@ def get_config() -> SegmentConfig:
     """Return the config."""
     config = without_atlas()
     config.data.atlas = True
+    config.fit_head = False
+    config.transfer_rate, config.encoder_rate = 1.0, 0.15
     return config

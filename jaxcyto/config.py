@@ -263,11 +263,14 @@ class SegmentConfig:
     # after 300 steps, and 0.26 instead of 0.32 after 900 (docs/results.md, row "4 encoder 1",
     # one seed).
     encoder_rate: float = 0.1
+    # Learning rate of a run with `init_from`, relative to that of the same run without it. Layers
+    # that are trained already need smaller steps.
+    transfer_rate: float = 1.0
     # Batch statistics of the pre-trained layers in training: "batch" takes each batch's, "stored"
-    # those that pre-training has estimated, as constants.
+    # those that pre-training has estimated, as constants. Without `init_from`, it is "batch".
     encoder_statistics: str = "batch"
-    # Fit the score maps to the pre-trained layers before the first step (training/head.py). With
-    # steps = 0 nothing else is trained.
+    # With `init_from`, fit the score maps to the pre-trained layers before the first step
+    # (training/head.py). With steps = 0 nothing else is trained.
     fit_head: bool = False
     steps: int = 10_000  # assumption
     log_every: int = 50  # steps

@@ -131,6 +131,7 @@ def _segment_rules(config: Any) -> list[Rule]:
             _whole(0 if config.fit_head else 1),
             "at least 1, or 0 with fit_head = True",
         ),
+        ("transfer_rate", config.transfer_rate, _positive, "a number above 0"),
         ("fit_head", config.fit_head, lambda v: type(v) is bool, "True or False"),
         (
             "encoder_statistics",

@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from jaxcyto import metrics
+from jaxcyto.config import OptimConfig
 from jaxcyto.data.skipping import Skipped
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.state.state import State
@@ -27,6 +28,11 @@ class Experiment(Protocol):
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
+        ...
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer's config, with the learning rate of this run."""
         ...
 
     @property

@@ -282,7 +282,7 @@ class StepLog:
         self._line = ProgressLine(
             start, experiment.steps, experiment.examples_per_step, experiment.unit
         )
-        self._rate = learning_rate(run.config.optim, experiment.steps)
+        self._rate = learning_rate(experiment.optim, experiment.steps)
 
     def due(self, step: int) -> bool:
         """Return whether a step is logged."""

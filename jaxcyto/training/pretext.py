@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxcyto import augment, metrics
-from jaxcyto.config import AugmentConfig, Config, LossConfig, Scales, total_steps
+from jaxcyto.config import AugmentConfig, Config, LossConfig, OptimConfig, Scales, total_steps
 from jaxcyto.config_io import scales_from_json
 from jaxcyto.data.pair_batches import PairSource, fit_scales, pair_eval_batches, pair_train_batches
 from jaxcyto.data.pair_table import PairTable, open_pairs
@@ -104,6 +104,10 @@ class PretextExperiment:
 
     unit = "patches"
     selects = "val/distance_mae_mm"
+
+    @property
+    def optim(self) -> OptimConfig:
+        return self.config.optim
 
     @property
     def examples_per_step(self) -> int:

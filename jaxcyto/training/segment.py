@@ -12,7 +12,14 @@ import numpy as np
 import optax
 
 from jaxcyto import augment, metrics
-from jaxcyto.config import AugmentConfig, InputScales, LossConfig, SegmentConfig, SegmentData
+from jaxcyto.config import (
+    AugmentConfig,
+    InputScales,
+    LossConfig,
+    OptimConfig,
+    SegmentConfig,
+    SegmentData,
+)
 from jaxcyto.config_io import to_json
 from jaxcyto.data.segment_batches import (
     SegmentSource,
@@ -125,6 +132,10 @@ class SegmentExperiment:
     @property
     def steps(self) -> int:
         return self.config.steps
+
+    @property
+    def optim(self) -> OptimConfig:
+        return _optim(self.config)
 
     @property
     def examples_per_step(self) -> int:
@@ -283,6 +294,14 @@ def evaluation_data(data: SegmentData, geometry: Geometry) -> SegmentData:
     return dataclasses.replace(data, image_px=side, batch_images=jax.device_count())
 
 
+def _optim(config: SegmentConfig) -> OptimConfig:
+    """Return the optimizer's config, whose learning rate depends on `init_from`."""
+    if config.init_from is None:
+        return config.optim
+    rate = config.transfer_rate * config.optim.learning_rate
+    return dataclasses.replace(config.optim, learning_rate=rate)
+
+
 def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> SegmentExperiment:
     """Open the data of a segmentation config.
 
@@ -309,7 +328,7 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
     stored = config.encoder_statistics == "stored" and config.init_from is not None
     net = build_unet(config.model, len(table.classes)).clone(stored_statistics=stored)
     rate = config.encoder_rate if config.init_from is not None else 1.0
-    optimizer = make_optimizer(config.optim, config.steps, rate)
+    optimizer = make_optimizer(_optim(config), config.steps, rate)
     task = SegmentTask(net, config.loss, config.augment, scales, optimizer, config.seed)
     return SegmentExperiment(config, table, eval_table, task, skipped)
 
