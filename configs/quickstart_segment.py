@@ -40,7 +40,7 @@ def get_config() -> SegmentConfig:
         encoder_rate=1.0,
         encoder_statistics="stored",
         fit_head=True,
-        # The paper's 0.001 would shrink the fitted score maps within the first steps. Their features
+        # The paper's 0.001 would shrink the fitted score maps in the first steps. Their features
         # are small, so their kernels are large.
         loss=LossConfig(terms=(Term(cross_entropy, 1.0),), weight_decay=1e-5),
         steps=600,
