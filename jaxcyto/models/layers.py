@@ -87,7 +87,7 @@ def _forward_mode_explained() -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        if "forward-mode" not in str(error):
+        if "forward-mode" not in str(error) or "oneDNN" in str(error):  # explained already
             raise
         raise TypeError(
             f"{error} Forward mode through this network needs oneDNN switched off: set "

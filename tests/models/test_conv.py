@@ -430,6 +430,9 @@ def test_forward_mode_works_without_onednn_and_names_the_switch_with_it(train, s
     gradient = jax.grad(output)(x)
     with pytest.raises(TypeError, match=r"set JAXCYTO_ONEDNN=0 in the env.* or onednn = False"):
         jax.jvp(output, (x,), (along,))
+    with pytest.raises(TypeError, match="JAXCYTO_ONEDNN=0") as caught:
+        jax.hessian(output)(x)
+    assert str(caught.value).count("JAXCYTO_ONEDNN") == 1
     monkeypatch.setenv("JAXCYTO_ONEDNN", "0")
     value, slope = jax.jvp(output, (x,), (along,))
     assert float(value) == pytest.approx(float(output(x)), rel=1e-5)

@@ -331,6 +331,18 @@ def test_unfinished_write_is_cleared_away(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
 
 
+def test_a_link_is_removed_without_its_target(tmp_path):
+    """A checkpoint may have been moved to another disk."""
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    save(folder, 1, 2)
+    (folder / "1").rename(elsewhere)
+    (folder / "1").symlink_to(elsewhere)
+    (folder / "2.orbax-checkpoint-tmp").symlink_to(elsewhere)
+    save(folder, 3)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert (elsewhere / "state").is_dir()
+
+
 # ---- lock and log --------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from jaxcyto.config import AugmentConfig, Config, DataConfig, LossConfig, ModelC
 from jaxcyto.data.pair_table import open_pairs
 from jaxcyto.errors import InputError
 from jaxcyto.losses import coordinate_loss, distance_loss
+from jaxcyto.models.cpu import kernels
 from jaxcyto.runs.metrics_file import read_metrics
 from jaxcyto.runs.pair_predictions import read_predictions
 from jaxcyto.training import loop
@@ -321,6 +322,17 @@ def test_batch_must_divide_over_devices(config, tmp_path):
     config.data = dataclasses.replace(config.data, batch_pairs=9)
     with pytest.raises(InputError, match=r"batch_pairs = 9 .* 8 devices"):
         loop.train(config, tmp_path)
+
+
+def test_the_config_switches_onednn_off_and_on(config, tmp_path):
+    config.data = dataclasses.replace(config.data, batch_pairs=9)  # ends the run before its data
+    try:
+        for config.onednn in (False, True):
+            with pytest.raises(InputError, match="batch_pairs"):
+                loop.train(config, tmp_path)
+            assert kernels.switched_off() == (not config.onednn)
+    finally:
+        kernels.switch(True)
 
 
 def test_single_losses_by_weight(config, tmp_path):

@@ -1,5 +1,6 @@
 """Compare jobs of two processes with two devices each with one process with four devices."""
 
+import importlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from jaxcyto.errors import InputError
 from jaxcyto.runs import load as runs
 from jaxcyto.runs.metrics_file import read_metrics
-from jaxcyto.training.devices import distributed
+from jaxcyto.training.devices import distributed, jax_private
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 240  # seconds until a job counts as hung, far more than an idle machine needs
@@ -312,3 +314,29 @@ def test_slurm_is_found(changed, joins, monkeypatch):
         distributed.join()
         distributed.join(None, 1, None)
         assert not asked and distributed.is_alone()
+
+
+def test_private_parts_that_jax_has_moved_are_named(monkeypatch):
+    """A pod must not train as so many jobs of one process because a method has another name."""
+    words = r"version .* does not have .* \(--processes 1\)"
+    clusters = importlib.import_module("jax._src.clusters")
+    kind = types.SimpleNamespace(name=jax_private.TPU_PODS[0], is_env_present=lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(clusters.ClusterEnv, "_cluster_types", [kind])
+        with pytest.raises(InputError, match=words):
+            jax_private.on_tpu_pod()
+        kind.get_process_count = lambda: 2
+        assert jax_private.on_tpu_pod()
+        patch.delattr(clusters.ClusterEnv, "_cluster_types")
+        with pytest.raises(InputError, match=words):
+            jax_private.on_tpu_pod()
+    monkeypatch.delattr("jax._src.distributed.global_state")
+    with pytest.raises(InputError, match=words):
+        jax_private.key_value_store()
+
+
+def test_jax_names_its_clusters_as_this_file_expects():
+    clusters = importlib.import_module("jax._src.clusters")
+    names = {kind.name for kind in clusters.ClusterEnv._cluster_types}
+    assert names >= set(jax_private.TPU_PODS)
+    assert not jax_private.on_tpu_pod()

@@ -23,6 +23,7 @@ SIDE_PX = 32  # of a window. It rarely touches more than one tile, and reading t
 # Windows lie at multiples of a fifth, so some are in the middle of a section, but none lies on the
 # midline, where a coronal section has a gap.
 PARTS = 5
+THREADS = 4
 
 
 def fingerprint(section: Section) -> str | None:
@@ -49,15 +50,18 @@ def fingerprint(section: Section) -> str | None:
 
 def brain_fingerprints(brain: Brain, rows: Sequence[SectionRow]) -> dict[str, str | None]:
     """Return the fingerprints of sections of a brain, by BRAIN/SECTION with the folder's name."""
-    return fingerprints(
-        {
-            f"{brain.root.name}/{row.name}": Section(row.image, row.pixel_um, brain.background)
-            for row in rows
-        }
-    )
+
+    def of_row(row: SectionRow) -> str | None:
+        # An open PNG stays in memory as a whole, so each is closed at once.
+        with Section(row.image, row.pixel_um, brain.background) as section:
+            return fingerprint(section)
+
+    names = [f"{brain.root.name}/{row.name}" for row in rows]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(of_row, rows), strict=True))
 
 
-def fingerprints(sections: Mapping[str, Section], threads: int = 4) -> dict[str, str | None]:
-    """Return the fingerprints of sections by the same keys. Threads compute them."""
+def fingerprints(sections: Mapping[str, Section], threads: int = THREADS) -> dict[str, str | None]:
+    """Return the fingerprints of open sections by the same keys. Threads compute them."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return dict(zip(sections, pool.map(fingerprint, sections.values()), strict=True))

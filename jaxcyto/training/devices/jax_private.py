@@ -21,7 +21,7 @@ def _untested(error: Exception) -> InputError:
     return InputError(
         f"jobs of several processes use private parts of JAX that version {jax.__version__} does "
         f"not have ({error}). They were tested with JAX {TESTED}: install one of these versions, "
-        "or train in one process"
+        "or train in one process (--processes 1)"
     )
 
 
@@ -52,6 +52,9 @@ def on_tpu_pod() -> bool:
         from jax._src import clusters
 
         kinds = [kind for kind in clusters.ClusterEnv._cluster_types if kind.name in TPU_PODS]
+        for kind in kinds:
+            for name in ("is_env_present", "get_process_count"):
+                getattr(kind, name)
     except (ImportError, AttributeError) as error:
         raise _untested(error) from None
     for kind in kinds:

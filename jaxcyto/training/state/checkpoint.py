@@ -235,13 +235,21 @@ def _steps(folder: Path) -> list[int]:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint, so that a kill at any moment leaves all or nothing under its name."""
-    shutil.rmtree(path.rename(path.with_name(f"{path.name}{TEMPORARY}-removed")))
+    _delete(path.rename(path.with_name(f"{path.name}{TEMPORARY}-removed")))
 
 
 def _clear(folder: Path) -> None:
     """Remove what a killed process was writing or removing."""
     for path in folder.glob(f"*{TEMPORARY}*"):
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Remove a folder, a file, or a link but not its target."""
+    if path.is_dir() and not path.is_symlink():  # `rmtree` refuses links
         shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _newest_intact(folder: Path) -> tuple[int | None, Leaves]:

@@ -1,6 +1,8 @@
 """Test that a fingerprint stands for the content of a section, and not for its file."""
 
 import itertools
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -9,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxcyto.brain.sections.fingerprint import PARTS, SIDE_PX, fingerprint, fingerprints
+from jaxcyto.brain.manifest import Brain, SectionRow
+from jaxcyto.brain.sections.fingerprint import (
+    PARTS,
+    SIDE_PX,
+    brain_fingerprints,
+    fingerprint,
+    fingerprints,
+)
 from jaxcyto.brain.sections.section import Section, array_section, open_section
 
 GRAY = np.random.default_rng(0).integers(256, size=(431, 350), dtype=np.uint8)
@@ -96,3 +105,17 @@ def test_sections_that_cannot_be_read_have_none(tmp_path):
     assert found["good"] is not None
     (tmp_path / "a.tif").write_bytes(data[:100] + b"\xff" * (len(data) - 1500) + data[-1400:])
     assert fingerprint(section) is None
+
+
+def test_images_of_a_brain_do_not_stay_in_memory(tmp_path, monkeypatch):
+    """A PNG is decoded as a whole."""
+    Image.fromarray(GRAY).save(tmp_path / "a.png")
+    made, init = [], Section.__init__
+    monkeypatch.setattr(
+        Section, "__init__", lambda self, *args: (made.append(self), init(self, *args))[1]
+    )
+    row = SimpleNamespace(name="a", image=tmp_path / "a.png", pixel_um=1.0)
+    brain = SimpleNamespace(root=tmp_path / "brain", background=255)
+    found = brain_fingerprints(cast(Brain, brain), [cast(SectionRow, row)])
+    assert found == {"brain/a": fingerprint(array_section(GRAY, 1.0))}
+    assert made[0]._file is None
