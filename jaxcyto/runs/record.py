@@ -17,6 +17,7 @@ import jax
 from jaxcyto.brain.manifest import Brain
 from jaxcyto.config_io import differences
 from jaxcyto.errors import InputError
+from jaxcyto.runs.load import training_sections
 from jaxcyto.utils.files import write_json
 
 logger = logging.getLogger("jaxcyto")
@@ -49,6 +50,21 @@ def read_saved(workdir: Path, scales: type, mark: str) -> dict[str, Any] | None:
             "new --workdir"
         )
     return saved
+
+
+def check_fingerprints(workdir: Path, saved: dict[str, Any]) -> None:
+    """Check the fingerprints of the training sections of a run that continues.
+
+    Raises:
+        InputError: config.json is damaged.
+    """
+    try:
+        training_sections(saved)
+    except ValueError as error:
+        raise InputError(
+            f"{workdir / 'config.json'}: damaged ({error}); bring back the config.json of this "
+            "run, or start in a new --workdir"
+        ) from None
 
 
 def check_saved(

@@ -27,12 +27,21 @@ def seen(
     by_content = {content: name for name, content in trained.items() if content is not None}
     by_name = {_short(name): name for name in trained}
     unknown = {_short(name): name for name, content in trained.items() if content is None}
-    found = []
+    found, other = [], []
     for name, content in held_out.items():
         if content in by_content:
             found.append((name, by_content[content]))
         elif same := (by_name if content is None else unknown).get(_short(name)):
             found.append((name, same))
+        elif _short(name) in by_name:
+            other.append(name)
+    if other:
+        logger.warning(
+            "%d held-out sections have the names of training sections, but other content (%s). If "
+            "they are edited copies, the scores are too good",
+            len(other),
+            ", ".join(other[:3]),
+        )
     return sorted(found)
 
 

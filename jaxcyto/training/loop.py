@@ -185,6 +185,7 @@ def _resolve(
     if saved is None:
         resolved[key] = distributed.from_first(experiment.training_fingerprints)
     elif key in saved:
+        record.check_fingerprints(workdir, saved)
         resolved[key] = saved[key]
     if saved is not None:
         given = {} if config.scales is None else {"scales": to_json(config.scales)}

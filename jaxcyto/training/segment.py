@@ -34,7 +34,7 @@ from jaxcyto.models import Geometry, UNet, build_unet
 from jaxcyto.models.encoder import ENCODER
 from jaxcyto.plots.segmentation import segment_figures
 from jaxcyto.runs import record
-from jaxcyto.runs.load import find, read_trained_on
+from jaxcyto.runs.load import PRETRAINING, find, read_config, read_trained_on, training_sections
 from jaxcyto.runs.seen import seen
 from jaxcyto.scores import scores, scores_table, sum_sections
 from jaxcyto.training.devices import distributed, parallel
@@ -160,7 +160,11 @@ class SegmentExperiment:
         return [*taken, *own]
 
     def training_fingerprints(self) -> dict[str, str | None]:
-        return self.table.fingerprints(trained=True)
+        own = self.table.fingerprints(trained=True)
+        if self.config.init_from is None:
+            return own
+        taken = training_sections(read_config(self.config.init_from))
+        return own | {f"{PRETRAINING}/{name}": content for name, content in taken.items()}
 
     @property
     def can_validate(self) -> bool:
@@ -334,13 +338,11 @@ def open_segmentation(config: SegmentConfig, saved: dict[str, Any] | None) -> Se
 
 
 def _check_apart(table: SegmentTable) -> None:
-    """Check that no brain is a copy of another with other splits.
+    """Check that no held-out section is a copy of a training section.
 
     Raises:
         InputError: a section of validation or test has the content of a training section.
     """
-    if len(table.brains) == 1:
-        return
     trained, held_out = (
         {name: content for name, content in table.fingerprints(each).items() if content is not None}
         for each in (True, False)
@@ -349,5 +351,5 @@ def _check_apart(table: SegmentTable) -> None:
         named = ", ".join(f"{name} is {other}" for name, other in same[:5])
         raise InputError(
             f"data.brains: {len(same)} sections of val or test have the content of a training "
-            f"section ({named}). Remove one of the brains, or give its sections the same splits"
+            f"section ({named}). Remove one of the two, or give both the same split"
         )

@@ -230,6 +230,48 @@ def test_a_renamed_copy_is_no_test(tiny_brain, tmp_path):
 # ---- the rule -----------------------------------------------------------------------------------
 
 
+def test_a_section_of_the_pre_training_is_no_test(pretrained, tiny_brain, tmp_path):
+    """A fine-tuned run remembers what its pre-training has seen, and so does its export."""
+    other = shutil.copytree(tiny_brain, tmp_path / "other")
+    change(other)
+    loop.train(segmentation(other, init_from=pretrained), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "exported")
+    brain = shutil.copytree(tiny_brain, tmp_path / "renamed")
+    name = hold_out(brain, pretrained)
+    for run in ("run", "exported"):
+        result = CliRunner().invoke(main, ["evaluate", str(tmp_path / run), str(brain)])
+        assert result.exit_code == 2
+        assert f"renamed/{name} (pre-training/{tiny_brain.name}/{name}" in " ".join(
+            result.output.split()
+        ).replace("pre- training", "pre-training")
+
+
+def test_a_copy_within_a_brain_is_refused(tiny_brain, tmp_path):
+    brain = shutil.copytree(tiny_brain, tmp_path / "brain")
+    rows = [row for _, row in read_table(brain / "sections.csv", []) if row["label"]]
+    train, test = (next(r for r in rows if r["split"] == split) for split in ("train", "test"))
+    shutil.copyfile(brain / train["image"], brain / test["image"])
+    with pytest.raises(InputError, match="have the content of a training section"):
+        open_segmentation(segmentation(brain), None)
+
+
+@pytest.mark.parametrize("damage", [None, ["a"], 3, {"a": 1}])
+def test_damaged_fingerprints_of_a_run_that_continues_are_named(
+    pretrained, tiny_brain, tmp_path, damage
+):
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    config = read_config(run) | {"training_fingerprints": damage}
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config.json: damaged \(training_fingerprints\)"):
+        loop.train(pretraining(tiny_brain), run)
+
+
+def test_other_content_of_the_same_name_is_noted(caplog):
+    with caplog.at_level(logging.WARNING, "jaxcyto"):
+        assert seen({"brain/1": "a", "brain/2": "b"}, {"brain/1": "c", "brain/3": "d"}) == []
+    assert "1 held-out sections have the names of training sections" in caplog.text
+
+
 def test_seen():
     trained = {"a/1": "x", "a/2": None, "up/b/1": None}
     cases = {"c/9": "x", "a/1": "y", "a/2": "z", "a/3": "z", "b/1": None, "c/1": None}

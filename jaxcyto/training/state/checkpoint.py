@@ -17,6 +17,7 @@ compare the path of all processes by a collective (orbax-checkpoint 0.12.8). So 
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -235,7 +236,8 @@ def _steps(folder: Path) -> list[int]:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint, so that a kill at any moment leaves all or nothing under its name."""
-    _delete(path.rename(path.with_name(f"{path.name}{TEMPORARY}-removed")))
+    free = (path.with_name(f"{path.name}{TEMPORARY}-removed{k or ''}") for k in itertools.count())
+    _delete(path.rename(next(target for target in free if not target.exists())))
 
 
 def _clear(folder: Path) -> None:
@@ -245,11 +247,17 @@ def _clear(folder: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Remove a folder, a file, or a link but not its target."""
-    if path.is_dir() and not path.is_symlink():  # `rmtree` refuses links
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    """Remove a folder, a file, or a link but not its target.
+
+    A failure, for example of a network disk, is logged. It costs space, but no training.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():  # `rmtree` refuses links
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        logger.warning("%s: cannot be removed: %s; remove it by hand", path, error.strerror)
 
 
 def _newest_intact(folder: Path) -> tuple[int | None, Leaves]:
