@@ -406,7 +406,7 @@ def test_remat_changes_memory_and_nothing_else(net):
     )
     whole = optax.tree.norm(one)
     assert optax.tree.norm(jax.tree.map(jnp.subtract, one, other)) < 1e-3 * whole
-    # In so small a Siamese network the first block takes most memory, and XLA of JAX 0.11 saves none
+    # In so small a Siamese network the first block takes most memory. XLA of JAX 0.11 saves none
     # in so small a U-Net.
     if isinstance(net, UNet) and jax.__version_info__ >= (0, 12):
         kept, kept_less = (c.memory_analysis().temp_size_in_bytes for c in (plain, less))
