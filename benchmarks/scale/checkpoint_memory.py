@@ -53,6 +53,7 @@ def measure_saves(leaves: int, saves: int) -> dict[str, Any]:
             def save(first: int, count: int) -> None:
                 for step in range(first, first + count):
                     checkpoints.save(step, state)
+                checkpoints._wait()  # tracemalloc crashes if it starts or stops during a write
 
             save(1, 10)  # fills caches
             tracemalloc.start()
