@@ -21,12 +21,13 @@ from jaxcyto.config import InputScales
 from jaxcyto.data.windows import label_factor
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
+from jaxcyto.models.build import build_scores
 from jaxcyto.models.encoder import ENCODER
 from jaxcyto.predict import Predictor, SectionSource, map_shape
 from jaxcyto.predict.features import BATCH, Embedding, embed
 from jaxcyto.predict.predictor import default_tile
 from jaxcyto.runs.load import PretextRun, SegmentRun, load_run
-from jaxcyto.training.head import WINDOW_PX, AnnotatedImage, fit_scores, head_network
+from jaxcyto.training.head import POOLS, WINDOW_PX, AnnotatedImage, fit_scores
 from jaxcyto.training.maps import MapReader
 
 
@@ -171,11 +172,8 @@ class Network:
                 network, or does not fit the image or the classes.
         """
         run = self._segment()
-        image = _gray("image", image, "[H, W]", 2)
-        if not 0 <= background <= 255:
-            raise InputError(f"background = {background}; give a gray value 0 ... 255")
         pixel_um = run.um_per_px if pixel_um is None else pixel_um
-        section = array_section(image, pixel_um, background)
+        section = _section("image", image, pixel_um, background)
         opened = _atlas(run, atlas, section)
         source = SectionSource("image", section, map_shape(section, run.out_um), opened)
         key = default_tile(run, max(source.shape)), probabilities
@@ -229,11 +227,12 @@ class Network:
             _annotated(f"images[{k}]", image, label, pixel_um, background)
             for k, (image, label) in enumerate(zip(images, labels, strict=True))
         ]
-        model = head_network(run.model, len(classes))
+        model = build_scores(run.model, len(classes), POOLS)
         geometry = Geometry.of(model)
+        window = geometry.nearest_valid_sizes(WINDOW_PX)[-1]
         scales = InputScales(run.scales.input_mean, run.scales.input_std)
         if self._maps is None:
-            side = geometry.output_size(geometry.nearest_valid_sizes(WINDOW_PX)[-1])
+            side = geometry.output_size(window)
             self._maps = MapReader(model, run.variables, scales, run.um_per_px, side, folder=None)
         factor = label_factor(run.um_per_px, geometry)
         options: Any = {"factor": factor, "num_classes": len(classes), "pools": model.pools}
@@ -248,7 +247,7 @@ class Network:
                 variables=variables,
                 classes=tuple(classes),
                 um_per_px=run.um_per_px,
-                image_px=geometry.nearest_valid_sizes(WINDOW_PX)[-1],
+                image_px=window,
                 atlas_channels=0,
                 input_mean=scales.input_mean,
                 input_std=scales.input_std,
@@ -295,11 +294,19 @@ def _atlas(run: SegmentRun, atlas: np.ndarray | None, section: Section) -> Atlas
     return array_atlas(atlas, label_factor(run.um_per_px, Geometry.of(run.model)))
 
 
+def _section(name: str, image: np.ndarray, pixel_um: float, background: int) -> Section:
+    """Return an image as a section, after checking it."""
+    image = _gray(name, image, "[H, W]", 2)
+    if not 0 <= background <= 255:
+        raise InputError(f"background = {background}; give a gray value 0 ... 255")
+    return array_section(image, pixel_um, background)
+
+
 def _annotated(
     name: str, image: np.ndarray, label: np.ndarray, pixel_um: float, background: int
 ) -> AnnotatedImage:
     """Return an image and its labels as sections, after checking that they fit each other."""
-    section = array_section(_gray(name, image, "[H, W]", 2), pixel_um, background)
+    section = _section(name, image, pixel_um, background)
     label = np.asarray(label)
     height, width = expected_shape(section.shape, pixel_um)
     if label.dtype != np.uint8 or label.ndim != 2 or not same_shape(label.shape, (height, width)):

@@ -20,6 +20,7 @@ from jaxcyto.predict import Outputs, open_class_map, predict_brain
 from jaxcyto.predict.features import embed
 from jaxcyto.runs.export import export_run
 from jaxcyto.runs.load import load_pretext_run
+from jaxcyto.training.maps import MapReader
 
 NET = SiameseNet(stem_kernel=3, stem_stride=1, widths=(4, 6, 8), features=5)
 UNET = UNet(3, 3, 1, (8, 8, 8, 8))
@@ -242,11 +243,22 @@ def test_maps_of_images_in_memory_are_computed_once(wide, tiny_brain, monkeypatc
     brain = read_brain(tiny_brain)
     images, labels = annotated(brain)
     net = jaxcyto.load(wide)
+    computed = []
+    original = MapReader._compute
+
+    def compute(reader, image, row, column):
+        computed.append((row, column))
+        return original(reader, image, row, column)
+
+    monkeypatch.setattr(MapReader, "_compute", compute)
     net.fit_head(images, labels, brain.classes)
-    monkeypatch.setattr(net._maps, "_compute", None)  # calling it fails
+    first = len(computed)
     half = [label.copy() for label in labels]
     half[0][:, ::2] = 255
     net.fit_head(images, half, brain.classes)
+    assert len(computed) == first > 0
+    net.fit_head(images, labels, brain.classes, background=0)  # windows extend beyond the images
+    assert len(computed) == 2 * first
 
 
 @pytest.mark.parametrize(

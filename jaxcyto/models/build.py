@@ -37,6 +37,19 @@ def build_unet(model: ModelFields, num_classes: int) -> UNet:
     return UNet(num_classes=num_classes, **decoder, **_shared(model))
 
 
+def build_scores(net: SiameseNet, num_classes: int, pools: Sequence[int]) -> UNet:
+    """Build the segmentation network with score maps on the contracting path of `net`."""
+    return UNet(
+        num_classes=num_classes,
+        stem_kernel=net.stem_kernel,
+        stem_stride=net.stem_stride,
+        widths=tuple(net.widths),
+        decoder="scores",
+        pools=tuple(pools),
+        dtype=net.dtype,
+    )
+
+
 def build_encoder(net: UNet) -> Encoder:
     """Build the contracting path of a segmentation network, for its own use."""
     return Encoder(net.stem_kernel, net.stem_stride, tuple(net.widths), dtype=net.dtype)

@@ -21,12 +21,12 @@ from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.brain.sections.section import Section
 from jaxcyto.data.windows import read_label
 from jaxcyto.errors import InputError
-from jaxcyto.models import SiameseNet, UNet
 from jaxcyto.training.maps import MapReader, Maps
 
 WINDOW_PX = 1000  # approximate side of the windows of images in memory, px
 POOLS = (5, 9)  # default sides of the local means, px of the last map
-# Chosen on the validation sections of the quickstart (docs/segmentation.md).
+# POOLS and PENALTY were compared on the validation sections of the quickstart, in one run each.
+# PIXELS and ITERATIONS keep the fit within seconds.
 PIXELS = 2000  # annotated pixels of each class that are fitted on, or all if there are fewer
 PENALTY = 1 / 300  # weight of half the squared norm, relative to the mean loss
 ITERATIONS = 100  # of L-BFGS
@@ -49,19 +49,6 @@ class _Window:
     row: int
     column: int
     labels: np.ndarray  # uint8 [side, side]
-
-
-def head_network(net: SiameseNet, num_classes: int) -> UNet:
-    """Return the segmentation network with score maps on the contracting path of `net`."""
-    return UNet(
-        num_classes=num_classes,
-        stem_kernel=net.stem_kernel,
-        stem_stride=net.stem_stride,
-        widths=tuple(net.widths),
-        decoder="scores",
-        pools=POOLS,
-        dtype=net.dtype,
-    )
 
 
 def fit_scores(

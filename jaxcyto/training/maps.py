@@ -47,7 +47,8 @@ class MapReader:
         scales: standardization of the input.
         um_per_px: resolution of the input, um.
         side: side of a window's output, px of the output grid.
-        folder: where maps are kept, or None to keep them in memory instead.
+        folder: where maps of sections in files are kept, or None to keep maps of sections in memory
+            in memory, too.
     """
 
     def __init__(
@@ -115,18 +116,37 @@ class MapReader:
     def _section(self, image: Section) -> str:
         """Return a hash of a section that changes with its content."""
         if image not in self._sections:
-            self._sections[image] = _section_key(image)
+            key = _array_key if self._folder is None else _file_key
+            self._sections[image] = key(image)
         return self._sections[image]
 
 
-def _section_key(image: Section) -> str:
+def _file_key(image: Section) -> str:
+    """Return a hash of a section in a file, without reading all of it.
+
+    Raises:
+        InputError: the file is missing.
+    """
     try:
         found = os.stat(image.path)
-        stamp: tuple[int, ...] = (found.st_size, found.st_mtime_ns)
-    except OSError:  # an array in memory, which may be read as a whole
-        return hashlib.sha256(image.read(0, 0, *image.shape).tobytes()).hexdigest()[:32]
-    text = json.dumps([fingerprint(image), image.shape, image.background, *stamp])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    except OSError as error:
+        raise InputError(f"{image.path}: cannot be read: {error.strerror}") from None
+    return _hash([fingerprint(image), found.st_size, found.st_mtime_ns, *_reading(image)])
+
+
+def _array_key(image: Section) -> str:
+    """Return a hash of a section in memory."""
+    pixels = hashlib.sha256(image.read(0, 0, *image.shape).tobytes()).hexdigest()
+    return _hash([pixels, *_reading(image)])
+
+
+def _reading(image: Section) -> list[Any]:
+    """Return what windows depend on beside the pixels."""
+    return [image.shape, image.pixel_um, image.background]
+
+
+def _hash(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
 def _digest(weights: Any, scales: InputScales, um_per_px: float, side: int) -> str:
