@@ -1,6 +1,7 @@
 """Open the annotated sections of all brains of a config and divide them into windows."""
 
 import dataclasses
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -101,8 +102,12 @@ class SegmentTable:
         Args:
             trained: False for those of validation and test instead.
         """
-        chosen = (s for s in self.sections if (s.row.split == "train") == trained)
-        return fingerprints({section.name_in_brain: section.image for section in chosen})
+        chosen = [s.name_in_brain for s in self.sections if (s.row.split == "train") == trained]
+        return {name: self._fingerprints[name] for name in chosen}
+
+    @functools.cached_property
+    def _fingerprints(self) -> dict[str, str | None]:
+        return fingerprints({section.name_in_brain: section.image for section in self.sections})
 
     @property
     def atlas_channels(self) -> int:

@@ -35,7 +35,6 @@ from jaxcyto.models.encoder import ENCODER
 from jaxcyto.plots.segmentation import segment_figures
 from jaxcyto.runs import record
 from jaxcyto.runs.load import PRETRAINING, find, read_config, read_trained_on, training_sections
-from jaxcyto.runs.seen import seen
 from jaxcyto.scores import scores, scores_table, sum_sections
 from jaxcyto.training.devices import distributed, parallel
 from jaxcyto.training.evaluator import Evaluator
@@ -189,7 +188,7 @@ class SegmentExperiment:
 
     def _fit_head(self, state: State, run: str) -> State:
         """Return the state with score maps that are fitted to the training sections."""
-        start = time.monotonic()
+        start, folder = time.monotonic(), find(run).folder / FEATURES_FOLDER
         table = self.eval_table
         maps = MapReader(
             self.task.model,
@@ -197,7 +196,7 @@ class SegmentExperiment:
             self.task.scales,
             table.um_per_px,
             table.side,
-            find(run).folder / FEATURES_FOLDER,
+            folder,
         )
         sections = [
             AnnotatedImage(each.name_in_brain, each.image, each.label)
@@ -208,10 +207,11 @@ class SegmentExperiment:
         pools, seed = self.config.model.pools, self.config.seed
         scores, pixels = fit_scores(sections, maps, **options, pools=pools, seed=seed)
         logger.info(
-            "head: fitted to %d pixels of %d sections in %.1f s",
+            "head: fitted to %d pixels of %d sections in %.1f s; their maps are kept in %s",
             pixels,
             len(sections),
             time.monotonic() - start,
+            folder,
         )
         return dataclasses.replace(state, params=state.params | {"scores": scores})
 
@@ -343,11 +343,10 @@ def _check_apart(table: SegmentTable) -> None:
     Raises:
         InputError: a section of validation or test has the content of a training section.
     """
-    trained, held_out = (
-        {name: content for name, content in table.fingerprints(each).items() if content is not None}
-        for each in (True, False)
-    )
-    if same := seen(trained, held_out):
+    trained = {content: name for name, content in table.fingerprints(trained=True).items()}
+    trained.pop(None, None)  # sections without a fingerprint, which have other names
+    held_out = table.fingerprints(trained=False).items()
+    if same := [(name, trained[content]) for name, content in held_out if content in trained]:
         named = ", ".join(f"{name} is {other}" for name, other in same[:5])
         raise InputError(
             f"data.brains: {len(same)} sections of val or test have the content of a training "

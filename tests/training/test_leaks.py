@@ -10,6 +10,7 @@ import tifffile
 from click.testing import CliRunner
 
 from jaxcyto.brain.manifest import read_table, write_table
+from jaxcyto.brain.sections import fingerprint as fingerprint_module
 from jaxcyto.cli import main
 from jaxcyto.config import Config, DataConfig, ModelConfig, SegmentConfig, SegmentData
 from jaxcyto.data.pair_table import open_pairs
@@ -123,8 +124,14 @@ def test_another_brain_in_a_folder_of_the_same_name_is_accepted(
     assert "fingerprints" not in caplog.text
 
 
-def test_the_same_splits_are_accepted(pretrained, tiny_brain):
-    open_segmentation(segmentation(tiny_brain, init_from=pretrained), None)
+def test_the_same_splits_are_accepted(pretrained, tiny_brain, caplog):
+    """The brain of the pre-training is opened, and the record names it for both tasks."""
+    experiment = open_segmentation(segmentation(tiny_brain, init_from=pretrained), None)
+    seen_before = training_sections(read_config(pretrained))
+    recorded = experiment.training_fingerprints()
+    assert {f"pre-training/{name}" for name in seen_before} < recorded.keys()
+    assert not set(experiment.table.fingerprints(trained=False).values()) & set(recorded.values())
+    assert not caplog.records
 
 
 def test_an_earlier_run_is_compared_by_name(pretrained, tiny_brain, tmp_path, caplog):
@@ -264,6 +271,33 @@ def test_damaged_fingerprints_of_a_run_that_continues_are_named(
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"config.json: damaged \(training_fingerprints\)"):
         loop.train(pretraining(tiny_brain), run)
+
+
+def test_different_brains_of_one_name_are_not_noted(tiny_brain, tmp_path, caplog):
+    """Two brains of one config have equal names of sections in different splits."""
+    brains = [shutil.copytree(tiny_brain, tmp_path / side / "brain") for side in ("a", "b")]
+    change(brains[1])
+    rows = [row for _, row in read_table(brains[1] / "sections.csv", [])]
+    for row in rows:
+        row["split"] = {"train": "test", "test": "train"}.get(row["split"], row["split"])
+    write_table(brains[1] / "sections.csv", rows)
+    experiment = open_segmentation(segmentation(*brains), None)
+    assert len(experiment.table.brains) == 2
+    assert not caplog.records
+
+
+def test_each_section_is_fingerprinted_once(pretrained, tiny_brain, monkeypatch):
+    counted = []
+    original = fingerprint_module.fingerprint
+
+    def count(section):
+        counted.append(section.path)
+        return original(section)
+
+    monkeypatch.setattr(fingerprint_module, "fingerprint", count)
+    experiment = open_segmentation(segmentation(tiny_brain, init_from=pretrained), None)
+    experiment.training_fingerprints()
+    assert len(counted) == len(set(counted)) == len(experiment.table.sections)
 
 
 def test_other_content_of_the_same_name_is_noted(caplog):
