@@ -21,6 +21,7 @@ Array = Any  # NumPy or JAX array of floats
 
 FEATURES = 32  # width of the dense layer (paper, section 2)
 DECODERS = ("unet", "scores", "both")  # ways from the maps to the logits
+MAX_POOL = 99  # px of the last map, which is 25 mm of cortex in both sizes
 
 
 @dataclasses.dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcyto.augment import MAX_BLUR_PX
-from jaxcyto.config import DECODERS, Config, SegmentConfig
+from jaxcyto.config import DECODERS, MAX_POOL, Config, SegmentConfig
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry
 
@@ -72,7 +72,7 @@ def _common_rules(config: Config | SegmentConfig) -> list[Rule]:
         ("data.on_error", data.on_error, ("raise", "skip").__contains__, "raise or skip"),
         ("model.widths", model.widths, _widths, "a tuple of whole numbers, at least one"),
         ("model.decoder", model.decoder, DECODERS.__contains__, " or ".join(DECODERS)),
-        ("model.pools", model.pools, _odd, "odd whole numbers above 1, as (3, 7)"),
+        ("model.pools", model.pools, _odd, f"different odd numbers 3 ... {MAX_POOL}, as (3, 7)"),
         ("model.dtype", model.dtype, ("float32", "bfloat16").__contains__, "float32 or bfloat16"),
         ("augment.blur_px", augment.blur_px, lambda v: 0 <= v <= MAX_BLUR_PX, "0 ... 0.7"),
         ("augment.contrast", augment.contrast, lambda v: 0 <= v < 1, "0 or more, below 1"),
@@ -166,7 +166,8 @@ def _widths(value: Any) -> bool:
 
 def _odd(value: Any) -> bool:
     whole = isinstance(value, tuple | list) and all(map(_whole(3), value))
-    return whole and all(side % 2 for side in value) and len(set(value)) == len(value)
+    odd = whole and all(side % 2 and side <= MAX_POOL for side in value)
+    return odd and len(set(value)) == len(value)
 
 
 def _patch_size(config: Any) -> list[str]:

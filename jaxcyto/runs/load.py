@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from jaxcyto.brain.manifest import AreaClass, read_classes
-from jaxcyto.config import DECODERS, FEATURES, ModelConfig, Scales
+from jaxcyto.config import DECODERS, FEATURES, MAX_POOL, ModelConfig, Scales
 from jaxcyto.config_io import scales_from_json
 from jaxcyto.errors import InputError
 from jaxcyto.models import Geometry, SiameseNet, UNet, build_siamese, build_unet
@@ -333,7 +333,8 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     if table["dtype"] not in ("float32", "bfloat16"):
         raise ValueError("model.dtype")
     decoder, pools = table.get("decoder", "unet"), table.get("pools", [])  # older runs lack both
-    if decoder not in DECODERS or not all(type(side) is int and side % 2 for side in pools):
+    sides = range(3, MAX_POOL + 1, 2)
+    if decoder not in DECODERS or not all(type(side) is int and side in sides for side in pools):
         raise ValueError("model.decoder, model.pools")
     return ModelConfig(
         decoder=decoder,
