@@ -15,6 +15,7 @@ from benchmarks.evidence import pictures as evidence_pictures
 from benchmarks.evidence import report as evidence_report
 from benchmarks.evidence import run as evidence
 from benchmarks.evidence.atlas_alone import most_probable
+from benchmarks.evidence.choose_sections import choose
 from benchmarks.evidence.columns import read_results, values
 from benchmarks.evidence.plan import ALL_ROWS, ROWS, SIZES, STUDIES, annotated_sections
 from benchmarks.evidence.plan import segment_config as make_segment_config
@@ -318,3 +319,11 @@ def test_the_page_has_the_values_of_the_committed_files():
     command = "python benchmarks/evidence/report.py --size small"
     again = evidence_report.page(results, {}, command)
     assert again == f"{evidence_report.BEGIN}{tables}\n{evidence_report.END}"
+
+
+def test_sections_are_chosen_to_show_all_areas():
+    """Each choice shows the most areas, and then prefers those that are shown little."""
+    mm2 = np.array([[9, 9, 0, 0], [0, 0, 2, 0], [0, 0, 2, 0.5], [1, 0, 0, 2], [9, 9, 0, 0.0]])
+    assert choose(mm2, 1) == [0]
+    assert choose(mm2, 3) == [0, 2, 3]  # the second shows a third area, and some of the fourth
+    assert len(set(choose(mm2, 9))) == len(mm2)
