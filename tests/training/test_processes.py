@@ -1,5 +1,6 @@
 """Compare jobs of two processes with two devices each with one process with four devices."""
 
+import functools
 import importlib
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -259,6 +261,30 @@ def test_processes_must_have_the_same_config(jobs):
         assert "error: " in text and "optim.learning_rate: 0.01 -> 0.02" in text
         assert "Traceback" not in text
     assert not (jobs.folder / "unlike/config.json").exists()
+
+
+def test_the_first_process_waits_for_the_checks_of_the_others(monkeypatch):
+    """A fast process 0 must not write anything before a slow process has compared its config."""
+    store: dict[str, str] = {}
+    store_client = types.SimpleNamespace(
+        key_value_set=store.__setitem__,
+        key_value_dir_get=lambda folder: [
+            x for x in store.items() if x[0].startswith(f"{folder}/")
+        ],
+    )
+    monkeypatch.setattr(jax_private, "key_value_store", lambda: store_client)
+    first, second = distributed._Peers(), distributed._Peers()
+    first.index, second.index, first.count, second.count = 0, 1, 2, 2
+    monkeypatch.setattr(distributed, "_peers", first)
+    for value in range(2):  # each check has its own confirmations
+        check = functools.partial(distributed.check_same, "config", {"steps": value})
+        waiting = threading.Thread(target=check, daemon=True)
+        waiting.start()
+        waiting.join(distributed.POLL_S)
+        assert waiting.is_alive()
+        second.confirm()
+        waiting.join(LIMIT)
+        assert not waiting.is_alive()
 
 
 # ---- flags and clusters --------------------------------------------------------------------------

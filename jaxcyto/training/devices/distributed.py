@@ -37,7 +37,8 @@ SLURM_STEP = (
     *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"),
     *("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
 )
-NOTES, VALUES = "jaxcyto/notes", "jaxcyto/values"  # folders of the key-value store
+# folders of the key-value store
+NOTES, VALUES, CONFIRMED = "jaxcyto/notes", "jaxcyto/values", "jaxcyto/confirmed"
 CONTINUE = "the same command continues from the last checkpoint"
 
 logger = logging.getLogger("jaxcyto")
@@ -143,6 +144,8 @@ def check_same(what: str, value: Any) -> None:
             f"this process has another {what} than process 0, whose values are before the arrow; "
             "start all processes with the same command on the same files:\n" + "\n".join(different)
         )
+    if _peers is not None:
+        _peers.confirm()  # before process 0 writes anything
 
 
 def agreed(signum: int | None) -> int | None:
@@ -204,6 +207,7 @@ class _Peers(threading.Thread):
         self._client = jax_private.key_value_store()
         self._closed = threading.Event()
         self._values = 0  # values sent by `from_first` so far
+        self._confirmed = 0  # calls of `confirm` so far
         self._lock = threading.Lock()  # held while the processes agree on the call that stops them
         self._calls = 0  # of `agreed` so far
         self._requested: int | None = None
@@ -225,6 +229,17 @@ class _Peers(threading.Thread):
             # The store also has a blocking get. It waits in C++, where signals are not handled.
             time.sleep(POLL_S / 5)
         return json.loads(entries[0][1])
+
+    def confirm(self) -> None:
+        """Wait in process 0 until each process has called this as often.
+
+        If one has failed instead, the thread ends this process.
+        """
+        self._confirmed += 1
+        folder = f"{CONFIRMED}/{self._confirmed}"
+        self._client.key_value_set(f"{folder}/{self.index}", "yes")
+        while self.index == 0 and len(self._client.key_value_dir_get(folder)) < self.count:
+            time.sleep(POLL_S / 5)
 
     def agreed(self, signum: int | None) -> int | None:
         with self._lock:
