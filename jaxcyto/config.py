@@ -157,6 +157,7 @@ class Scales:
     coordinate_low_mm: tuple[float, float, float] = (-1.0, -1.0, -1.0)
     coordinate_high_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     distance_median_mm: float = 1.0  # of training pairs: the best constant prediction
+    # of training patches, the geometric median: the point with the least mean distance from them
     coordinate_median_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     input_mean: float = 0.0  # gray value
     input_std: float = 1.0

@@ -13,7 +13,18 @@ PACKAGE = ROOT / "jaxcyto"
 # Each room may import from those before it, and within itself.
 ORDER = (
     *("errors", "losses", "batch_losses", "augment", "models", "config", "config_io", "validate"),
-    *("utils", "brain", "phantom", "data", "metrics", "scores", "runs", "plots", "training"),
+    *(
+        "utils",
+        "brain",
+        "phantom",
+        "data",
+        "metrics",
+        "scores",
+        "pretext_scores",
+        "runs",
+        "plots",
+        "training",
+    ),
     *("predict", "explore", "report", "api", "cli", "__main__"),
 )
 MOST_MODULES = 12

@@ -31,8 +31,8 @@ from jaxcyto.data.pair_batches import PairSource, fit_scales
 from jaxcyto.data.pair_table import PairTable, open_pairs
 from jaxcyto.phantom.make import make_phantom
 from jaxcyto.phantom.settings import PRESETS
+from jaxcyto.pretext_scores import constant_errors
 from jaxcyto.training import log, loop
-from jaxcyto.training.pretext import constant_errors
 from jaxcyto.utils.progress import StderrProgress
 
 ERRORS = ("distance_mae_mm", "coordinate_mae_mm")
@@ -152,7 +152,15 @@ def main() -> None:
             source = PairSource(table, config.data)
             scales = fit_scales(source, table)
             rows["histogram"] = histogram_errors(source, table)
-            rows["histogram"] |= constant_errors(table, table.of_split("test"), scales)
+            pairs = table.of_split("test")
+            patches = np.stack([table.first[pairs], table.second[pairs]], axis=1)
+            known = {
+                "distance_mm": table.distance_mm[pairs],
+                "coordinates_mm": table.coordinates_mm[patches],
+            }
+            rows["histogram"] |= constant_errors(
+                known, scales.distance_median_mm, scales.coordinate_median_mm
+            )
     print(f"{'error, mm':<12}{'distance':>10}{'constant':>10}{'position':>10}{'constant':>10}")
     columns = [f"{key}{end}" for key in ERRORS for end in ("", "_constant")]
     for name, row in rows.items():

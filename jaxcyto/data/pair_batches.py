@@ -21,6 +21,7 @@ from jaxcyto.data.loading import Batch, mean_and_std
 from jaxcyto.data.pair_table import PairTable
 from jaxcyto.data.skipping import ReadError, Skipped
 from jaxcyto.errors import InputError
+from jaxcyto.utils.median import geometric_median
 
 SCALE_PATCHES = 256  # patches read to fit the input's mean and standard deviation
 
@@ -286,7 +287,7 @@ def fit_scales(source: PairSource, table: PairTable, skipped: Skipped | None = N
         coordinate_low_mm=tuple(low.tolist()),
         coordinate_high_mm=tuple(high.tolist()),
         distance_median_mm=float(np.median(distance)),
-        coordinate_median_mm=tuple(np.median(coordinates, axis=0).tolist()),
+        coordinate_median_mm=tuple(geometric_median(coordinates).tolist()),
         input_mean=mean,
         input_std=std,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxcyto.errors import InputError
+from jaxcyto.utils.median import geometric_median
 
 NEIGHBORS = 20
 # candidate ridge penalties. Leave-one-out error on the training patches selects one
@@ -87,8 +88,8 @@ def probe_coordinates(
 
     Returns:
         A dict with `coordinate_mae_mm` (mean Euclidean distance), `coordinate_mae_mm_per_axis`, and
-        both with the suffix `_constant` for always predicting the training median, as in
-        `metrics.pretext_metrics`.
+        both with the suffix `_constant` for always predicting the geometric median of the training
+        patches, as in `metrics.pretext_metrics`.
 
     Raises:
         InputError: there are no training or test patches.
@@ -99,7 +100,7 @@ def probe_coordinates(
     known, truth = position_mm[train].astype(np.float64), position_mm[test].astype(np.float64)
     ridge = RidgeCV(ALPHAS).fit(fitted, known).predict(scored)
     results = {}
-    for suffix, predicted in (("", ridge), ("_constant", np.median(known, axis=0))):
+    for suffix, predicted in (("", ridge), ("_constant", geometric_median(known))):
         error = truth - predicted
         results[f"coordinate_mae_mm{suffix}"] = float(np.linalg.norm(error, axis=1).mean())
         results[f"coordinate_mae_mm_per_axis{suffix}"] = np.abs(error).mean(axis=0).tolist()

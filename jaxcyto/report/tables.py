@@ -54,37 +54,60 @@ def _predictions(gathered: Gathered) -> Content:
 
 
 def _pretraining(gathered: Gathered) -> Html:
-    """Compare the test errors with a constant prediction and with batch statistics."""
+    """Compare the test errors with constants, and show correlation and calibration."""
     test, batch = gathered.test or {}, gathered.test_train_mode or {}
     x = "|x|" if gathered.config["data"].get("absolute_x") else "x"
 
-    def row(name: Any, values: list[float | None]) -> list[Any]:
-        error, constant, other = values
+    def row(name: Any, target: str, axis: int | None = None) -> list[Any]:
+        suffix = "" if axis is None else "_per_axis"
+        mae = f"{target}_mae_mm{suffix}"
+
+        def value(key: str, entries: dict[str, Any] = test) -> float | None:
+            found = entries.get(key)
+            return found[axis] if axis is not None and found is not None else found
+
+        error, constant = value(mae), value(f"{mae}_constant")
         change = None
         if error is not None and constant:
             change = 100 * (error / constant - 1)
-        return [name, number(error), number(constant), number(change, "+.0f"), number(other)]
-
-    def results(key: str, axis: int | None = None) -> list[float | None]:
-        tables = (test, key), (test, f"{key}_constant"), (batch, key)
-        values = [entry.get(name) for entry, name in tables]
-        if axis is None:
-            return values
-        return [value[axis] if value is not None else None for value in values]
+        return [
+            name,
+            number(error),
+            number(constant),
+            number(change, "+.0f"),
+            number(value(f"{mae}_own_constant")),
+            number(value(f"{mae}_recalibrated")),
+            number(value(f"{target}_correlation{suffix}")),
+            number(value(f"{target}_spread{suffix}")),
+            number(value(mae, batch)),
+        ]
 
     rows = [
-        row("Distance", results("distance_mae_mm")),
-        row("Position", results("coordinate_mae_mm")),
+        row("Distance", "distance"),
+        row("Position", "coordinate"),
         *(
-            row(tag("span", name, class_="inner"), results("coordinate_mae_mm_per_axis", axis))
+            row(tag("span", name, class_="inner"), "coordinate", axis)
             for axis, name in enumerate((x, "y", "z"))
         ),
     ]
-    head = ["Mean error", "Network, mm", "Constant, mm", "Change, %", "Batch statistics, mm"]
+    head = [
+        "Mean error",
+        "Network, mm",
+        "Constant, mm",
+        "Change, %",
+        "Own constant, mm",
+        "Recalibrated, mm",
+        "Correlation",
+        "Spread",
+        "Batch statistics, mm",
+    ]
     note = (
         "Errors on all test pairs. Constant is the error of always predicting the training "
-        "median. Batch statistics is the error of the same network when batch normalization uses "
-        "the statistics of each test batch."
+        "median, and Own constant that of the test pairs' own median (for positions, geometric "
+        "medians). Recalibrated is the error after the least-squares line from predictions to "
+        "truth, fitted to the test pairs. Spread is the standard deviation of the predictions, "
+        "relative to that of the truth. Batch statistics is the error of the same network when "
+        "batch normalization uses the statistics of each test batch."
     )
     return Html(table(head, rows, "Test errors") + tag("p", note, class_="note"))
 

@@ -19,6 +19,7 @@ from jaxcyto.data.pair_table import PairTable, open_pairs
 from jaxcyto.data.skipping import Skipped
 from jaxcyto.losses import predicted_distance
 from jaxcyto.models import SiameseNet, build_siamese
+from jaxcyto.pretext_scores import calibration, constant_errors, results_table
 from jaxcyto.runs import record
 from jaxcyto.runs.pair_predictions import save_predictions
 from jaxcyto.training.devices import distributed, parallel
@@ -202,7 +203,7 @@ class PretextExperiment:
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
         """Evaluate on the test pairs, print a table, and draw the figures.
 
-        The table compares the errors with those of always predicting the training medians.
+        The table compares the errors with those of constants (`pretext_scores`).
         """
         from jaxcyto.plots.pretext import pretext_figures
 
@@ -216,10 +217,15 @@ class PretextExperiment:
         if evaluated is not None:
             errors, predictions = evaluated
             means = {mode: metrics.compute(errors[mode]) for mode in errors}
-            results["test"] = means["eval"] | constant_errors(self.table, pairs, self.task.scales)
+            scales, found = self.task.scales, self._with_truth(predictions)
+            results["test"] = {
+                **means["eval"],
+                **constant_errors(found, scales.distance_median_mm, scales.coordinate_median_mm),
+                **calibration(found, _predicted(found)),
+            }
             results["test_train_mode"] = means["train_mode"]
             print(results_table(results["test"], absolute_x), flush=True)
-            save_predictions(workdir, self._with_truth(predictions))
+            save_predictions(workdir, found)
         else:
             logger.warning("no test pairs: results.json has no test errors")
         pretext_figures(workdir, self.table, self.source, predictions)
@@ -271,48 +277,6 @@ def open_pretraining(config: Config, saved: dict[str, Any] | None) -> PretextExp
     return PretextExperiment(config, table, source, task, steps, skipped, stored)
 
 
-def constant_errors(table: PairTable, pairs: np.ndarray, scales: Scales) -> dict[str, Any]:
-    """Compute the errors of always predicting the training medians, the baseline.
-
-    Args:
-        table: the pairs
-        pairs: indices of the pairs to score
-        scales: holds the medians
-
-    Returns:
-        `distance_mae_mm_constant`, `coordinate_mae_mm_constant` and
-        `coordinate_mae_mm_per_axis_constant`, defined as in `metrics.pretext_metrics`.
-    """
-    distance = np.abs(table.distance_mm[pairs] - scales.distance_median_mm)
-    patches = np.stack([table.first[pairs], table.second[pairs]], axis=1)
-    offset = table.coordinates_mm[patches] - np.array(scales.coordinate_median_mm)
-    return {
-        "distance_mae_mm_constant": float(distance.mean()),
-        "coordinate_mae_mm_constant": float(np.linalg.norm(offset, axis=-1).mean()),
-        "coordinate_mae_mm_per_axis_constant": np.abs(offset).mean(axis=(0, 1)).tolist(),
-    }
-
-
-def results_table(test: dict[str, Any], absolute_x: bool = False) -> str:
-    """Format the test errors as a table.
-
-    Args:
-        test: `results["test"]` of `PretextExperiment.finish`
-        absolute_x: whether |x| was the target instead of x
-    """
-    rows = [
-        ("distance, mm", test["distance_mae_mm"], test["distance_mae_mm_constant"]),
-        ("coordinates, mm", test["coordinate_mae_mm"], test["coordinate_mae_mm_constant"]),
-    ]
-    for axis, error, constant in zip(
-        ("|x|" if absolute_x else "x", "y", "z"),
-        test["coordinate_mae_mm_per_axis"],
-        test["coordinate_mae_mm_per_axis_constant"],
-        strict=True,
-    ):
-        rows.append((f"  {axis}", error, constant))
-    lines = [f"{'mean absolute error on the test pairs':<40}{'network':>9}{'constant':>10}{'':>9}"]
-    for name, error, constant in rows:
-        change = 100 * (error / constant - 1) if constant else float("nan")
-        lines.append(f"{name:<40}{error:>9.2f}{constant:>10.2f}{change:>+8.0f}%")
-    return "\n".join(lines)
+def _predicted(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the predictions under the names of their targets."""
+    return {name: found[f"predicted_{name}"] for name in ("distance_mm", "coordinates_mm")}

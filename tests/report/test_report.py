@@ -22,6 +22,7 @@ from jaxcyto.errors import InputError
 from jaxcyto.models import UNet
 from jaxcyto.predict.maps import write_class_map
 from jaxcyto.predict.planes import Plane
+from jaxcyto.pretext_scores import calibration, constant_errors
 from jaxcyto.report import files, gather, write_page
 from jaxcyto.report.charts import Curve, curves_chart, ticks
 from jaxcyto.report.html import number, tag
@@ -122,7 +123,10 @@ def pretrained(tiny_brain, tmp_path):
     errors["coordinate_mae_mm_per_axis"] = [1.5, 1.5, 1.5]
     constant = {f"{key}_constant": 7.25 for key in errors}
     constant["coordinate_mae_mm_per_axis_constant"] = [7.0, 8.0, 9.0]
-    results = {"steps": 2, "test": errors | constant, "test_train_mode": errors}
+    scores = constant_errors(true, 19.0, (8.0, 3.0, 1.0)) | constant
+    said = {name: values + 1.5 for name, values in true.items()}
+    test = errors | scores | calibration(true, said)
+    results = {"steps": 2, "test": test, "test_train_mode": errors}
     (run / "results.json").write_text(json.dumps(results))
     lines = [
         {"step": k, "time": 1e9 + k, "train/loss": 3.0 - k, "train/distance_mae_mm": 9.0,
@@ -184,7 +188,8 @@ def test_pretraining(pretrained):
     ]  # fmt: skip
     rows = [text for name, text in page.texts if name in ("th", "td", "span")]
     first = rows.index("Distance")
-    assert rows[first : first + 5] == ["Distance", "1.50", "7.25", "\u221279", "1.50"]
+    assert rows[first : first + 4] == ["Distance", "1.50", "7.25", "\u221279"]
+    assert rows[first + 5 : first + 9] == ["0.00", "1.00", "1.00", "1.50"]
     assert "Finished" in page.text and "Not finished" not in page.text
     assert not [a for _, a in page.elements if a.get("class") == "hint"]
     assert page.source.count(" patch of a pair ") == 24

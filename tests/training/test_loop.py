@@ -31,6 +31,7 @@ from jaxcyto.training.log import MetricsWriter
 from jaxcyto.training.pretext import open_pretraining
 from jaxcyto.training.state.checkpoint import Checkpoints
 from jaxcyto.training.state.optim import schedule
+from jaxcyto.utils.median import geometric_median
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,12 +92,16 @@ def test_a_whole_run(config, tmp_path, capsys):
     constant = np.abs(table.distance_mm[test_pairs] - np.median(table.distance_mm[train])).mean()
     assert constant == pytest.approx(test["distance_mae_mm_constant"], rel=1e-5)
     ends = [np.stack([table.first[p], table.second[p]], axis=1) for p in (train, test_pairs)]
-    center = np.median(table.coordinates_mm[np.unique(ends[0])], axis=0)
+    center = geometric_median(table.coordinates_mm[np.unique(ends[0])])
     offset = table.coordinates_mm[ends[1]] - center
     constant = np.sqrt((offset**2).sum(axis=-1)).mean()
     assert constant == pytest.approx(test["coordinate_mae_mm_constant"], rel=1e-5)
     per_axis = np.abs(offset).mean(axis=(0, 1))
     np.testing.assert_allclose(test["coordinate_mae_mm_per_axis_constant"], per_axis, rtol=1e-5)
+    correlation = np.corrcoef(found["predicted_distance_mm"], found["distance_mm"])[0, 1]
+    assert correlation == pytest.approx(test["distance_correlation"], rel=1e-3)
+    spread = found["predicted_distance_mm"].std() / found["distance_mm"].std()
+    assert spread == pytest.approx(test["distance_spread"], rel=1e-4)
     starts = json.loads((tmp_path / "run/environment.json").read_text())
     assert [start["step"] for start in starts] == [0]
     for name in ("curves", "points", "pairs", "distance", "coordinates"):
