@@ -15,7 +15,6 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.brain.sections.section import Section
@@ -30,6 +29,9 @@ POOLS = (5, 9)  # default sides of the local means, px of the last map
 PIXELS = 2000  # annotated pixels of each class that are fitted on, or all if there are fewer
 PENALTY = 1 / 300  # weight of half the squared norm, relative to the mean loss
 ITERATIONS = 100  # of L-BFGS
+# Features that hardly vary are scaled as if they varied by this share of the median. Otherwise a
+# channel that is almost always 0 gets a kernel that is thousands of times as large as the others.
+LEAST_SPREAD = 0.1
 NEVER = -30.0  # bias of classes without an annotated pixel
 TAPS = 3  # px of a map, along one axis, on which an output px depends at most
 
@@ -233,22 +235,23 @@ def _regress(x: np.ndarray, y: np.ndarray, num_classes: int) -> tuple[np.ndarray
     present, inverse, counts = np.unique(y, return_inverse=True, return_counts=True)
     if len(present) < 2:
         raise InputError("only one class is annotated; annotate some pixels of two or more classes")
-    scaler = StandardScaler().fit(x)
+    mean, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    spread = np.maximum(spread, max(LEAST_SPREAD * float(np.median(spread)), 1e-9))
     weight = (len(y) / len(present) / counts)[inverse]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the loss hardly falls any more
         model = LogisticRegression(C=1 / (PENALTY * len(y)), max_iter=ITERATIONS)
-        model.fit(scaler.transform(x), y, sample_weight=weight)
+        model.fit(((x - mean) / spread).astype(np.float32), y, sample_weight=weight)
     coefficients: Any = model.coef_
     intercepts: Any = model.intercept_
     if len(present) == 2:  # scikit-learn gives the logit of the second class alone
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
-    slopes = coefficients / scaler.scale_
+    slopes = coefficients / spread
     kernel = np.zeros((x.shape[1], num_classes), np.float32)
     bias = np.full(num_classes, NEVER, np.float32)
     kernel[:, present] = slopes.T
-    bias[present] = intercepts - slopes @ scaler.mean_
+    bias[present] = intercepts - slopes @ mean
     return kernel, bias
 
 

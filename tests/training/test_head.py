@@ -98,7 +98,7 @@ def test_the_fit_is_the_minimum(variables, monkeypatch):
     monkeypatch.setattr(head, "_regress", regress)
     fit([annotated()], variables)
     x, y = seen["xy"]
-    spread = np.where(x.std(axis=0) > 0, x.std(axis=0), 1)
+    spread = np.maximum(x.std(axis=0), head.LEAST_SPREAD * np.median(x.std(axis=0)))
     counts = np.bincount(y)
 
     def loss(standardized, bias):
@@ -113,6 +113,20 @@ def test_the_fit_is_the_minimum(variables, monkeypatch):
     norms = [optax.tree.norm(jax.grad(loss, (0, 1))(*at)) for at in (own, zero)]
     assert norms[0] < 0.01 * norms[1]
     assert loss(*own) < loss(*zero)
+
+
+def test_a_channel_that_is_almost_dead_gets_no_huge_kernel():
+    """Such a channel would make the first step of training, or another section, go wrong."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], 200)
+    x = rng.normal(size=(600, 8)).astype(np.float32) + y[:, None]
+    x[:, 3] = 1e-6 * x[:, 3]
+    x[:, 5] = 7.0
+    kernel, bias = head._regress(x, y, 3)
+    assert np.isfinite(kernel).all()
+    others = np.abs(np.delete(kernel, [3, 5], axis=0)).max()
+    assert np.abs(kernel[[3, 5]]).max() < others
+    assert np.mean(np.argmax(x @ kernel + bias, axis=1) == y) > 0.8
 
 
 @pytest.mark.parametrize("classes", [2, 3])
