@@ -246,7 +246,11 @@ def _missing(gathered: Gathered, run: Path) -> dict[str, str]:
             "Not recorded: the run holds no environment.json. Training writes it at each start."
         )
     tested = gathered.test is not None or bool(gathered.scores)
-    if not tested and done:
+    if not tested and done and gathered.config.get("test") is False:
+        missing["scores"] = (
+            f"The config has test = False. `jaxcyto evaluate {path} BRAIN` scores it."
+        )
+    elif not tested and done:
         missing["scores"] = "The data has no test examples: give some sections the split test."
     elif not tested:
         missing["scores"] = f"The test comes after the last step. {continued}"

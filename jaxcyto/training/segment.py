@@ -259,8 +259,16 @@ class SegmentExperiment:
         return values
 
     def finish(self, evaluator: Evaluator, state: State, workdir: Path) -> dict[str, Any]:
-        """Score every annotated pixel of the test sections, print a table, and draw the figures."""
+        """Score every annotated pixel of the test sections, print a table, and draw the figures.
+
+        With `test = False` only the figures are drawn.
+        """
         windows = self.eval_table.of_split("test")
+        if not self.config.test:
+            if distributed.is_first():
+                logger.info("no test, because test = False")
+                segment_figures(workdir, self.table.classes, None)
+            return {}
         if len(windows):
             logger.info("test: %d images of %d px", len(windows), self._eval_data.image_px)
         kept = evaluator.run(state, self._eval_batches(windows))[1] if len(windows) else None

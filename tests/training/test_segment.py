@@ -233,8 +233,9 @@ def test_a_head_is_fitted_again_in_the_same_folder(scoring, tmp_path, tiny_brain
     loop.train(scoring, tmp_path)
     before = (tmp_path / "weights.safetensors").read_bytes()
     train = [row.name for row in read_brain(tiny_brain).sections if row.split == "train"]
-    scoring.data.train_sections = tuple(train[6:10])
-    loop.train(scoring, tmp_path)
+    scoring.data.train_sections, scoring.test = tuple(train[6:10]), False
+    results = loop.train(scoring, tmp_path)
+    assert "test" not in results and results["steps"] == 0
     assert (tmp_path / "weights.safetensors").read_bytes() != before
 
 
