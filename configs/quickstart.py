@@ -34,7 +34,7 @@ def get_config() -> Config:
             brains=(PHANTOM,),
             patch_px=128,
             um_per_px=16.0,
-            batch_pairs=16,
+            batch_pairs=8,  # twice the steps of 16 pairs in the same time (docs/pretraining.md)
             absolute_x=True,  # because the phantom's hemispheres mirror each other
             all_distances=True,
         ),
@@ -48,13 +48,13 @@ def get_config() -> Config:
             )
         ),
         # Adam instead of the SGD of the full configs, because it learns faster in few steps
-        optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=30),
-        steps=849,
-        log_every=10,
-        eval_every=283,
+        optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=60),
+        steps=3400,
+        log_every=20,
+        eval_every=850,
         eval_pairs=256,
         batch_stats_steps=50,
-        checkpoint_every=283,
+        checkpoint_every=850,
         prepare=prepare,
     )
 

@@ -285,8 +285,8 @@ class SegmentConfig:
     # Weights that are written, tested and exported: "last" takes those of the last step, and "best"
     # those of the checkpoint with the lowest validation error. results.json states the step.
     weights: str = "last"
-    # Score the test sections at the end. Without it a refit takes seconds, and `jaxcyto predict` and
-    # `evaluate` score the test later.
+    # Score the test sections at the end. Without it a refit takes seconds, and `jaxcyto predict`
+    # and `jaxcyto evaluate` score them later.
     test: bool = True
     # On the CPU, convolve in oneDNN where it is installed (x86-64 Linux). False uses XLA, as does
     # JAXCYTO_ONEDNN=0 in the environment. The results agree up to rounding.
