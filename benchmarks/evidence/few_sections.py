@@ -28,6 +28,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -37,6 +38,7 @@ from jaxcyto.config import SegmentConfig, Term, small
 from jaxcyto.losses import IGNORE, cross_entropy
 from jaxcyto.runs.metrics_file import read_metrics
 from jaxcyto.training import log, loop, segment
+from jaxcyto.utils import runtime
 from jaxcyto.utils.files import write_json
 
 STEPS = 200  # of the rows of `decoders`
@@ -183,6 +185,8 @@ def main() -> None:
         os.sched_setaffinity(0, {options.core})
     if commit().endswith("-dirty"):
         parser.error("the checkout has changes; commit them first, so that results name a commit")
+    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
+    runtime.keep_freed_memory()
     log.log_to_stderr()
     found = []
     for seed in range(options.seeds):
