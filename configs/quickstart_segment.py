@@ -31,22 +31,22 @@ def get_config() -> SegmentConfig:
         data=SegmentData(
             brains=("brains/quickstart",),
             train_sections=SECTIONS,
-            image_px=428,
+            image_px=604,
             um_per_px=16.0,
-            batch_images=8,
+            batch_images=4,
         ),
         # score maps instead of the paper's expansive path (docs/segmentation.md)
         model=dataclasses.replace(small(), decoder="scores", pools=(5, 9)),
-        # the learning rate from scratch. Fine-tuning takes 0.15 of it.
+        # the learning rate from scratch. Fine-tuning takes 0.1 of it.
         optim=OptimConfig(optimizer=optax.adam, learning_rate=0.002, warmup_steps=20),
-        transfer_rate=0.15,
+        transfer_rate=0.1,
         encoder_rate=1.0,
         encoder_statistics="stored",
         fit_head=True,
         # The paper's 0.001 would shrink the fitted score maps in the first steps. Their features
         # are small, so their kernels are large.
         loss=LossConfig(terms=(Term(cross_entropy, 1.0),), weight_decay=1e-5),
-        steps=600,
+        steps=400,
         log_every=10,
         eval_every=200,
         eval_images=1000,  # all annotated windows
