@@ -53,6 +53,8 @@ def write_run(
             "stem_stride": model.stem_stride,
             "widths": list(model.widths),
             "dtype": "float32",
+            "decoder": model.decoder,
+            "pools": list(model.pools),
         },
         "scales": {"input_mean": 128.0, "input_std": 50.0},
     }

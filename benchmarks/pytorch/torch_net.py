@@ -20,10 +20,16 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from safetensors import safe_open
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
-from torch.nn.functional import max_pool2d, relu  # pyright: ignore[reportMissingImports]
+from torch.nn.functional import (  # pyright: ignore[reportMissingImports]
+    avg_pool2d,
+    interpolate,
+    max_pool2d,
+    relu,
+)
 
 EPSILON, MOMENTUM = 1e-5, 0.1  # of batch normalization. MOMENTUM is 1 minus Flax's momentum.
 ATLAS_KERNEL = 5
+SCORED = 3  # last blocks whose maps give scores
 
 
 def batch_norm(width: int) -> nn.BatchNorm2d:
@@ -119,6 +125,43 @@ class SiameseBranch(nn.Module):
         return features, self.coordinates(features)
 
 
+class Scores(nn.Module):
+    """Class scores that are linear in the maps of the last blocks.
+
+    Args:
+        num_classes: channels of the scores.
+        widths: channels of the last blocks' maps, front to back.
+        pools: odd sides of the squares of local means of the last map.
+    """
+
+    def __init__(self, num_classes: int, widths: Sequence[int], pools: Sequence[int]):
+        super().__init__()
+        self.sides = (1, *pools)
+        for side in self.sides:
+            self.add_module(f"pool{side}", nn.Conv2d(widths[-1], num_classes, 1, bias=False))
+        for back, width in enumerate(reversed(widths[:-1]), start=1):
+            self.add_module(f"skip{back}", nn.Conv2d(width, num_classes, 1, bias=False))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Map the outputs of all blocks but the first to scores [B, classes, h, w]."""
+        *skips, last = maps
+        size = [side - max(self.sides) + 1 for side in last.shape[2:]]
+        means = (_center(avg_pool2d(last, side, 1), *size) for side in self.sides)
+        parts = zip(self.sides, means, strict=True)
+        x = torch.stack([self.get_submodule(f"pool{side}")(mean) for side, mean in parts]).sum(0)
+        for back, skip in enumerate(reversed(skips), start=1):
+            x = interpolate(x, scale_factor=2, mode="bilinear")[:, :, 2:-2, 2:-2]
+            if back < SCORED:
+                x = x + self.get_submodule(f"skip{back}")(_center(skip, *x.shape[2:]))
+        return x + self.bias[None, :, None, None]
+
+
+def _center(x: Tensor, height: int, width: int) -> Tensor:
+    top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+    return x[:, :, top : top + height, left : left + width]
+
+
 class UNet(nn.Module):
     """The segmentation network.
 
@@ -128,6 +171,8 @@ class UNet(nn.Module):
         stem_stride: stride of the first convolution.
         widths: channels of the blocks of the contracting path.
         atlas_channels: number of areas of the atlas. 0 makes the base network without an atlas.
+        decoder: way to the logits, "unet" by the expansive path, "scores" or "both".
+        pools: sides of the local means for scores.
     """
 
     def __init__(
@@ -137,6 +182,8 @@ class UNet(nn.Module):
         stem_stride: int,
         widths: Sequence[int],
         atlas_channels: int = 0,
+        decoder: str = "unet",
+        pools: Sequence[int] = (),
     ):
         super().__init__()
         paths = 2 if atlas_channels else 1
@@ -145,7 +192,14 @@ class UNet(nn.Module):
             self.atlas_encoder = Encoder(
                 atlas_channels, widths, ATLAS_KERNEL, 1, convs=1, pool=False
             )
-        self.ups = range(len(widths) + 1, 2 * len(widths) - 1)
+        self.scores, self.reach = None, max(pools, default=1) // 2
+        if decoder != "unet":
+            self.scores = Scores(num_classes, [paths * width for width in widths[-SCORED:]], pools)
+        self.ups = range(len(widths) + 1, 2 * len(widths) - 1) if decoder != "scores" else ()
+        if self.ups:
+            self._make_expansive_path(num_classes, widths, paths)
+
+    def _make_expansive_path(self, num_classes: int, widths: Sequence[int], paths: int) -> None:
         channels = paths * widths[-1]
         for number, width in zip(self.ups, reversed(widths[1:-1]), strict=True):
             self.add_module(f"up{number}", nn.ConvTranspose2d(channels, width, 2, 2, bias=False))
@@ -166,12 +220,19 @@ class UNet(nn.Module):
         if atlas is not None:
             paths.append(self.atlas_encoder(atlas))
         # the paths are on the same grid from the second block on
-        *skips, x = (torch.cat(maps, 1) for maps in zip(*(p[1:] for p in paths), strict=True))
+        maps = [torch.cat(each, 1) for each in zip(*(p[1:] for p in paths), strict=True)]
+        logits = [self.scores(maps)] if self.scores is not None else []
+        if self.ups:
+            logits.append(self._expand(maps))
+        return torch.stack(logits).sum(0)
+
+    def _expand(self, maps: list[Tensor]) -> Tensor:
+        *skips, last = maps
+        x = _center(last, *(side - 2 * self.reach for side in last.shape[2:]))
         for number, skip in zip(self.ups, reversed(skips), strict=True):
             x = self.get_submodule(f"up{number}")(x)
             x = relu(self.get_submodule(f"up{number}_bn")(x))
-            top, left = ((a - b) // 2 for a, b in zip(skip.shape[2:], x.shape[2:], strict=True))
-            skip = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+            skip = _center(skip, *x.shape[2:])
             x = self.get_submodule(f"block{number}")(torch.cat([x, skip], 1))
         return self.classifier_bn(self.classifier(x))
 
@@ -196,7 +257,9 @@ def load(path: str) -> tuple[SiameseBranch | UNet, dict[str, Any]]:
     layout = table["stem_kernel"], table["stem_stride"], table["widths"]
     if "classes" in config:
         areas = sum(entry["kind"] == "area" for entry in config["classes"])
-        net = UNet(len(config["classes"]), *layout, areas if config["data"]["atlas"] else 0)
+        decoder = table.get("decoder", "unet"), table.get("pools", ())
+        channels = areas if config["data"]["atlas"] else 0
+        net = UNet(len(config["classes"]), *layout, channels, *decoder)
     else:
         net = SiameseBranch(*layout, table["features"])
     found = net.load_state_dict(state, strict=False)

@@ -61,8 +61,15 @@ def test_features_and_coordinates(tmp_path, layout, side):
 
 @pytest.mark.parametrize(
     ("layout", "atlas"),
-    [(SMALL, False), (SMALL, True), ({}, False)],
-    ids=["small", "small with an atlas", "paper"],
+    [
+        (SMALL, False),
+        (SMALL, True),
+        ({}, False),
+        (SMALL | {"decoder": "scores", "pools": (5, 9)}, False),
+        (SMALL | {"decoder": "scores"}, True),
+        (SMALL | {"decoder": "both", "pools": (3,)}, False),
+    ],
+    ids=["small", "small with an atlas", "paper", "scores", "scores with an atlas", "both"],
 )
 def test_logits(tmp_path, layout, atlas):
     net = UNet(3, **layout)
