@@ -20,5 +20,5 @@ def get_config() -> SegmentConfig:
     config = without_atlas()
     config.data.atlas = True
     config.fit_head = False
-    config.transfer_rate, config.encoder_rate = 1.0, 0.1
+    config.transfer_rate, config.encoder_rate = 1.0, 0.15
     return config
