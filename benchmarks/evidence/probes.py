@@ -1,44 +1,30 @@
 """Evaluate frozen features and simple intensity statistics, as units of run.py."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from scipy.ndimage import gaussian_filter
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from benchmarks.evidence.atlas_alone import atlas_alone
 from benchmarks.evidence.plan import (
     ROWS,
     Size,
-    annotated_sections,
     pretext_config,
-    segment_config,
 )
-from jaxcyto.brain.manifest import SPLITS, Brain, SectionRow, read_brain
+from jaxcyto.brain.manifest import SPLITS, read_brain
 from jaxcyto.brain.sampling.pairs import load_pairs, open_distances
 from jaxcyto.brain.sampling.patches import Patches, load_patches
-from jaxcyto.brain.sections.label_image import LABEL_UM, UNLABELED, section_label
-from jaxcyto.brain.sections.section import open_section
-from jaxcyto.data.segment_table import open_windows
+from jaxcyto.brain.sections.label_image import UNLABELED
 from jaxcyto.explore.border_contrast import embed_curves, gap_statistics, neighbor_gaps
 from jaxcyto.explore.probes import probe_areas, probe_coordinates
 from jaxcyto.explore.ribbon_walk import walk_ribbons
 from jaxcyto.predict.features import embed_brain, patch_areas
 from jaxcyto.runs.load import PretextRun, load_pretext_run
-from jaxcyto.scores import confusion, scores
 from jaxcyto.training.devices import parallel
 from jaxcyto.training.evaluator import Evaluator
 from jaxcyto.training.pretext import open_pretraining
 
-SIGMAS_UM = (16.0, 32.0, 64.0, 128.0, 256.0)  # of the Gaussian windows of the statistics
-PIXELS_PER_CLASS = 4000  # at most this many pixels of each class are fitted on
 SCATTER = 600  # number of points kept for a figure
 
 
@@ -165,59 +151,3 @@ def _percent(found: dict[str, Any]) -> dict[str, Any]:
         name: {f"{key}_percent": 100 * value for key, value in found[name].items()}
         for name in ("knn", "linear", "majority")
     }
-
-
-def baselines(size: Size, root: Path) -> dict[str, Any]:
-    """Segment test sections without a network.
-
-    The models are a random forest and a linear model on intensity statistics, and the atlas alone.
-    The features of each label pixel are the gray value and its local mean and standard deviation at
-    five scales up to 0.26 mm. The models are fitted on the annotated sections of seed 0 and scored
-    on all annotated test pixels.
-    """
-    brain = read_brain(root)
-    chosen = annotated_sections(root, size.annotated, 0)
-    rng = np.random.default_rng(0)
-    parts = [_statistics(brain, row) for row in brain.sections if row.name in chosen]
-    x, y = (np.concatenate(each) for each in zip(*parts, strict=True))
-    kept = np.concatenate(
-        [rng.permutation(np.flatnonzero(y == k))[:PIXELS_PER_CLASS] for k in np.unique(y)]
-    )
-    models = {
-        "random forest": RandomForestClassifier(200, min_samples_leaf=5, n_jobs=-1, random_state=0),
-        "linear": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-    }
-    for model in models.values():
-        model.fit(x[kept], y[kept])
-    classes = len(brain.classes)
-    found = {name: np.zeros((classes, classes + 1), np.int64) for name in models}
-    for row in brain.sections:
-        if row.split == "test" and row.label is not None:
-            x, y = _statistics(brain, row)
-            for name, model in models.items():
-                found[name] += confusion(model.predict(x).astype(np.uint8), y, classes)
-    results = {
-        name: {"test": scores(matrix, brain.classes), "confusion": matrix.tolist()}
-        for name, matrix in found.items()
-    }
-    if all(row.atlas is not None for row in brain.sections):
-        config = segment_config(size, root, "1", 0, None, 1)
-        data = dataclasses.replace(config.data, atlas=True)
-        alone = atlas_alone(open_windows(data, config.model))
-        results["atlas"] = {key: alone[key] for key in ("test", "confusion")}
-    return {"annotated": list(chosen), "models": results}
-
-
-def _statistics(brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:
-    """Return features [P, 11] and classes [P] of the annotated label pixels of a section."""
-    with open_section(row.image, row.pixel_um, brain.background) as image:
-        with section_label(row, image.shape) as labels:
-            label = labels.read(0, 0, *labels.shape)
-            gray = image.read_at(LABEL_UM, 0, 0, *labels.shape).astype(np.float32)
-    features = [gray]
-    for sigma in SIGMAS_UM:
-        mean = gaussian_filter(gray, sigma / LABEL_UM)
-        square = gaussian_filter(gray**2, sigma / LABEL_UM)
-        features += [mean, np.sqrt(np.maximum(square - mean**2, 0))]
-    where = label != UNLABELED
-    return np.stack([feature[where] for feature in features], axis=1), label[where]

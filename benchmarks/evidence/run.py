@@ -32,10 +32,19 @@ elif __name__ == "__mp_main__":  # a worker process, which its parent ends on Ct
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.evidence import probes, units
-from benchmarks.evidence.plan import ALL_ROWS, ROWS, SIZES, STUDIES, bigbrain_files, make_brain
+from benchmarks.evidence import baselines, probes, units
+from benchmarks.evidence.plan import (
+    ALL_ROWS,
+    ROWS,
+    SIZES,
+    STUDIES,
+    annotated_sections,
+    bigbrain_files,
+    make_brain,
+)
 from benchmarks.evidence.units import Unit
 from benchmarks.provenance import commit
+from jaxcyto.brain.manifest import read_brain
 from jaxcyto.cli.options import parse_shard
 from jaxcyto.errors import InputError
 from jaxcyto.runs.load import WEIGHTS
@@ -108,7 +117,8 @@ def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
     if unit.kind == "probes":
         return probes.probe(size, last, pretrained, unit.seed)
     if unit.kind == "baseline":
-        return probes.baselines(size, last)
+        chosen = annotated_sections(last, size.annotated, 0)
+        return {"annotated": list(chosen), "models": baselines.baselines(read_brain(last), chosen)}
     own = units.run_folder(out, study.segmented, unit.row, unit.seed, f"segment_{unit.study}")
     return units.segment(size, last, unit.row, unit.seed, own, pretrained, study.longer)
 
