@@ -18,6 +18,7 @@ The last line on stdout is one JSON object.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -35,15 +36,16 @@ from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.evidence.atlas_alone import most_probable
+from benchmarks.evidence.atlas_alone import atlas_alone
+from configs import quickstart_segment_atlas
 from jaxcyto.brain.annotation.prisms import evaluate, planes, rasterize
 from jaxcyto.brain.annotation.surface_labels import LabeledCortex, cut_section
 from jaxcyto.brain.manifest import Brain, SectionRow, read_brain
 from jaxcyto.brain.registration import registration
-from jaxcyto.brain.sections.atlas_image import open_atlas
 from jaxcyto.brain.sections.label_image import LABEL_UM, UNLABELED, section_label
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.brain.surfaces.surface import read_surface
+from jaxcyto.data.segment_table import SegmentTable, open_windows
 from jaxcyto.scores import confusion, scores
 
 SIGMAS_UM = (16.0, 32.0, 64.0, 128.0, 256.0)  # of the Gaussian windows of the statistics
@@ -55,12 +57,13 @@ RINGS = 2  # edges of the mesh over which profiles are averaged
 Features = Callable[[Brain, SectionRow], tuple[np.ndarray, np.ndarray]]
 
 
-def baselines(brain: Brain, chosen: Sequence[str]) -> dict[str, Any]:
+def baselines(brain: Brain, chosen: Sequence[str], atlas: SegmentTable | None) -> dict[str, Any]:
     """Score all rows.
 
     Args:
-        brain: the brain. Without surfaces or atlas images, their rows are left out.
+        brain: the brain. Without pial and white surfaces, the row of the true depth is left out.
         chosen: names of the annotated sections that the classifiers are fitted to.
+        atlas: windows of the sections with their atlas, or None to leave its row out.
 
     Returns:
         `test` (scores) and `confusion` of each row, by name.
@@ -70,18 +73,19 @@ def baselines(brain: Brain, chosen: Sequence[str]) -> dict[str, Any]:
         "random forest": _fitted(brain, chosen, statistics, _forest()),
         "linear": _fitted(brain, chosen, statistics, _linear()),
     }
-    tested = [row for row in brain.sections if row.split == "test" and row.label is not None]
-    if all(row.atlas is not None for row in tested):
-        found["atlas"] = np.sum([_atlas(brain, row) for row in tested], axis=0)
     if all(each.pial and each.white for each in brain.hemispheres):
         depth = _fitted(brain, chosen, functools.partial(profiles, whole_cortex(brain)), _forest())
         # Outside of the cortex, the true class is known.
         inside = [c.kind in ("area", "cortex") for c in brain.classes]
         found["true depth"] = np.where(np.array(inside)[:, None], depth, _other_cortex(brain))
-    return {
+    rows = {
         name: {"test": scores(matrix, brain.classes), "confusion": matrix.tolist()}
         for name, matrix in found.items()
     }
+    if atlas is not None:
+        alone = atlas_alone(atlas)
+        rows["atlas"] = {key: alone[key] for key in ("test", "confusion")}
+    return rows
 
 
 def _forest() -> Any:
@@ -123,15 +127,6 @@ def _other_cortex(brain: Brain) -> np.ndarray:
             label = label[label != UNLABELED][::EVERY]
             total += confusion(said[label], label, len(kinds))
     return total
-
-
-def _atlas(brain: Brain, row: SectionRow) -> np.ndarray:
-    """Return the confusion matrix of the atlas alone, in one section."""
-    assert row.atlas is not None
-    label = _read(brain, row)[1]
-    atlas = open_atlas(row.atlas)
-    said = most_probable(atlas.read(0, 0, *label.shape), brain.classes)
-    return confusion(said, label, len(brain.classes))
 
 
 def _read(brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +215,12 @@ def main() -> None:
     parser.add_argument("brain", type=Path)
     parser.add_argument("--sections", required=True, help="annotated sections, such as 0001,0009")
     options = parser.parse_args()
-    found = baselines(read_brain(options.brain), options.sections.split(","))
+    brain, config = read_brain(options.brain), quickstart_segment_atlas.get_config()
+    table = None
+    if all(row.atlas is not None for row in brain.sections if row.label is not None):
+        data = dataclasses.replace(config.data, brains=(str(options.brain),), train_sections=())
+        table = open_windows(data, config.model)
+    found = baselines(brain, options.sections.split(","), table)
     print(f"{'':<16}{'Dice, areas':>12}{'wrong, %':>10}")
     for name, row in found.items():
         test = row["test"]

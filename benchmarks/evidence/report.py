@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BEGIN = "<!-- begin: written by benchmarks/evidence/report.py -->"
 END = "<!-- end -->"
 BASELINES = {
+    "other cortex": "true tissue, all cortex called other cortex",
+    "true depth": "true tissue, random forest on the texture by true depth",
     "random forest": "random forest on intensity statistics",
     "linear": "linear on intensity statistics",
     "atlas": "the atlas alone",

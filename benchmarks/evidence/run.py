@@ -13,6 +13,7 @@ thicknesses (docs/results.md says where to get them). Without it the study "pain
 """
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
@@ -38,14 +39,17 @@ from benchmarks.evidence.plan import (
     ROWS,
     SIZES,
     STUDIES,
+    Size,
     annotated_sections,
     bigbrain_files,
     make_brain,
+    segment_config,
 )
 from benchmarks.evidence.units import Unit
 from benchmarks.provenance import commit
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.cli.options import parse_shard
+from jaxcyto.data.segment_table import open_windows
 from jaxcyto.errors import InputError
 from jaxcyto.runs.load import WEIGHTS
 from jaxcyto.training import log
@@ -117,10 +121,21 @@ def do(unit: Unit, size_name: str, out: Path, data: Path | None) -> dict:
     if unit.kind == "probes":
         return probes.probe(size, last, pretrained, unit.seed)
     if unit.kind == "baseline":
-        chosen = annotated_sections(last, size.annotated, 0)
-        return {"annotated": list(chosen), "models": baselines.baselines(read_brain(last), chosen)}
+        return _baselines(size, last)
     own = units.run_folder(out, study.segmented, unit.row, unit.seed, f"segment_{unit.study}")
     return units.segment(size, last, unit.row, unit.seed, own, pretrained, study.longer)
+
+
+def _baselines(size: Size, root: Path) -> dict[str, Any]:
+    """Score the rows without a network, fitted to the annotated sections of seed 0."""
+    brain, chosen, table = read_brain(root), annotated_sections(root, size.annotated, 0), None
+    if all(row.atlas is not None for row in brain.sections):
+        config = segment_config(size, root, "1", 0, None, 1)
+        table = open_windows(dataclasses.replace(config.data, atlas=True), config.model)
+    return {
+        "annotated": list(chosen),
+        "models": baselines.baselines(brain, chosen, table),
+    }
 
 
 def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:

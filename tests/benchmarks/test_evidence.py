@@ -84,6 +84,17 @@ def test_the_atlas_alone_is_scored_as_the_networks_are(results):
     assert areas > 2 * segment["test"]["dice_macro_areas"] and areas < 0.9
 
 
+def test_bounds_enclose_what_texture_tells(results):
+    """True tissue without areas has a Dice of 0, and true depth finds some of the areas."""
+    baseline = json.loads((results / "phantom/row_baseline_seed_0_baseline.json").read_text())
+    found = {name: row["test"] for name, row in baseline["models"].items()}
+    assert set(found) == {"other cortex", "random forest", "linear", "true depth", "atlas"}
+    assert found["other cortex"]["dice_macro_areas"] == 0
+    for tissue in ("white matter", "background"):
+        assert found["other cortex"]["dice"][tissue] == 1 == found["true depth"]["dice"][tissue]
+    assert found["true depth"]["dice_macro_areas"] > 0
+
+
 def test_the_most_probable_class_of_an_atlas():
     kinds = ["area", "background", "area", "cortex"]
     classes = tuple(AreaClass(kind, "#000000", kind) for kind in kinds)
