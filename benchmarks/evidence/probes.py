@@ -210,7 +210,7 @@ def baselines(size: Size, root: Path) -> dict[str, Any]:
 
 def _statistics(brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:
     """Return features [P, 11] and classes [P] of the annotated label pixels of a section."""
-    with open_section(row.image, row.pixel_um, brain.background) as image:
+    with open_section(row.image, row.pixel_um, brain.background, brain.bits) as image:
         with section_label(row, image.shape) as labels:
             label = labels.read(0, 0, *labels.shape)
             gray = image.read_at(LABEL_UM, 0, 0, *labels.shape).astype(np.float32)
