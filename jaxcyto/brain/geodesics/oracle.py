@@ -72,7 +72,8 @@ class Oracle:
         excess: share by which paths through anchors were too long, of their length beyond
             `near_mm`. It has been removed from the distances.
         mean_error, p95_error: mean and 95th percentile of the remaining relative error of distances
-            beyond `near_mm`, out to the nearest `CALIBRATION_VERTICES` vertices. NaN if there is no such distance, or if cuts lie all over the mesh.
+            beyond `near_mm`, out to the nearest `CALIBRATION_VERTICES` vertices. NaN if there is no
+            such distance, or if cuts lie all over the mesh.
         near_mm: pairs up to this distance are solved exactly.
         reach_mm: radius within which distances from a vertex to anchors are known.
         anchors: number of anchors A.
