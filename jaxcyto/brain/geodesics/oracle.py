@@ -298,6 +298,7 @@ class Oracle:
             targets = rng.choice(number, min(CALIBRATION_TARGETS, number), replace=False)
             most = -(-len(targets) * CALIBRATION_VERTICES // number)
             targets = np.concatenate([targets, links])
+            # A target that cannot be reached would keep the solver from stopping.
             targets = targets[sheet[targets] == sheet[source]]
             ways = self._far_pairs(self._near[np.full(len(targets), source)], self._near[targets])
             kept = np.sort(np.argsort(ways, kind="stable")[:most])

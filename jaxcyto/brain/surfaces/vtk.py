@@ -177,7 +177,8 @@ class _Polydata:
             raise self._fault(
                 f"has a word among the numbers of {section.upper()}: {error}"
             ) from None
-        if wanted is np.int64 and not ((values % 1 == 0) & (np.abs(values) < 2**53)).all():
+        whole = np.isfinite(values).all() and (np.abs(values) < 2**53).all()
+        if wanted is np.int64 and not (whole and (values % 1 == 0).all()):
             raise self._fault(f"has {section.upper()} that are not whole numbers")
         return values.astype(wanted)
 

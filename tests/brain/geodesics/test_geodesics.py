@@ -275,6 +275,29 @@ def finned_sphere() -> Surface:
     )
 
 
+def walled_grid(size: int) -> Surface:
+    """Return a grid with a wall on most of its middle line, along which the grid is cut."""
+    flat = grid(size)
+    foot = (size // 2) * size + np.arange(3 * size // 4)
+    top = len(flat.vertices) + np.arange(len(foot))
+    wall = [
+        np.stack(f, -1) for f in ((foot[:-1], foot[1:], top[1:]), (foot[:-1], top[1:], top[:-1]))
+    ]
+    return Surface(
+        np.concatenate([flat.vertices, flat.vertices[foot] + [0, 0, 1]]),
+        np.concatenate([flat.faces, *wall]),
+    )
+
+
+def test_heat_is_not_compared_across_a_cut():
+    """Exact distances go around the wall, once the grid is cut along it. Heat passes below it."""
+    surface, flat = walled_grid(40), grid(40)
+    measured = single_source.heat_bias(surface, 5, 0, 1, None)
+    whole = single_source.heat_bias(flat, 5, 0, 1, None)
+    assert whole.manifold and not measured.manifold
+    assert abs(measured.factor - whole.factor) < 0.02 and measured.mean_error < 0.03
+
+
 def test_heat_on_a_non_manifold_edge_is_measured_and_said_once():
     surface, whole = finned_sphere(), sphere(3)
     with warnings.catch_warnings(record=True) as caught:

@@ -123,6 +123,7 @@ REFUSED = {
     "only lines": (vtk().replace(b"POLYGONS", b"LINES"), "no triangles"),
     "word": (vtk().replace(b"-2.0", b"zwei"), "a word among the numbers of POINTS"),
     "fraction": (vtk().replace(b"3 0 2 4", b"3 0 2 4.5"), "not whole numbers"),
+    "infinite": (vtk().replace(b"3 0 2 4", b"3 0 2 inf"), "not whole numbers"),
     "too few": (vtk().replace(b"POINTS 6", b"POINTS 7"), "18 numbers in POINTS.*counts 21"),
     "too many": (vtk("5.1").replace(b"POINTS 6", b"POINTS 5"), "18 numbers in POINTS.*counts 15"),
     "counts": (
