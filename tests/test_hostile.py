@@ -666,6 +666,6 @@ def test_the_command():
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["findings"] == 0 and len(result["readers"]) == 27
+    assert result["findings"] == 0 and len(result["readers"]) == 28
     for name, found in result["readers"].items():
         assert found["tried"] == found["accepted"] + found["refused"] == 30, name

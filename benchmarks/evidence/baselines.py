@@ -131,7 +131,7 @@ def _other_cortex(brain: Brain) -> np.ndarray:
 
 def _read(brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:
     """Return the gray values float32 [h, w] and the labels [h, w] of a section at 16 um."""
-    with open_section(row.image, row.pixel_um, brain.background) as image:
+    with open_section(row.image, row.pixel_um, brain.background, brain.bits) as image:
         with section_label(row, image.shape) as labels:
             label = labels.read(0, 0, *labels.shape)
             return image.read_at(LABEL_UM, 0, 0, *labels.shape).astype(np.float32), label

@@ -62,7 +62,7 @@ def sections_figure(
         run = run_folder(out, STUDIES[study].segmented, row, seed, f"segment_{study}")
         folder = predict_brain(run, brain.root, sections=[name]).folder
         predicted = open_class_map(folder / f"{name}.ome.tif")
-        with open_section(section.image, section.pixel_um, brain.background) as image:
+        with open_section(section.image, section.pixel_um, brain.background, brain.bits) as image:
             with section_label(section, image.shape) as label:
                 tissue, truth, numbers = section_images(image, label, predicted, LONGEST_PX)
         if not panels:

@@ -19,7 +19,7 @@ from jaxcyto.brain.sampling.ribbon import TRAP, CutSurface, Segments, mean_norma
 from jaxcyto.brain.sampling.sampling import MOST_OFF_TISSUE, TISSUE_MARGIN
 from jaxcyto.brain.sections.atlas_image import section_atlas
 from jaxcyto.brain.sections.label_image import UNLABELED, check_numbers, label_counts, section_label
-from jaxcyto.brain.sections.section import open_section
+from jaxcyto.brain.sections.section import Section, open_section
 from jaxcyto.brain.surfaces.surface import Surface, hemisphere_surface, read_surface
 from jaxcyto.brain.surfaces.vertex_labels import read_labels
 from jaxcyto.errors import InputError
@@ -29,6 +29,11 @@ from jaxcyto.utils.progress import Progress
 PIXEL_SIZE_TOLERANCE = 0.05  # relative, between the table and the image's metadata
 AFFINE_TOLERANCE = 0.1  # relative, between pixel_um and the registration, which may stretch a bit
 TISSUE_POINTS = 800  # points of all sections together. A share of 10 % is then known to 1 %.
+LOOK_PX, LOOK_PARTS = (
+    32,
+    8,
+)  # side of a window whose gray values are looked at, windows along a side
+DARK = 64  # gray values below this in all windows look like unused bits: cameras have 10 to 14
 TISSUE_UM = 64.0  # side of the spot whose mean gray value is compared, in um
 
 
@@ -77,8 +82,8 @@ class _Placed:
 def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> CheckReport:
     """Check all files that a brain folder names. Faults are reported, not raised.
 
-    Label images are read completely. Of section images, only the headers and the last pixel are
-    read.
+    Label images are read completely. Of section images, the headers, the last pixel and spots
+    on the ribbon are read, and of images of 16 bits also some windows.
 
     Args:
         root: the brain's folder.
@@ -100,12 +105,14 @@ def check_brain(root: str | os.PathLike, progress: Progress | None = None) -> Ch
     surfaces = [_check_hemisphere(report, hemisphere) for hemisphere in brain.hemispheres]
     placed, labels = [], np.zeros(256, np.int64)
     odd: dict[str, list[str]] = {}  # warning -> names of its sections, so that it is given once
+    brightest: dict[str, int] = {}  # largest gray value of sections whose used bits are not stated
     for index, row in enumerate(brain.sections):
-        placed.append(_check_section(report, brain, row, labels, odd))
+        placed.append(_check_section(report, brain, row, labels, odd, brightest))
         if progress:
             progress(index + 1, len(brain.sections))
     for message, names in odd.items():
         report.warnings.append(f"{message} ({_some(names)})")
+    _check_bits(report, brain, brightest)
     _check_labels(report, brain, labels)
     _check_overlap(report, brain, surfaces, [section for section in placed if section])
     _check_splits(report, brain)
@@ -153,8 +160,9 @@ def _check_section(
     row: SectionRow,
     labels: np.ndarray,
     odd: dict[str, list[str]],
+    brightest: dict[str, int],
 ) -> _Placed | None:
-    section = report.attempt(open_section, row.image, None, brain.background)
+    section = report.attempt(open_section, row.image, None, brain.background, brain.bits)
     if section is None:
         return None
     height, width = section.shape
@@ -164,6 +172,10 @@ def _check_section(
         odd.setdefault(f"{message} used: correct it if it is wrong", []).append(row.name)
     # The last tile is missing if the file was copied only in part.
     report.attempt(section.read, height - 1, width - 1, 1, 1)
+    if section.bits_unstated:
+        largest = report.attempt(_brightest, section)
+        if largest is not None:
+            brightest[row.name] = largest
     section.close()
     label = report.attempt(section_label, row, section.shape) if row.label else None
     if label is not None:
@@ -186,6 +198,37 @@ def _check_section(
         message = f"the registration scales pixels of {row.pixel_um:g} um to {step_um[0]:.4g} x"
         odd.setdefault(f"{message} {step_um[1]:.4g} um; is pixel_um right?", []).append(row.name)
     return _Placed(row, (height, width), placement)
+
+
+def _brightest(section: Section) -> int:
+    """Return the largest gray value in windows spread over a section."""
+    height, width = section.shape
+    down, across = min(LOOK_PX, height), min(LOOK_PX, width)
+    steps = [(step + 0.5) / LOOK_PARTS for step in range(LOOK_PARTS)]
+    return max(
+        int(section.read(int((height - down) * y), int((width - across) * x), down, across).max())
+        for y in steps
+        for x in steps
+    )
+
+
+def _check_bits(report: CheckReport, brain: Brain, brightest: dict[str, int]) -> None:
+    """Warn if images of 16 bits look as if a camera of fewer bits took them.
+
+    The values of such a camera become almost black, because all bits count as used.
+    """
+    dark = [name for name, largest in brightest.items() if largest < DARK]
+    if not dark:
+        return
+    bits = 8 + max(brightest[name] for name in dark).bit_length()
+    remedy = f"write bits = {bits} into {brain.root / 'brain.toml'}"
+    if len(dark) < len(brightest):  # one number cannot fit both kinds
+        remedy = "export them again over the full range of 16 bits, as the other sections are"
+    report.warnings.append(
+        f"images of 16 bits whose values stay below {1 << bits} where they were looked at, so that "
+        f"they are read as gray values 0 ... {(1 << bits - 8) - 1}, almost black ({_some(dark)}); "
+        f"if a camera of {bits} bits took them, {remedy}"
+    )
 
 
 def _check_labels(report: CheckReport, brain: Brain, counts: np.ndarray) -> None:
@@ -262,7 +305,7 @@ def _tissue(brain: Brain, section: _Placed, columns: np.ndarray, rows: np.ndarra
     left = np.floor((columns + 0.5) * pixel_um / spot_um).astype(int)
     top = np.floor((rows + 0.5) * pixel_um / spot_um).astype(int)
     count = 0
-    with open_section(section.row.image, pixel_um, brain.background) as image:
+    with open_section(section.row.image, pixel_um, brain.background, brain.bits) as image:
         for y, x in zip(top.tolist(), left.tolist(), strict=True):
             spot = int(image.read_at(spot_um, y, x, 1, 1)[0, 0])
             count += abs(spot - brain.background) > TISSUE_MARGIN

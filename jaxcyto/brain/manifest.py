@@ -44,7 +44,8 @@ MAX_LISTED = 20  # most faults in one message. `jaxcyto check` lists all of them
 CLASS_KINDS = ("area", "cortex", "white_matter", "background")
 SURFACES = ("mid", "pial", "white")
 FIELDS = (
-    "format", "name", "licence", "citation", "sections", "background", "hemispheres", "classes",
+    "format", "name", "licence", "citation", "sections", "background", "bits", "hemispheres",
+    "classes",
 )  # fmt: skip
 
 
@@ -77,7 +78,8 @@ class AreaClass:
 class Brain:
     """A validated brain folder. Without hemispheres it can be used for segmentation only.
 
-    `background` is the gray value outside of every image.
+    `background` is the gray value outside of every image. `bits` is the number of bits in use in
+    images of 16 bits, and None takes what each file states.
     """
 
     root: Path
@@ -86,6 +88,7 @@ class Brain:
     sections: tuple[SectionRow, ...]
     classes: tuple[AreaClass, ...]
     background: int = 255
+    bits: int | None = None
     licence: str = ""
     citation: str = ""
     section_table: str = "sections.csv"
@@ -150,6 +153,13 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
     if type(background) is not int or not 0 <= background <= 255:
         faults.append(f"{path}: background = {background!r}; expected a gray value 0 ... 255")
         background = 255
+    bits = table.get("bits")
+    if bits is not None and (type(bits) is not int or not 8 <= bits <= 16):
+        faults.append(
+            f"{path}: bits = {bits!r}; expected how many bits are in use in images of 16 bits, "
+            "8 ... 16"
+        )
+        bits = None
     section_table = text("sections", "sections.csv")
     brain = Brain(
         root=root,
@@ -158,6 +168,7 @@ def inspect_brain(root: str | os.PathLike) -> tuple[Brain | None, list[str]]:
         sections=(),
         classes=read_classes(path, table.get("classes", []), faults),
         background=background,
+        bits=bits,
         licence=text("licence", ""),
         citation=text("citation", ""),
         section_table=section_table,

@@ -91,7 +91,7 @@ class PairSource:
         for name, (k, row) in self._table.training_rows.items():
             brain = self._table.brains[k]
             entry = brain.sections[row]
-            unopened = Section(entry.image, entry.pixel_um, brain.background)
+            unopened = Section(entry.image, entry.pixel_um, brain.background, brain.bits)
             sections[name] = self._sections.get((k, row), unopened)
         return fingerprints(sections, threads)
 
@@ -122,9 +122,10 @@ class PairSource:
     def _section(self, brain: int, row: int) -> Section:
         key = brain, row
         if key not in self._sections:
-            entry = self._table.brains[brain].sections[row]
+            own = self._table.brains[brain]
+            entry = own.sections[row]
             self._sections[key] = open_section(
-                entry.image, entry.pixel_um, self._table.brains[brain].background
+                entry.image, entry.pixel_um, own.background, own.bits
             )
         return self._sections[key]
 

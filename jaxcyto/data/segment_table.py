@@ -323,7 +323,7 @@ def _why_not_training(sections: Mapping[str, SectionRow], name: str) -> str:
 def _open(
     brain: Brain, brain_name: str, row: SectionRow, atlas_factor: int | None
 ) -> AnnotatedSection:
-    image = open_section(row.image, row.pixel_um, brain.background)
+    image = open_section(row.image, row.pixel_um, brain.background, brain.bits)
     atlas = None
     if atlas_factor is not None:
         if row.atlas is None:

@@ -154,7 +154,7 @@ def neighbors_figure(
     points = None
     for axis, index in zip(axes.flat, sections, strict=False):
         row = brain.sections[index]
-        with open_section(row.image, row.pixel_um, brain.background) as section:
+        with open_section(row.image, row.pixel_um, brain.background, brain.bits) as section:
             um = max(TISSUE_UM, row.pixel_um)
             side = [int(np.ceil(px * row.pixel_um / um)) for px in section.shape]
             tissue = section.read_at(um, 0, 0, *side)

@@ -86,7 +86,7 @@ def walk_ribbons(
     shapes, planes = [], []
     for index in sections:
         row = brain.sections[index]
-        with open_section(row.image, row.pixel_um, brain.background) as section:
+        with open_section(row.image, row.pixel_um, brain.background, brain.bits) as section:
             shapes.append(section.shape)
         planes.append(registration(row, shapes[-1]))
     axis = mean_normal(planes) if planes else np.array([0.0, 1.0, 0.0])

@@ -216,7 +216,7 @@ def _write_overlay(
     brain: Brain, job: SectionJob, classes: tuple[AreaClass, ...], report: PredictionReport
 ) -> None:
     try:
-        with open_section(job.row.image, job.row.pixel_um, brain.background) as section:
+        with open_section(job.row.image, job.row.pixel_um, brain.background, brain.bits) as section:
             write_overlay(job.overlay, section, open_class_map(job.class_map), classes)
     except InputError as error:
         report.failures.append(f"section {job.row.name}: {error}")

@@ -79,7 +79,7 @@ def evaluate_brain(
     by_section = {}
     for row in rows:
         predicted = open_class_map(report.folder / f"{row.name}.ome.tif")
-        with open_section(row.image, row.pixel_um, brain.background) as image:
+        with open_section(row.image, row.pixel_um, brain.background, brain.bits) as image:
             with section_label(row, image.shape) as label:
                 matrix = section_confusion(row, label, predicted, run)
                 figure = _section_figure(image, label, predicted, run)

@@ -200,7 +200,7 @@ def read_patches(brain: Brain, patches: Patches) -> Iterator[np.ndarray]:
                 return
             row = brain.sections[patches.section[own[0]]]
             try:
-                with open_section(row.image, row.pixel_um, brain.background) as section:
+                with open_section(row.image, row.pixel_um, brain.background, brain.bits) as section:
 
                     def read(number: int, section=section) -> np.ndarray:
                         center = patches.center_px[number]

@@ -82,6 +82,8 @@ def plan(
         "classes": [dataclasses.astuple(entry) for entry in run.classes],
         "background": brain.background,
     }
+    if brain.bits is not None:  # absent otherwise, so that maps of earlier versions stay valid
+        common["bits"] = brain.bits
     jobs, failures = [], []
     for row in rows:
         try:
@@ -110,7 +112,7 @@ def open_source(run: SegmentRun, brain: Brain, row: SectionRow) -> SectionSource
     Raises:
         InputError: they cannot be read or do not match the run.
     """
-    section = open_section(row.image, row.pixel_um, brain.background)
+    section = open_section(row.image, row.pixel_um, brain.background, brain.bits)
     if not run.atlas_channels:
         return SectionSource(row.name, section, map_shape(section, run.out_um))
     if row.atlas is None:

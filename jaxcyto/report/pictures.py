@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy.ndimage import distance_transform_cdt, label
 
-from jaxcyto.brain.manifest import AreaClass, SectionRow, read_brain
+from jaxcyto.brain.manifest import AreaClass, Brain, SectionRow, read_brain
 from jaxcyto.brain.sections.label_image import section_label
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.config import DataConfig
@@ -157,13 +157,13 @@ def section_pictures(gathered: Gathered) -> tuple[list[SectionPicture], list[str
     for data in gathered.data:
         if not data.fault:
             predicted += _predicted(Path(gathered.path), data.path)
-    test = [entry for entry in predicted if entry[2].split == "test" and entry[2].label is not None]
+    test = [entry for entry in predicted if entry[1].split == "test" and entry[1].label is not None]
     candidates = test or predicted
     chosen = np.linspace(0, len(candidates) - 1, min(SECTIONS, len(candidates))).astype(int)
     pictures = []
-    for brain, background, row, path in (candidates[k] for k in chosen):
+    for brain, row, path in (candidates[k] for k in chosen):
         try:
-            picture = _section(brain, background, row, open_class_map(path), gathered.classes)
+            picture = _section(brain, row, open_class_map(path), gathered.classes)
         except (InputError, OSError) as error:
             faults.append(str(error))
         else:
@@ -171,22 +171,21 @@ def section_pictures(gathered: Gathered) -> tuple[list[SectionPicture], list[str
     return pictures, faults
 
 
-def _predicted(run: Path, brain_path: str) -> list[tuple[str, int, SectionRow, Path]]:
-    """List (brain, background, section, class map) for each predicted section of a brain."""
+def _predicted(run: Path, brain_path: str) -> list[tuple[Brain, SectionRow, Path]]:
+    """List (brain, section, class map) for each predicted section of a brain."""
     brain = read_brain(brain_path)
     folder = run / "predictions" / brain.root.name
     paths = ((row, folder / f"{row.name}.ome.tif") for row in brain.sections)
-    return [(brain.root.name, brain.background, row, path) for row, path in paths if path.is_file()]
+    return [(brain, row, path) for row, path in paths if path.is_file()]
 
 
 def _section(
-    brain: str,
-    background: int,
+    brain: Brain,
     row: SectionRow,
     predicted: ClassMap,
     classes: tuple[AreaClass, ...],
 ) -> SectionPicture:
-    with open_section(row.image, row.pixel_um, background) as image:
+    with open_section(row.image, row.pixel_um, brain.background, brain.bits) as image:
         if row.label is None:
             tissue, truth, numbers = section_images(image, None, predicted, SECTION_PX)
         else:
@@ -194,7 +193,7 @@ def _section(
                 tissue, truth, numbers = section_images(image, annotation, predicted, SECTION_PX)
     seen = np.unique(numbers) if truth is None else np.union1d(truth, numbers)
     return SectionPicture(
-        brain=brain,
+        brain=brain.root.name,
         name=row.name,
         split=row.split,
         height=tissue.shape[0],

@@ -142,7 +142,7 @@ def _array_key(image: Section) -> str:
 
 def _reading(image: Section) -> list[Any]:
     """Return what windows depend on beside the pixels."""
-    return [image.shape, image.pixel_um, image.background]
+    return [image.shape, image.pixel_um, image.background, image.bits]
 
 
 def _hash(values: list[Any]) -> str:

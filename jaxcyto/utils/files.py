@@ -439,6 +439,10 @@ def inside(root: Path, path: Path, field: str, value: object, faults: list[str])
             "copy or mount the file inside it and give a relative path"
         )
         return None
+    if os.path.isdir(target):
+        zarr = ": convert an OME-Zarr to OME-TIFF" if ".zarr" in value.lower() else ""
+        faults.append(f"{path}: {field}: {value!r} is a folder; one file is needed{zarr}")
+        return None
     if not os.path.isfile(target):
         faults.append(f"{path}: {field}: no file {value!r} in {root}; correct the name or add it")
         return None

@@ -190,6 +190,20 @@ def flat_map(root: Path) -> None:
         (root / name).unlink()
 
 
+def cut_pyramid(root: Path) -> None:
+    whole, path = tifffile.imread(root / "a.tif"), root / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(whole, tile=(64, 64), subifds=1)
+        end = path.stat().st_size
+        writer.write(whole[::2, ::2], tile=(64, 64), subfiletype=1)
+    path.write_bytes(path.read_bytes()[:end])
+
+
+def five_channels(root: Path) -> None:
+    whole = np.stack([tifffile.imread(root / "a.tif")] * 5, -1)
+    tifffile.imwrite(root / "a.tif", whole, photometric="minisblack", planarconfig="contig")
+
+
 IDS = np.zeros((LABEL_PX, LABEL_PX), np.uint8)
 RGB = np.zeros((LABEL_PX, LABEL_PX, 3), np.uint8)
 COLORS = np.zeros((3, 256), np.uint16)
@@ -224,6 +238,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("sections.csv: line 2: image: 'a.tif'", "leaves the brain's folder"),
     ),
     "missing image": (unlink("c.tif"), ("sections.csv: line 4: image: no file 'c.tif'", "add it")),
+    "image is a zarr": (
+        lambda root: (
+            (root / "c.tif").unlink(),
+            (root / "c.zarr").mkdir(),
+            table("c.tif", "c.zarr")(root),
+        ),
+        ("sections.csv: line 4: image: 'c.zarr' is a folder", "convert an OME-Zarr to OME-TIFF"),
+    ),
+    "bits": (toml("background = 255", "bits = 24"), ("brain.toml: bits = 24", "8 ... 16")),
+    "pyramid cut off": (cut_pyramid, ("a.tif", "page 2 begins at byte", "truncated: copy")),
+    "five channels": (five_channels, ("a.tif: 5 channels", "export the stained channel")),
+    "empty image": (lambda root: (root / "a.tif").write_bytes(b""), ("a.tif: the file is empty",)),
     "missing surface": (
         unlink("white.surf.gii"),
         ("brain.toml: hemispheres[0].white: no file 'white.surf.gii'", "add it"),
@@ -402,6 +428,27 @@ def test_warnings_do_not_fail(brain):
     for word in ("licence", "notes.npz", "is pixel_um right? (1 section: a)"):
         assert sum(word in line for line in warned) == 1
     assert "no cut in 1 section: c" in result.stdout
+
+
+def test_unused_bits_are_seen(brain):
+    """Write two sections as a camera of 12 bits would, and read them right with `bits`."""
+    gray = {name: tifffile.imread(brain / f"{name}.tif") for name in "abc"}
+
+    def write(names: str, shift: int) -> list[str]:
+        for name in names:
+            tifffile.imwrite(brain / f"{name}.tif", gray[name].astype(np.uint16) << shift)
+        return [line for line in check_brain(brain).warnings if "images of 16 bits" in line]
+
+    assert write("abc", 8) == []
+    [warning] = write("ab", 4)
+    for word in ("below 4096", "0 ... 15", "2 sections: a, b", "over the full range"):
+        assert word in warning
+    [warning] = write("c", 4)
+    assert "camera of 12 bits took them, write bits = 12 into" in warning
+    toml("background = 255", "background = 255\nbits = 12")(brain)
+    report = check_brain(brain)
+    assert not report.warnings and not report.faults
+    assert read_brain(brain).bits == 12
 
 
 def test_sections_off_the_tissue_are_seen(brain):

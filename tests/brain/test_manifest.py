@@ -105,6 +105,8 @@ def test_splits_are_not_written_over_a_changed_table(brain):
         ("background = 255", "background = 256", "expected a gray value 0 ... 255"),
         ("background = 255", "background = true", "expected a gray value 0 ... 255"),
         ("format = 1", "format = true", "this version reads format = 1"),
+        ("background = 255", "bits = 7", "bits = 7; expected how many bits"),
+        ("background = 255", "bits = 12.0", "bits = 12.0; expected how many bits"),
         ("background = 255", 'sections = "other.csv"', "sections: no file 'other.csv'"),
         ("background = 255", "sections = 3", "sections = 3; expected text"),
         ("[[hemispheres]]", "[hemispheres]", r"expected \[\[hemispheres\]\] tables"),
@@ -165,7 +167,7 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
-KEYS = ("format", "name", "licence", "sections", "background", "hemispheres", "classes")
+KEYS = ("format", "name", "licence", "sections", "background", "bits", "hemispheres", "classes")
 TABLE_KEYS = ("name", "pial", "white", "mid", "labels", "surface", "color", "kind")
 PROPERTY = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

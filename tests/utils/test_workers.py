@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import numpy as np
 from jaxcyto.brain.geodesics import solvers as solve
@@ -28,7 +30,29 @@ def test_script_from_standard_input_does_not_hang():
     done = subprocess.run(
         [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, timeout=100
     )
-    assert "refused: a process that solved distances died" in done.stdout
+    assert "refused: worker processes cannot start" in done.stdout
+    assert "<stdin> is none: save the program as a file" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("fault", ["no guard", "a worker dies"])
+def test_why_workers_die_is_said(tmp_path, fault):
+    """Call from a script without a main guard, and let a worker of one with a guard die."""
+    script = tmp_path / "script.py"
+    if fault == "no guard":
+        text = f"{SCRIPT}print('end')\n"
+    else:
+        body = SCRIPT.replace("\n", "\n    ")
+        text = "import os\ndef die(query):\n    os._exit(1)\nif __name__ == '__main__':\n    "
+        text += body.replace("solve.POOL_FROM = 0", "solve.POOL_FROM = 0; solve._run = die")
+    script.write_text(text)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=100
+    )
+    if fault == "no guard":
+        assert 'put what starts them below `if __name__ == "__main__":`' in done.stdout
+        assert done.stdout.splitlines()[-1] == "end" and not done.stderr
+    else:
+        assert "refused: a process that solved distances died (memory" in done.stdout
 
 
 PARENT = """

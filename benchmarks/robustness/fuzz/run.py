@@ -34,8 +34,8 @@ from benchmarks.robustness.fuzz.progress import Progress
 
 READERS = (
     *("gifti", "gifti labels", "freesurfer", "freesurfer labels", "text labels", "mni obj"),
-    *("other meshes", "gzipped", "tiff", "png", "label image", "atlas image", "class map"),
-    *("brain.toml", "sections.csv", "coordinate map", "patches", "pairs", "distances"),
+    *("other meshes", "vtk", "gzipped", "tiff", "png", "label image", "atlas image"),
+    *("class map", "brain.toml", "sections.csv", "coordinate map", "patches", "pairs", "distances"),
     *("geodesic cache", "oracle parts", "geojson", "weights", "run config", "metrics"),
     "checkpoint",
     "export",

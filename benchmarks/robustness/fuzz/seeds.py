@@ -1,6 +1,7 @@
 """Write small valid files of every kind that a brain folder may hold, as seeds of mutations."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,12 @@ def _surfaces(root: Path, ball: Surface) -> None:
     for kind in MESHES:
         mesh = meshio.Mesh(ball.vertices.round(2), [("triangle", ball.faces)])
         mesh.write(root / f"mesh.{kind}", kind)
+    # meshio writes grids, whose cells are laid out like polygons.
+    for version, binary in itertools.product(("vtk42", "vtk51"), (False, True)):
+        path = root / f"polygons_{version}_{binary}.vtk"
+        mesh.write(path, version, binary=binary)
+        grid = path.read_bytes().replace(b"UNSTRUCTURED_GRID", b"POLYDATA")
+        path.write_bytes(grid[: grid.index(b"CELL_TYPES")].replace(b"CELLS", b"POLYGONS"))
 
 
 def _images(root: Path, rng: np.random.Generator) -> None:

@@ -142,6 +142,7 @@ def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
         "text labels": target("t.txt", "areas.txt", text, read["labels"]),
         "mni obj": target("t.obj", "mni.obj", text, _surface, f"{mesh}.obj"),
         "other meshes": target("t.mesh", names, "bytes text", _surface),
+        "vtk": target("t.vtk", "polygons_*.vtk", "bytes text", _surface, f"{mesh}.vtk"),
         "gzipped": target("t.gii.gz", "pial.gii.gz", "bytes", _surface),
         "tiff": target("t.tif", "tiff_*", tiff, _section, tiffs),
         "png": target("t.png", "png_*.png whole.jpg", "bytes png png", _section),

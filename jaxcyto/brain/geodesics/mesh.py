@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, dijkstra
 
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.errors import InputError
@@ -176,6 +176,20 @@ def _fans(faces: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarra
         (np.ones(before.size, np.int8), (before.ravel(), after.ravel())), (faces.size,) * 2
     )
     return connected_components(graph, directed=False)[1]
+
+
+def far_from(surface: Surface, vertices: np.ndarray) -> np.ndarray:
+    """Return the half of a mesh's vertices that is farthest along edges from the given ones.
+
+    Returns:
+        Indices, ascending. All vertices if none are given.
+    """
+    everything = np.arange(len(surface.vertices))
+    if not len(vertices):
+        return everything
+    graph = edge_graph(surface.vertices, surface.faces)
+    away = dijkstra(graph, indices=vertices, min_only=True)
+    return np.sort(np.argsort(away, kind="stable")[len(away) // 2 :])
 
 
 def refine(faces: np.ndarray, vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,9 +24,15 @@ from scipy import sparse
 from scipy.spatial import KDTree
 
 from jaxcyto.brain.geodesics.landmarks import WorkingMesh, working_mesh
-from jaxcyto.brain.geodesics.mesh import check_vertices, cut_non_manifold, mesh_sha256
+from jaxcyto.brain.geodesics.mesh import (
+    check_vertices,
+    component_labels,
+    cut_non_manifold,
+    far_from,
+    mesh_sha256,
+)
 from jaxcyto.brain.geodesics.single_source import Geodesics
-from jaxcyto.brain.geodesics.solvers import exact_solver
+from jaxcyto.brain.geodesics.solvers import CALIBRATION_VERTICES, exact_solver
 from jaxcyto.brain.surfaces.surface import Surface, check_surface
 from jaxcyto.errors import InputError
 from jaxcyto.utils.files import Array, Schema, atomic_write, naming_damage, read_arrays
@@ -66,7 +72,8 @@ class Oracle:
         excess: share by which paths through anchors were too long, of their length beyond
             `near_mm`. It has been removed from the distances.
         mean_error, p95_error: mean and 95th percentile of the remaining relative error of distances
-            beyond `near_mm`. NaN if they could not be measured.
+            beyond `near_mm`, out to the nearest `CALIBRATION_VERTICES` vertices. NaN if there is no
+            such distance, or if cuts lie all over the mesh.
         near_mm: pairs up to this distance are solved exactly.
         reach_mm: radius within which distances from a vertex to anchors are known.
         anchors: number of anchors A.
@@ -266,33 +273,48 @@ class Oracle:
             local[:count], first_bary, local[count:], second_bary, 1 if few else workers, progress
         )
 
-    def calibrate(self, sources: int = CALIBRATION_SOURCES) -> None:
+    def calibrate(
+        self, sources: int = CALIBRATION_SOURCES, progress: Progress | None = None
+    ) -> None:
         """Measure `excess` and the errors on exact distances.
+
+        On a mesh that was cut (see `cut_non_manifold`), only distances up to the nearest cut are
+        taken, because exact distances do not cross it.
 
         Args:
             sources: number of random source vertices. Each has up to `CALIBRATION_TARGETS` random
-                targets.
+                targets, among the nearest `CALIBRATION_VERTICES` vertices.
+            progress: called with (sources done, sources).
         """
-        surface = self._mesh.surface
+        surface, links = self._mesh.surface, np.unique(self._mesh.links)
         exact = exact_solver(surface)
         number = len(surface.vertices)
+        sheet = component_labels(number, surface.faces)
         rng = np.random.default_rng(self.settings["seed"])
+        chosen = far_from(surface, links)
+        chosen = rng.choice(chosen, min(sources, len(chosen)), replace=False).tolist()
         true, own = [], []
-        for source in rng.choice(number, min(sources, number), replace=False).tolist():
+        for done, source in enumerate(chosen, 1):
             targets = rng.choice(number, min(CALIBRATION_TARGETS, number), replace=False)
+            most = -(-len(targets) * CALIBRATION_VERTICES // number)
+            targets = np.concatenate([targets, links])
+            # A target that cannot be reached would keep the solver from stopping.
+            targets = targets[sheet[targets] == sheet[source]]
             ways = self._far_pairs(self._near[np.full(len(targets), source)], self._near[targets])
-            targets, ways = targets[np.isfinite(ways)], ways[np.isfinite(ways)]
-            if not len(targets):  # the source is a component of its own
-                continue
+            kept = np.sort(np.argsort(ways, kind="stable")[:most])
+            targets, ways = targets[kept], ways[kept]
             try:
                 distance = exact(source, targets)
             except (RuntimeError, OverflowError):  # pygeodesic finds no path across a thin triangle
                 continue
-            far = np.isfinite(distance) & (distance > self.near_mm)
+            cut_mm = distance[np.isin(targets, links)].min(initial=np.inf)
+            far = np.isfinite(distance) & (distance > self.near_mm) & (distance <= cut_mm)
             true.append(distance[far])
             own.append(ways[far])
+            if progress:
+                progress(done, len(chosen))
         true, own = np.concatenate([np.empty(0), *true]), np.concatenate([np.empty(0), *own])
-        if not len(true) or len(self._mesh.links):  # exact distances do not cross a cut
+        if not len(true):
             return
         away = own > 2 * self.near_mm
         if away.any():

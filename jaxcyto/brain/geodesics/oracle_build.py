@@ -58,7 +58,7 @@ def build_oracle(
             it uses the parts that other jobs solved (`solve_shard`). The parts stay there until
             `cached_oracle` has saved the oracle and removes them.
         progress: called with (anchors done, anchors). Each anchor counts twice, once for its field
-            and once for its row.
+            and once for its row. Then called with (sources done, sources) of the calibration.
 
     Returns:
         The oracle, calibrated.
@@ -79,7 +79,7 @@ def build_oracle(
         done += len(part["row"])
     far = np.minimum(far, far.T)  # the two directions differ by rounding
     oracle = Oracle(mesh, chosen.spacing_mm, near, far, settings)
-    oracle.calibrate()
+    oracle.calibrate(progress=progress)
     return oracle
 
 

@@ -7,8 +7,8 @@ by at most 2e-3 of its longest side, see `mesh.insert_points`.
 
 import json
 import os
-import warnings
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,14 @@ from jaxcyto.brain.geodesics.mesh import (
     check_vertices,
     clean_faces,
     component_labels,
+    cut_non_manifold,
+    far_from,
     insert_points,
     mesh_sha256,
 )
 from jaxcyto.brain.geodesics.solvers import (
+    CALIBRATION_VERTICES,
     NEAR_EDGES,
-    check_exact,
     choose_sources,
     mean_edge_mm,
     solve_queries,
@@ -78,7 +80,8 @@ class Geodesics:
             first_face, second_face: triangles int [N].
             first_bary, second_bary: barycentric coordinates [N, 3] in them.
             workers: number of processes. The result does not depend on it.
-            progress: called with (sources done, sources).
+            progress: called with (sources done, sources), for the heat method first while its bias
+                is measured.
 
         Raises:
             InputError: if a point is not on this surface, or the method fails.
@@ -91,12 +94,14 @@ class Geodesics:
             self.surface, face, np.concatenate([first_bary, second_bary])
         )
         first, second = vertex[: len(first_face)], vertex[len(first_face) :]
-        return self._on(refined, workers)._pairs(refined, first, second, workers, progress)
+        return self._on(refined, workers, progress)._pairs(
+            refined, first, second, workers, progress
+        )
 
     def matrix(self, face, bary, workers: int = 1, progress: Progress | None = None) -> np.ndarray:
         """Return distances float32 [N, N] in mm between all of N surface points."""
         refined, vertex = insert_points(self.surface, face, bary)
-        self = self._on(refined, workers)
+        self = self._on(refined, workers, progress)
         unique, index = np.unique(vertex, return_inverse=True)
         labels, parts, local = _components(refined, unique)
         order = np.argsort(labels[unique], kind="stable")
@@ -116,7 +121,7 @@ class Geodesics:
         np.fill_diagonal(result, 0)
         return result[np.ix_(index, index)]
 
-    def _on(self, refined: Surface, workers: int) -> "Geodesics":
+    def _on(self, refined: Surface, workers: int, progress: Progress | None) -> "Geodesics":
         """Return this oracle with its bias measured on a mesh with inserted points.
 
         The bias of the heat method depends on the size of the triangles. It was 2.3 % on a mesh of
@@ -125,7 +130,7 @@ class Geodesics:
         if self.method != "heat":
             return self
         sources, seed = self.settings["calibration_sources"], self.settings["seed"]
-        bias = heat_bias(refined, sources, seed, workers, None)
+        bias = heat_bias(refined, sources, seed, workers, progress).factor
         self.refined_bias = bias
         return Geodesics(refined, self.method, bias, self.settings)
 
@@ -199,19 +204,31 @@ def _components(
     return labels, parts, local
 
 
-def heat_bias(surface: Surface, sources: int, seed: int, workers: int, progress) -> float:
+class HeatBias(NamedTuple):
+    """How far heat distances are from exact ones.
+
+    Attributes:
+        factor: by which heat distances are too long, 1 if that could not be measured.
+        mean_error: mean relative error after division by it, NaN if it could not be measured.
+        manifold: whether the mesh is manifold.
+    """
+
+    factor: float
+    mean_error: float
+    manifold: bool
+
+
+def heat_bias(surface: Surface, sources: int, seed: int, workers: int, progress) -> HeatBias:
     """Measure the median ratio of heat to exact distances on the largest component.
 
     Args:
         surface: the mesh.
-        sources: number of random source vertices. Targets are all vertices beyond `NEAR_EDGES`
-            mean edge lengths.
+        sources: number of random source vertices. Targets are the nearest `CALIBRATION_VERTICES`
+            vertices beyond `NEAR_EDGES` mean edge lengths. If the component is not manifold, they
+            end at the nearest cut (see `cut_non_manifold`), which exact distances do not cross.
         seed: draws the sources.
         workers: number of processes.
         progress: called with (sources done, sources).
-
-    Returns:
-        The ratio. It is 1, with a warning, if the component is not manifold.
     """
     faces = clean_faces(surface.faces)
     labels = component_labels(len(surface.vertices), faces)
@@ -219,27 +236,34 @@ def heat_bias(surface: Surface, sources: int, seed: int, workers: int, progress)
     member = int(np.flatnonzero(labels == largest)[0])
     _, parts, _ = _components(surface, np.array([member]))
     part = parts[largest]
-    try:
-        check_exact(part.faces)
-    except InputError:
-        warnings.warn(
-            "not a manifold mesh, so the heat method's bias cannot be measured against exact "
-            "distances: they stay about 3 % too long",
-            stacklevel=3,
-        )
-        return 1.0
+    cut, vertex = cut_non_manifold(part.faces)
+    sheets = Surface(part.vertices[vertex], cut)
+    sheet = component_labels(len(vertex), cut)
+    repeated = vertex[1:] == vertex[:-1]
+    crossing = np.isin(vertex, vertex[1:][repeated])  # [W], copies along the cuts
     number = len(part.vertices)
-    drawn = np.random.default_rng(seed).choice(number, min(sources, number), replace=False)
+    drawn = far_from(part, np.unique(vertex[crossing]))
+    drawn = np.random.default_rng(seed).choice(drawn, min(sources, len(drawn)), replace=False)
     everything = np.arange(number)
     queries = [(0, int(source), everything) for source in drawn]
-    heat = solve_queries([part], queries, "heat", near=False, workers=workers)
-    exact = solve_queries([part], queries, "exact", workers=workers)
+    heat = list(solve_queries([part], queries, "heat", near=False, workers=workers))
+    exact_queries = []
+    for source, distance in zip(drawn, heat, strict=True):
+        start = int(np.searchsorted(vertex, source))
+        own = np.flatnonzero(sheet == sheet[start])
+        nearest = np.argsort(distance[vertex[own]], kind="stable")[:CALIBRATION_VERTICES]
+        exact_queries.append((0, start, np.sort(own[nearest])))
+    exact = solve_queries([sheets], exact_queries, "exact", workers=workers)
     edge = mean_edge_mm(part)
     ratios = []
     for done, (approximate, true) in enumerate(zip(heat, exact, strict=True), 1):
-        far = true > NEAR_EDGES * edge
-        ratios.append(approximate[far] / true[far])
+        target = exact_queries[done - 1][2]
+        far = (true > NEAR_EDGES * edge) & (true <= true[crossing[target]].min(initial=np.inf))
+        ratios.append(approximate[vertex[target[far]]] / true[far])
         if progress:
             progress(done, len(queries))
     ratio = np.concatenate(ratios) if ratios else np.empty(0)
-    return float(np.median(ratio)) if len(ratio) else 1.0
+    if not len(ratio):
+        return HeatBias(1.0, float("nan"), not crossing.any())
+    factor = float(np.median(ratio))
+    return HeatBias(factor, float(np.abs(ratio / factor - 1).mean()), not crossing.any())

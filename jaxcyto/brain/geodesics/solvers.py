@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from heapq import heapify, heappop, heappush
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from jaxcyto.brain.geodesics.mesh import non_manifold, without_flat_triangles
 from jaxcyto.brain.surfaces.surface import Surface
 from jaxcyto.errors import InputError
-from jaxcyto.utils.processes import leave_with_parent
+from jaxcyto.utils.processes import UNGUARDED, check_main, leave_with_parent
 
 METHODS = ("exact", "heat")
 # (part, source, targets [n]) requests the distances from one vertex of a part to others of it.
@@ -23,6 +24,12 @@ Query = tuple[int, int, np.ndarray]
 # In mean edge lengths. The heat method is inaccurate near its source, so nearer targets are solved
 # exactly, which costs little at such distances.
 NEAR_EDGES = 10
+# Vertices around a random source whose exact distances measure the error of another method. A field
+# of exact distances takes seconds on a cortex of 164k vertices, but minutes on a sphere as large:
+# on smooth surfaces the front from the source stays in one piece, and an edge at distance r is
+# crossed by rays from as many directions as there are edges on the way. Time then grows with the
+# power 1.5 of the number of vertices, and this number takes 5 s.
+CALIBRATION_VERTICES = 41_000
 # Vertices times sources. Starting processes takes about a second, which pays from five seconds of
 # work on. The exact method takes some 10 us per vertex and source, and heat a tenth of that.
 POOL_FROM = 5e5
@@ -168,8 +175,8 @@ def solve_queries(
     if workers <= 1 or len(queries) < 2 or work < POOL_FROM * (1 if method == "exact" else 10):
         yield from map(_Answers(parts, method, bias, near), queries)
         return
-    # Meshes are passed by file and not through the pipe. If a child dies while it starts (as under
-    # `python - < script`), a parent that writes much into its pipe waits forever.
+    # Meshes are passed by file and not through the pipe. If a child dies while it starts (as in a
+    # program without a main guard), a parent that writes much into its pipe waits forever.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "parts.npz"
         np.savez(path, *(array for part in parts for array in (part.vertices, part.faces)))
@@ -201,23 +208,30 @@ def pooled_map[Task, Result](
         chunk: number of tasks that a process takes at a time.
 
     Raises:
-        InputError: if a process dies.
+        InputError: if processes cannot start, or one dies.
     """
+    check_main()
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
     pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=start,
-        initargs=arguments,
+        workers, context, initializer=_start_worker, initargs=(started, start, arguments)
     )
     try:
         yield from pool.map(run, tasks, chunksize=chunk)
     except BrokenProcessPool:
+        if not started.is_set():
+            raise InputError(UNGUARDED) from None
         raise InputError(
             "a process that solved distances died (memory, or a mesh it cannot take); use fewer "
             "workers or another method"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(started: Event, start: Callable[..., None], arguments: tuple) -> None:
+    started.set()
+    start(*arguments)
 
 
 class _Answers:

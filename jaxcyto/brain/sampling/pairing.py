@@ -221,7 +221,9 @@ def _solve(
             )
             errors[name] = oracle.mean_error
         else:
-            oracle = build(surface, settings.method, seed=settings.seed, workers=workers)
+            oracle = build(
+                surface, settings.method, seed=settings.seed, workers=workers, progress=progress
+            )
         own = patches.hemisphere[first] == index
         if matrix is not None:
             members = np.flatnonzero(patches.hemisphere == index)

@@ -294,7 +294,7 @@ def _tissue(
     top = np.rint((rows + 0.5) / scale - side / 2).astype(int)
     middle = slice((side - 1) // 2, side // 2 + 1)
     result = np.empty((len(left), 2))
-    with open_section(section.image, section.pixel_um, brain.background) as image:
+    with open_section(section.image, section.pixel_um, brain.background, brain.bits) as image:
         for window_index, (y, x) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
             window = image.read_at(coarse_um, y, x, side, side).astype(int)
             tissue = np.abs(window - brain.background) > TISSUE_MARGIN

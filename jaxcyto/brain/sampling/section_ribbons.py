@@ -55,7 +55,7 @@ class Cutter:
         self.brain = brain
         self.shapes = []
         for row in brain.sections:
-            with open_section(row.image, row.pixel_um, brain.background) as section:
+            with open_section(row.image, row.pixel_um, brain.background, brain.bits) as section:
                 self.shapes.append(section.shape)
             if progress:
                 progress(len(self.shapes), len(brain.sections))

@@ -53,7 +53,7 @@ def brain_fingerprints(brain: Brain, rows: Sequence[SectionRow]) -> dict[str, st
 
     def of_row(row: SectionRow) -> str | None:
         # An open PNG stays in memory as a whole, so each is closed at once.
-        with Section(row.image, row.pixel_um, brain.background) as section:
+        with Section(row.image, row.pixel_um, brain.background, brain.bits) as section:
             return fingerprint(section)
 
     names = [f"{brain.root.name}/{row.name}" for row in rows]

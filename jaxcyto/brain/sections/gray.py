@@ -1,14 +1,16 @@
 """Convert the samples of a TIFF to 8-bit gray values.
 
 Each pixel is converted independently, so values do not depend on the window or the tile:
-* More than 8 bits: take the upper 8 of the used bits. The file states them as MaxSampleValue or as
-  OME SignificantBits. Without either, all bits count as used. Larger values become 255.
+* More than 8 bits: take the upper 8 of the used bits. `bits` of brain.toml states them, or the file
+  does (`stated_bits`). Without either, all bits count as used. Larger values become 255. They are
+  not guessed from the values, which would read each section of a brain in its own way.
 * Fewer than 8 bits: scale so that the largest value becomes 255.
 * RGB and palettes: take the luma of ITU-R BT.601, (19595 R + 38470 G + 7471 B + 32768) >> 16, and
   ignore alpha and other extra samples. The decoder converts JPEG's YCbCr to RGB before.
 * MinIsWhite: invert.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def gray_rule(
     Args:
         path: the file, for messages.
         page: the page.
-        bits_used: the bits of a sample in use by the file's metadata, None if not stated.
+        bits_used: the bits of a sample in use, None if not stated.
 
     Returns:
         The function from samples [h, w, samples] to gray values uint8 [h, w], or None if the first
@@ -52,7 +54,8 @@ def gray_rule(
         raise InputError(f"{path}: colors are {page.photometric!r}; convert it to gray or RGB")
     if photometric == 6 and page.compression not in JPEG:
         raise InputError(f"{path}: YCbCr that is not JPEG; convert it to gray or RGB")
-    eight = _eight_bits(page, bits, bits_used)
+    _check_channels(path, page)
+    eight = _eight_bits(bits, bits_used)
     if photometric in (2, 6):  # RGB, YCbCr
         if page.samplesperpixel < 3:
             raise InputError(f"{path}: RGB with {page.samplesperpixel} samples; it is damaged")
@@ -68,7 +71,41 @@ def gray_rule(
     return (None if eight is None else lambda samples: eight(samples[:, :, 0])), 1
 
 
-def _eight_bits(page: tifffile.TiffPage, bits: int, bits_used: int | None) -> Gray | None:
+def stated_bits(page: tifffile.TiffPage, ome: str) -> int | None:
+    """Return how many bits of a sample are in use by the file, None if it does not state it.
+
+    Args:
+        page: the first page, which may have a MaxSampleValue.
+        ome: the OME-XML, which may have SignificantBits. Empty if there is none.
+    """
+    largest = page.tags.valueof(281)  # MaxSampleValue
+    if largest:
+        return int(np.max(largest)).bit_length()
+    found = re.search(r'SignificantBits="(\d+)"', ome)
+    return int(found[1]) if found else None
+
+
+def used_bits(bits_used: int | None, bits: int) -> int:
+    """Return how many of `bits` bits to take as used, where `bits_used` are stated."""
+    return min(max(bits_used or bits, 8), bits)
+
+
+def _check_channels(path: Path, page: tifffile.TiffPage) -> None:
+    """Raise InputError if a page holds channels, which are neither gray nor RGB.
+
+    One sample more than gray or RGB need is taken for alpha, which is ignored. Two samples of which
+    the second is not said to be alpha are two channels.
+    """
+    needed = 3 if int(page.photometric) in (2, 6) else 1
+    extra = page.samplesperpixel - needed
+    if extra > 1 or (extra == 1 == needed and not any(page.extrasamples)):
+        raise InputError(
+            f"{path}: {page.samplesperpixel} channels in one page, and a section has one gray "
+            "channel or RGB; export the stained channel as a gray image of its own"
+        )
+
+
+def _eight_bits(bits: int, bits_used: int | None) -> Gray | None:
     """Return the conversion of samples of `bits` bits to uint8, None if they have 8 bits."""
     if bits == 8:
         return None
@@ -78,10 +115,7 @@ def _eight_bits(page: tifffile.TiffPage, bits: int, bits_used: int | None) -> Gr
         )  # for values over the largest, which a decoder may return
         table[: 1 << bits] = np.round(np.arange(1 << bits) * (255 / ((1 << bits) - 1)))
         return lambda samples: table[samples.astype(np.uint8)]
-    stated = page.tags.valueof(281)  # MaxSampleValue
-    if stated:
-        bits_used = int(np.max(stated)).bit_length()
-    used = min(max(bits_used or bits, 8), bits)
+    used = used_bits(bits_used, bits)
     if used == bits:
         return lambda samples: (samples >> (bits - 8)).astype(np.uint8)
     return lambda samples: np.minimum(samples >> (used - 8), 255).astype(np.uint8)

@@ -3,6 +3,7 @@
 import os
 import struct
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import tifffile
@@ -11,6 +12,9 @@ from jaxcyto.errors import InputError
 from jaxcyto.utils.files import open_file
 
 MAX_PAGES = 10_000
+MAX_TAGS = 4096  # of a page; real ones have some 20
+SUB_PAGES = 330  # the tag with the offsets of the smaller levels of a pyramid
+POINTERS = {4: "I", 13: "I", 16: "Q", 18: "Q"}  # types of offsets: LONG, IFD, LONG8, IFD8
 
 
 def open_tiff(path: str | os.PathLike) -> tifffile.TiffFile:
@@ -31,44 +35,97 @@ def open_tiff(path: str | os.PathLike) -> tifffile.TiffFile:
 
 
 def check_pages(path: str | os.PathLike) -> None:
-    """Check that the chain of pages (IFDs) of a TIFF ends, reading only its offsets.
+    """Check that the pages (IFDs) of a TIFF lie inside the file and end, without their pixels.
 
-    tifffile takes minutes on a damaged chain that leads back to itself. A file that is no TIFF
-    passes: its reader reports it.
+    tifffile takes minutes on a damaged chain that leads back to itself, and leaves out the levels
+    of a pyramid that lie beyond the end of a truncated file. A file that is no TIFF passes: its
+    reader reports it.
 
     Raises:
-        InputError: the chain has a loop or more than MAX_PAGES pages.
+        InputError: there is no page, one lies beyond the end of the file, or the pages form a loop
+            or are more than MAX_PAGES.
         OSError: the file cannot be opened.
     """
     path = Path(path)
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-
-        def unpack(form: str, offset: int) -> int | None:
-            length = struct.calcsize(form)
-            if offset + length > size:  # a damaged offset can be too large for seek()
-                return None
-            file.seek(offset)
-            data = file.read(length)
-            return struct.unpack(form, data)[0] if len(data) == length else None
-
-        order = {b"II": "<", b"MM": ">"}.get(file.read(2))
-        if order is None:
+        tiff = _Offsets(file, long=path.suffix == ".ndpi")
+        if not tiff.order:
             return  # not a TIFF
-        big = unpack(order + "H", 2) == 43
-        count, pointer, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
-        offset = unpack(order + pointer, 8 if big else 4)
+        opened: list[int | None] = [tiff.first()]
+        if opened == [0]:
+            raise InputError(f"{path}: not a readable TIFF: it has no page; export it again")
         seen = set()
-        while offset and offset < size:
+        while opened:
+            offset = opened.pop()
+            if offset == 0:  # the chain ends
+                continue
             if offset in seen or len(seen) >= MAX_PAGES:
                 raise InputError(
                     f"{path}: damaged: its list of pages does not end; copy or export it again"
                 )
             seen.add(offset)
-            tags = unpack(order + count, offset)
-            if tags is None:
-                return
-            offset = unpack(order + pointer, offset + struct.calcsize(order + count) + tags * entry)
+            following = None if offset is None else tiff.following(offset)
+            if following is None:
+                where = "is missing" if offset is None else f"begins at byte {offset}"
+                raise InputError(
+                    f"{path}: not a readable TIFF: page {len(seen)} {where}, and the file has "
+                    f"{tiff.size} bytes; it is truncated: copy or export it again"
+                )
+            opened += following
+
+
+class _Offsets:
+    """Reads the offsets of pages in an open TIFF.
+
+    Args:
+        file: the file.
+        long: whether the offsets of a classic TIFF have 64 bits, as in Hamamatsu's .ndpi.
+    """
+
+    def __init__(self, file: IO[bytes], long: bool):
+        self._file, self.size = file, os.fstat(file.fileno()).st_size
+        self.order = {b"II": "<", b"MM": ">"}.get(file.read(2), "")
+        self._big = self._unpack("H", 2) == 43
+        self._pointer = "Q" if self._big or long else "I"
+        # Types of the number of tags of a page, and of the number of values of a tag.
+        self._tags, self._values = ("Q", "Q") if self._big else ("H", "I")
+
+    def first(self) -> int | None:
+        """Return the offset of the first page, None if the file ends before."""
+        return self._unpack(self._pointer, 8 if self._big else 4)
+
+    def following(self, page: int) -> list[int | None] | None:
+        """Return the offsets of the next page, or 0, and of all pages below a page.
+
+        An offset is None, and so is the list, if it would lie beyond the end of the file.
+        """
+        tags = self._unpack(self._tags, page)
+        begin, entry = page + struct.calcsize(self._tags), 20 if self._big else 12
+        after = None if tags is None else self._unpack(self._pointer, begin + tags * entry)
+        if tags is None or after is None:
+            return None
+        for tag in range(begin, begin + min(tags, MAX_TAGS) * entry, entry):
+            if self._unpack("H", tag) == SUB_PAGES:
+                return [after, *self._below(tag, entry)]
+        return [after]
+
+    def _below(self, tag: int, entry: int) -> list[int | None]:
+        """Return the offsets that the tag SUB_PAGES at position `tag` holds."""
+        form = POINTERS.get(self._unpack("H", tag + 2) or 0, "I")
+        number = min(self._unpack(self._values, tag + 4) or 0, MAX_PAGES)
+        at, step = tag + 4 + struct.calcsize(self._values), struct.calcsize(form)
+        if number * step > tag + entry - at:  # too many to lie in the tag itself
+            at = self._unpack(self._values, at) or 0
+        return [self._unpack(form, at + index * step) for index in range(number)]
+
+    def _unpack(self, form: str, offset: int) -> int | None:
+        """Return one number, None if it would lie beyond the end of the file."""
+        length = struct.calcsize(form)
+        if offset + length > self.size:  # a damaged offset can be too large for seek()
+            return None
+        self._file.seek(offset)
+        data = self._file.read(length)
+        return struct.unpack(f"{self.order}{form}", data)[0] if len(data) == length else None
 
 
 def check_chunks(path: str | os.PathLike) -> None:

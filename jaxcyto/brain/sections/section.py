@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from jaxcyto.brain.sections.gray import luma
+from jaxcyto.brain.sections.gray import luma, stated_bits, used_bits
 from jaxcyto.brain.sections.headers import check_chunks, open_tiff
 from jaxcyto.brain.sections.resample import resample, source_range
 from jaxcyto.brain.sections.tiff import TiffLevel, tiff_level
@@ -26,6 +26,7 @@ from jaxcyto.utils.files import open_file
 from jaxcyto.utils.unchanged import Stamp, opened_unchanged, stamp
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ZARR_FILES = (".zgroup", ".zattrs", "zarr.json")  # one of them lies in every OME-Zarr
 MAX_PIXELS = 1 << 26  # of PNG and JPEG images, which are decoded as a whole
 MAX_SOURCE_PX = 1 << 23  # source pixels that `read_at` reads at once
 # 72 and 96 dpi, which programs write when they know no resolution.
@@ -33,7 +34,10 @@ SCREEN_UM = (25400 / 72, 25400 / 96)
 
 
 def open_section(
-    path: str | os.PathLike, file_pixel_um: float | None = None, background: int = 255
+    path: str | os.PathLike,
+    file_pixel_um: float | None = None,
+    background: int = 255,
+    bits: int | None = None,
 ) -> "Section":
     """Open a section image, a TIFF of most kinds or a small PNG or JPEG.
 
@@ -41,12 +45,13 @@ def open_section(
         path: the image.
         file_pixel_um: pixel size at full resolution, um. None takes the size that the file states.
         background: gray value outside of the image.
+        bits: bits in use in samples of 16 bits. None takes what the file states, else all 16.
 
     Raises:
         InputError: the file is no such image, is truncated, or has samples or colors that are not
             supported.
     """
-    section = Section(path, file_pixel_um, background)
+    section = Section(path, file_pixel_um, background, bits)
     section._opened()
     return section
 
@@ -72,9 +77,9 @@ class Section:
     number of sections. The table of tiles stays in memory until `close`.
     """
 
-    def __init__(self, path, file_pixel_um=None, background=255):
+    def __init__(self, path, file_pixel_um=None, background=255, bits=None):
         self.path = Path(path)
-        self.background = background
+        self.background, self.bits = background, bits
         if file_pixel_um is not None and not (math.isfinite(file_pixel_um) and file_pixel_um > 0):
             raise InputError(f"{path}: pixel size {file_pixel_um} um; a positive number is needed")
         self._file_pixel_um = file_pixel_um
@@ -82,7 +87,7 @@ class Section:
         self._file: _TiffFile | _WholeImage | None = None
 
     def __reduce__(self):
-        return Section, (self.path, self._file_pixel_um, self.background)
+        return Section, (self.path, self._file_pixel_um, self.background, self.bits)
 
     def __enter__(self) -> "Section":
         return self
@@ -98,7 +103,7 @@ class Section:
         file = self._file
         if file is None:
             with self._lock:  # threads that start together must read the headers once
-                file = self._file or _open(self.path)
+                file = self._file or _open(self.path, self.bits)
                 self._file = file
         return file
 
@@ -121,6 +126,11 @@ class Section:
     def pixel_um(self) -> float | None:
         """Pixel size at full resolution, um. None if neither the caller nor the file states it."""
         return self._file_pixel_um or self._opened().pixel_um
+
+    @property
+    def bits_unstated(self) -> bool:
+        """Whether samples have 16 bits, and neither caller nor file states how many are in use."""
+        return self._opened().bits_unstated
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Read a window at full resolution.
@@ -206,8 +216,11 @@ class Section:
 class _TiffFile:
     """The levels of a TIFF, with the stamp of the file that they were read from."""
 
-    def __init__(self, path: Path, stamp: Stamp, levels: list[TiffLevel], factors, pixel_um):
+    def __init__(
+        self, path: Path, stamp: Stamp, levels: list[TiffLevel], factors, pixel_um, bits_unstated
+    ):
         self._path, self._stamp, self._levels = path, stamp, levels
+        self.bits_unstated = bits_unstated
         self.shapes = [level.shape for level in levels]
         self.factors, self.pixel_um = factors, pixel_um
         self.sparse = any(((level.offsets == 0) | (level.counts == 0)).any() for level in levels)
@@ -224,8 +237,8 @@ class _WholeImage:
     pixel_um = None
     factors = (1,)
 
-    def __init__(self, gray: np.ndarray):
-        self.shapes = [gray.shape]
+    def __init__(self, gray: np.ndarray, bits_unstated: bool = False):
+        self.shapes, self.bits_unstated = [gray.shape], bits_unstated
         self._gray = gray
 
     def read_into(self, level: int, top: int, left: int, out: np.ndarray) -> None:
@@ -238,16 +251,23 @@ def _size(side: int) -> int:
     return side
 
 
-def _open(path: Path) -> _TiffFile | _WholeImage:
+def _open(path: Path, bits: int | None) -> _TiffFile | _WholeImage:
+    if path.is_dir() and any((path / name).exists() for name in ZARR_FILES):
+        raise InputError(
+            f"{path}: an OME-Zarr image, which is a folder of files; a section is one file: "
+            "convert it to a pyramidal OME-TIFF, for example with raw2ometiff or QuPath"
+        )
     try:
         with open_file(path) as file:
             magic = file.read(4)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    return _open_tiff(path) if magic in TIFF_MAGIC else _open_whole(path)
+    if not magic:
+        raise InputError(f"{path}: the file is empty; copy or export it again")
+    return _open_tiff(path, bits) if magic in TIFF_MAGIC else _open_whole(path, bits)
 
 
-def _open_tiff(path: Path) -> _TiffFile:
+def _open_tiff(path: Path, bits: int | None) -> _TiffFile:
     before = stamp(path)
     try:
         with open_tiff(path) as tiff:
@@ -262,15 +282,16 @@ def _open_tiff(path: Path) -> _TiffFile:
             if any(page.parent is not tiff for page in pages):
                 raise InputError(f"{path}: its pixels are in other files; export it as one file")
             ome = tiff.ome_metadata or ""
-            used = re.search(r'SignificantBits="(\d+)"', ome)
-            bits_used = int(used[1]) if used else None
+            bits_used = bits or stated_bits(pages[0], ome)
             levels, factors = [tiff_level(path, pages[0], bits_used)], [1]
             for page in pages[1:]:
                 factor = _factor(levels[-1].shape, (page.imagelength, page.imagewidth))
                 if factor is not None:
                     levels.append(tiff_level(path, page, bits_used))
                     factors.append(factors[-1] * factor)
-            return _TiffFile(path, before, levels, factors, _pixel_um(tiff, pages[0], ome))
+            unstated = pages[0].bitspersample == 16 and bits_used is None
+            pixel_um = _pixel_um(tiff, pages[0], ome)
+            return _TiffFile(path, before, levels, factors, pixel_um, unstated)
     except InputError:
         raise
     except Exception as error:  # tifffile raises many kinds on damaged headers
@@ -325,7 +346,7 @@ def _positive(text: str | float, scale: float | None) -> float | None:
     return number if 0.01 <= number <= 10_000 else None  # the limits of the section table
 
 
-def _open_whole(path: Path) -> _WholeImage:
+def _open_whole(path: Path, bits: int | None) -> _WholeImage:
     try:
         check_chunks(path)
         with warnings.catch_warnings():
@@ -338,7 +359,8 @@ def _open_whole(path: Path) -> _WholeImage:
                     f"{MAX_PIXELS >> 20} Mpx are read as a whole: write it as tiled TIFF"
                 )
             if image.mode.startswith("I;16"):
-                return _WholeImage((np.asarray(image) >> 8).astype(np.uint8))
+                gray = np.minimum(np.asarray(image) >> (used_bits(bits, 16) - 8), 255)
+                return _WholeImage(gray.astype(np.uint8), bits_unstated=bits is None)
             if image.mode in ("1", "L", "LA"):
                 return _WholeImage(np.asarray(image.convert("L")))
             if image.mode in ("P", "PA", "RGB", "RGBA"):

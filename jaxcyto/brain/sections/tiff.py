@@ -151,7 +151,7 @@ def tiff_level(
     Args:
         path: the file, for messages.
         page: the page.
-        bits_used: the bits of a sample in use by the file's metadata, None if not stated.
+        bits_used: the bits of a sample in use, None if not stated.
         as_gray: convert samples to gray values. Otherwise windows are read into [h, w, samples].
 
     Raises:

@@ -1,8 +1,9 @@
 """Parse surface files into vertices and triangles, in a format inferred from the content.
 
-nibabel reads GIFTI and FreeSurfer binary files. `parse_mni_obj` reads MNI text .obj. meshio reads
-PLY, OFF, STL, Wavefront .obj and legacy VTK. The counts in a header are compared with the size of
-the file before a reader allocates memory for them.
+nibabel reads GIFTI and FreeSurfer binary files. `parse_mni_obj` reads MNI text .obj, `vtk.py` reads
+legacy VTK with polygons, and `parse_text_stl` reads STL as text. meshio reads PLY, OFF, binary STL,
+Wavefront .obj and legacy VTK with unstructured grids. The counts in a header are compared with the
+size of the file before a reader allocates memory for them.
 """
 
 import contextlib
@@ -21,6 +22,8 @@ import numpy as np
 from nibabel.freesurfer.io import read_geometry
 
 from jaxcyto.brain.surfaces.gifti import load_gifti
+from jaxcyto.brain.surfaces.text import numbers_of
+from jaxcyto.brain.surfaces.vtk import parse_polydata
 from jaxcyto.errors import InputError
 from jaxcyto.utils.files import open_file
 
@@ -36,7 +39,6 @@ MESHIO_SIGNATURES = (
 )
 
 Parsed = tuple[np.ndarray, np.ndarray, list[str]]
-MAX_LETTERS = 64  # of a number in a text file
 
 
 def load_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
@@ -93,6 +95,10 @@ def parse_surface(path: Path, data: bytes) -> Parsed:
         return _gifti(path, data)
     if re.match(rb"P\s+[-+.\d]", data) or (data[:1] == b"p" and b"\0" in data[:64]):
         return *parse_mni_obj(path, data), []
+    if (polygons := parse_polydata(path, data)) is not None:
+        return *polygons, []
+    if re.match(rb"\s*solid\b", data) and not _is_binary_stl(data):
+        return *parse_text_stl(path, data), []
     return *_through_meshio(path, data, _meshio_format(path, data, root)), []
 
 
@@ -129,6 +135,13 @@ def _freesurfer(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     else:  # quadrangle file: 3-byte counts, int16 or float32 coordinates, 3-byte indices
         vertices, faces = (int.from_bytes(data[i : i + 3]) for i in (3, 6))
         size = (6 if data[2] == 0xFF else 12) * vertices + 12 * faces
+    # A file of values per vertex begins like a quadrangle file: 3 bytes, then three int32.
+    counts = np.frombuffer(data[3:15], ">i4").tolist() if len(data) >= 15 else [0, 0, 0]
+    if data[:3] == b"\xff\xff\xff" and len(data) == 15 + 4 * counts[0] * counts[2] > 15:
+        raise InputError(
+            f"{path}: a FreeSurfer curv file (values of {counts[0]} vertices, such as curvature, "
+            "sulc or thickness), not a surface; give the surface itself, such as lh.white"
+        )
     if vertices < 0 or faces < 0 or size > len(data):
         raise InputError(
             f"{path}: a FreeSurfer surface of {vertices} vertices and {faces} faces by its "
@@ -151,7 +164,7 @@ def _meshio_format(path: Path, data: bytes, root: bytes | None) -> str:
     for pattern, name in MESHIO_SIGNATURES:
         if re.match(pattern, data[:65536]):
             return name
-    if len(data) >= 84 and 84 + 50 * int.from_bytes(data[80:84], "little") == len(data):
+    if _is_binary_stl(data):
         return "stl"
     raise InputError(
         f"{path}: not a surface in a known format; known are GIFTI, FreeSurfer binary, MNI text "
@@ -209,12 +222,37 @@ def _as_file(path: Path, data: bytes) -> Iterator[str]:
         yield str(file)
 
 
-def numbers_of(words: list[bytes]) -> np.ndarray:
-    """Convert N words to float64 [N]. Raises ValueError if one is not a number."""
-    # In a NumPy array every word takes as much memory as the longest.
-    if max(map(len, words), default=0) > MAX_LETTERS:
-        raise ValueError(f"a word of over {MAX_LETTERS} letters")
-    return np.array(words, "S").astype(np.float64)
+def _is_binary_stl(data: bytes) -> bool:
+    """Return whether the file has the size of a binary STL, which may begin like one as text."""
+    return len(data) >= 84 and 84 + 50 * int.from_bytes(data[80:84], "little") == len(data)
+
+
+def parse_text_stl(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Parse an STL as text, whatever its line breaks. Corners at equal positions are one vertex.
+
+    Args:
+        path: the file, for messages.
+        data: its content.
+
+    Returns:
+        Vertices float64 [V, 3] and faces int64 [F, 3].
+
+    Raises:
+        InputError: the file is truncated or damaged.
+    """
+    words = re.findall(rb"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)", data, re.IGNORECASE)
+    facets = len(re.findall(rb"\bfacet\s+normal\b", data, re.IGNORECASE))
+    if len(words) != 3 * facets or not re.search(rb"\bendsolid\b", data, re.IGNORECASE):
+        raise InputError(
+            f"{path}: an STL as text with {facets} facets and {len(words)} corners instead of "
+            f"{3 * facets}, or without its end; it is truncated or damaged: export it again"
+        )
+    try:
+        corners = numbers_of([word for corner in words for word in corner]).reshape(-1, 3)
+    except ValueError as error:
+        raise InputError(f"{path}: an STL with a word among its corners: {error}") from None
+    vertices, faces = np.unique(corners, axis=0, return_inverse=True)
+    return vertices, faces.reshape(-1, 3)
 
 
 def parse_mni_obj(path: Path, data: bytes) -> tuple[np.ndarray, np.ndarray]:

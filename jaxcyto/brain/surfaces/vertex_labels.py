@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from nibabel.freesurfer.mghformat import MGHImage
 
-from jaxcyto.brain.surfaces.formats import load_bytes, numbers_of, xml_root
+from jaxcyto.brain.surfaces.formats import load_bytes, xml_root
 from jaxcyto.brain.surfaces.gifti import load_gifti
+from jaxcyto.brain.surfaces.text import numbers_of
 from jaxcyto.errors import InputError
 
 MAX_ENTRIES = 1 << 16  # of the table of an .annot file

@@ -1,12 +1,16 @@
 """Test distances along surfaces: published references, closed forms, odd meshes, files."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 
-from jaxcyto.brain.geodesics import build, load
+from jaxcyto.brain import geodesics
+from jaxcyto.brain.geodesics import build, load, single_source
 from jaxcyto.brain.geodesics import solvers as solve
 from jaxcyto.brain.geodesics.mesh import CLEARANCE, insert_points, non_manifold
-from jaxcyto.brain.geodesics.solvers import Solver, choose_sources
+from jaxcyto.brain.geodesics.solvers import Solver, choose_sources, mean_edge_mm
 from jaxcyto.brain.surfaces.surface import Surface, read_surface
 from jaxcyto.errors import InputError
 
@@ -85,7 +89,7 @@ def test_equals_the_reference(shared_data, mesh, reference):
         sources, expected = file["sources"], file["exact"]
     targets = np.arange(len(surface.vertices))
     first, second = np.repeat(sources, len(targets)), np.tile(targets, len(sources))
-    exact = build(surface).vertex_distances(first, second).reshape(expected.shape)
+    exact = build(surface, "exact").vertex_distances(first, second).reshape(expected.shape)
     np.testing.assert_allclose(exact, expected, rtol=1e-3, atol=1e-6)
     oracle = build(surface, "heat", calibration_sources=3)
     heat = oracle.vertex_distances(first, second).reshape(expected.shape)
@@ -244,17 +248,97 @@ def odd_meshes():
 
 
 @pytest.mark.parametrize("name", odd_meshes())
-def test_non_manifold_needs_heat(name):
+def test_non_manifold_needs_heat(name, monkeypatch):
     surface = odd_meshes()[name]
     with pytest.raises(InputError, match="heat"):
-        build(surface)
-    with pytest.warns(UserWarning, match="bias"):
+        build(surface, "exact")
+    with monkeypatch.context() as patch:  # an oracle of the usual size takes 10 s
+        patch.setattr(geodesics, "build_oracle", lambda *_, **settings: "an oracle")
+        assert build(surface) == "an oracle"
+    with pytest.warns(UserWarning, match="error could not be measured; method oracle takes"):
         oracle = build(surface, "heat")
     number = len(surface.vertices)
     first, second = np.indices((number, number)).reshape(2, -1)
     got = oracle.vertex_distances(first, second)
     chord = np.linalg.norm(surface.vertices[first] - surface.vertices[second], axis=1)
     assert np.isfinite(got).all() and (got >= chord).all()
+
+
+def finned_sphere() -> Surface:
+    """Return an icosphere with one more triangle at one of its edges."""
+    whole = sphere(3)
+    a, b, _ = whole.faces[0]
+    fin = 0.65 * (whole.vertices[[a]] + whole.vertices[[b]])
+    number = len(whole.vertices)
+    return Surface(
+        np.concatenate([whole.vertices, fin]), np.concatenate([whole.faces, [[a, b, number]]])
+    )
+
+
+def walled_grid(size: int) -> Surface:
+    """Return a grid with a wall on most of its middle line, along which the grid is cut."""
+    flat = grid(size)
+    foot = (size // 2) * size + np.arange(3 * size // 4)
+    top = len(flat.vertices) + np.arange(len(foot))
+    wall = [
+        np.stack(f, -1) for f in ((foot[:-1], foot[1:], top[1:]), (foot[:-1], top[1:], top[:-1]))
+    ]
+    return Surface(
+        np.concatenate([flat.vertices, flat.vertices[foot] + [0, 0, 1]]),
+        np.concatenate([flat.faces, *wall]),
+    )
+
+
+def test_heat_is_not_compared_across_a_cut():
+    """Exact distances go around the wall, once the grid is cut along it. Heat passes below it."""
+    surface, flat = walled_grid(40), grid(40)
+    measured = single_source.heat_bias(surface, 5, 0, 1, None)
+    whole = single_source.heat_bias(flat, 5, 0, 1, None)
+    assert whole.manifold and not measured.manifold
+    assert abs(measured.factor - whole.factor) < 0.02 and measured.mean_error < 0.03
+
+
+def test_heat_on_a_non_manifold_edge_is_measured_and_said_once():
+    surface, whole = finned_sphere(), sphere(3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        oracle = build(surface, "heat")
+        face, bary = random_points(whole, 100)
+        oracle.distances(face[:50], bary[:50], face[50:], bary[50:])
+    [warning] = [str(each.message) for each in caught]
+    bias, error = (float(n) / 100 for n in re.findall(r"([-+.\d]+)%", warning))
+    # The same sphere without the fin is the truth. Far pairs are those that the bias is for.
+    assert abs(build(whole, "heat").bias - oracle.bias) < 0.003
+    assert bias == pytest.approx(oracle.bias - 1, abs=1e-3) and abs(bias) > 1e-3
+    first, second = np.random.default_rng(0).integers(len(whole.vertices), size=(2, 400))
+    exact = build(whole).vertex_distances(first, second)
+    far = exact > 10 * mean_edge_mm(whole)
+    got = oracle.vertex_distances(first, second)
+    true = (np.abs(got - exact)[far] / exact[far]).mean()
+    assert far.sum() > 100 and error == pytest.approx(true, rel=0.5)
+
+
+def test_the_default_suits_the_mesh(monkeypatch):
+    assert build(grid(9), anchors=100).method == "oracle"
+    monkeypatch.setattr(geodesics, "build_oracle", lambda *_, **settings: "an oracle")
+    assert build(grid(63)).method == "exact" and build(grid(64)) == "an oracle"  # 4,096 vertices
+
+
+def test_the_bias_of_heat_is_measured_in_bounds(monkeypatch):
+    whole, seen = sphere(3), []
+    bias = build(whole, "heat").bias
+    solve_queries = single_source.solve_queries
+
+    def solved(parts, queries, *arguments, **options):
+        seen.append(max(len(targets) for _, _, targets in queries))
+        return solve_queries(parts, queries, *arguments, **options)
+
+    monkeypatch.setattr(single_source, "solve_queries", solved)
+    monkeypatch.setattr(single_source, "CALIBRATION_VERTICES", 500)
+    counts = []
+    bounded = build(whole, "heat", progress=lambda *count: counts.append(count))
+    assert seen == [642, 500] and counts == [(n, 5) for n in range(1, 6)]
+    assert abs(bounded.bias - bias) < 0.01
 
 
 def test_repeated_and_degenerate_triangles_change_nothing():

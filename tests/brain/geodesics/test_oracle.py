@@ -6,9 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_geodesics import cube, grid, odd_meshes, place, random_points, sphere
+from test_geodesics import (
+    cube,
+    finned_sphere,
+    grid,
+    odd_meshes,
+    place,
+    random_points,
+    sphere,
+    walled_grid,
+)
 
 from jaxcyto.brain.geodesics import build, load
+from jaxcyto.brain.geodesics import oracle as oracle_module
 from jaxcyto.brain.geodesics import oracle_build as module
 from jaxcyto.brain.geodesics.landmarks import Parts, choose_anchors, working_mesh
 from jaxcyto.brain.geodesics.mesh import cut_non_manifold, locate_refined, non_manifold, refine
@@ -18,6 +28,7 @@ from jaxcyto.brain.geodesics.oracle_build import (
     parts_folder,
     solve_shard,
 )
+from jaxcyto.brain.geodesics.solvers import exact_solver
 from jaxcyto.brain.sampling.pair_sampling import choose_even, neighbor_pairs
 from jaxcyto.brain.surfaces.surface import Surface, read_surface
 from jaxcyto.errors import InputError
@@ -185,6 +196,46 @@ def test_odd_meshes(name):
         np.testing.assert_allclose(got[1, 3], 2, rtol=0.005)
     else:  # the square under the wing stays flat
         np.testing.assert_allclose(got[:25, :25], chord[:25, :25], rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: walled_grid(24), lambda: book(3), lambda: odd_meshes()["two parts at a vertex"]],
+)
+def test_errors_are_not_measured_across_a_cut(make):
+    """Exact distances go around a cut, or find no way to the sheets behind it."""
+    oracle = build_oracle(make(), anchors=300)
+    assert len(oracle._mesh.links)
+    assert 0 <= oracle.mean_error <= oracle.p95_error < 0.01
+
+
+def test_the_error_is_measured_beside_a_cut():
+    oracle = build_oracle(finned_sphere(), anchors=300)
+    whole = sphere(3)
+    plain = build_oracle(whole, anchors=300)
+    assert abs(oracle.excess - plain.excess) < 0.003
+    first, second = np.random.default_rng(0).integers(len(whole.vertices), size=(2, 600))
+    exact = build(whole).vertex_distances(first, second)
+    error = far_errors(oracle.vertex_distances(first, second), exact, oracle.near_mm)
+    assert oracle.mean_error == pytest.approx(error.mean(), rel=0.5)
+
+
+def test_calibration_is_bounded_and_shows_progress(monkeypatch):
+    """Measure on the nearest vertices only. A sphere of 164k takes minutes per whole field."""
+    whole, seen, counts = sphere(3), [], []
+    monkeypatch.setattr(oracle_module, "CALIBRATION_VERTICES", 400)
+
+    def bounded_solver(surface):
+        exact = exact_solver(surface)
+        return lambda source, targets: seen.append(len(targets)) or exact(source, targets)
+
+    monkeypatch.setattr(oracle_module, "exact_solver", bounded_solver)
+    bounded = build_oracle(whole, anchors=300, progress=lambda *count: counts.append(count))
+    assert seen == [400] * 4 and counts[-4:] == [(n, 4) for n in range(1, 5)]
+    monkeypatch.setattr(oracle_module, "CALIBRATION_VERTICES", 41_000)
+    whole = build_oracle(whole, anchors=300)
+    assert abs(bounded.excess - whole.excess) < 0.003
+    assert 0 < bounded.mean_error < 2 * whole.mean_error  # nearer pairs have larger errors
 
 
 def test_sheets_around_a_crowded_edge_are_cut_apart():

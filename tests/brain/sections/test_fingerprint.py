@@ -115,7 +115,7 @@ def test_images_of_a_brain_do_not_stay_in_memory(tmp_path, monkeypatch):
         Section, "__init__", lambda self, *args: (made.append(self), init(self, *args))[1]
     )
     row = SimpleNamespace(name="a", image=tmp_path / "a.png", pixel_um=1.0)
-    brain = SimpleNamespace(root=tmp_path / "brain", background=255)
+    brain = SimpleNamespace(root=tmp_path / "brain", background=255, bits=None)
     found = brain_fingerprints(cast(Brain, brain), [cast(SectionRow, row)])
     assert found == {"brain/a": fingerprint(array_section(GRAY, 1.0))}
     assert made[0]._file is None

@@ -164,6 +164,10 @@ def test_planar_rgb_and_alpha(tmp_path):
     rgba = image(samples=4)
     tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["unassalpha"], tile=(32, 32))
     check_windows(open_section(path), luma(rgba), 5)
+    gray = image(samples=2)
+    options = {"planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(path, gray, photometric="minisblack", **options)
+    check_windows(open_section(path), gray[..., 0], 5)
     whole16 = image(samples=3, dtype=np.uint16)
     tifffile.imwrite(path, whole16, photometric="rgb", tile=(32, 32))
     check_windows(open_section(path), luma(whole16 >> 8), 5)
@@ -189,6 +193,60 @@ def test_gray_rules(tmp_path):
     tifffile.imwrite(tmp_path / "section.ome.tif", twelve, metadata={"SignificantBits": 12})
     section = open_section(tmp_path / "section.ome.tif")
     check_windows(section, np.minimum(twelve >> 4, 255).astype(np.uint8), 5)
+
+
+def test_used_bits_that_the_caller_states(tmp_path):
+    twelve = (image(dtype=np.uint16) >> 4).copy()
+    twelve[0, 0] = 65535
+    rgb = image(dtype=np.uint16, samples=3) >> 4
+    path = tmp_path / "section.tif"
+    gray = np.minimum(twelve >> 4, 255).astype(np.uint8)
+    for options in ({}, {"compression": "zlib"}, {"extratags": [(281, 3, 1, 65535, True)]}):
+        tifffile.imwrite(path, twelve, **options)
+        assert open_section(path).bits_unstated == ("extratags" not in options)
+        check_windows(open_section(path), (twelve >> 8).astype(np.uint8), 3)
+        section = pickle.loads(pickle.dumps(open_section(path, None, 255, 12)))
+        assert not section.bits_unstated
+        check_windows(section, gray, 3)
+    tifffile.imwrite(path, rgb, photometric="rgb", tile=(32, 32))
+    check_windows(open_section(path, bits=12), luma((rgb >> 4).astype(np.uint8)), 3)
+    Image.fromarray(twelve).save(path, "PNG")
+    assert open_section(path).bits_unstated and not open_section(path, bits=12).bits_unstated
+    check_windows(open_section(path, bits=12), gray, 3)
+    tifffile.imwrite(path, image())
+    check_windows(
+        open_section(path, bits=12), image(), 3
+    )  # only images of 16 bits have unused ones
+
+
+@pytest.mark.parametrize("levels", ["subpages", "pages"])
+@pytest.mark.parametrize("form", [{}, {"bigtiff": True}, {"byteorder": ">"}])
+def test_a_pyramid_that_is_cut_off_is_refused(tmp_path, levels, form):
+    path, whole = tmp_path / "section.tif", image(600, 500)
+    with tifffile.TiffWriter(path, **form) as writer:
+        writer.write(whole, tile=(64, 64), subifds=2 if levels == "subpages" else None)
+        for factor in (2, 4):
+            writer.write(whole[::factor, ::factor], tile=(64, 64), subfiletype=1)
+    with tifffile.TiffFile(path) as tiff:
+        pages = [level.pages[0].aspage() for level in tiff.series[0].levels]
+        starts = [page.offset for page in pages]
+        ends = [max(np.add(page.dataoffsets, page.databytecounts)) for page in pages]
+    assert open_section(path).levels == [(600, 500), (300, 250), (150, 125)]
+    data = path.read_bytes()
+    for cut in (4, 8, 16, 50, ends[0], starts[1] + 4, ends[1], starts[2] + 4, ends[2] - 1):
+        path.write_bytes(data[:cut])
+        with pytest.raises(InputError, match=r"section\.tif.*it is truncated"):
+            open_section(path)
+
+
+def test_a_folder_of_ome_zarr_is_named(tmp_path):
+    path = tmp_path / "section.ome.zarr"
+    path.mkdir()
+    with pytest.raises(InputError, match="cannot be read: not a file"):
+        open_section(path)
+    (path / ".zattrs").write_text("{}")
+    with pytest.raises(InputError, match=r"an OME-Zarr image.*pyramidal OME-TIFF"):
+        open_section(path)
 
 
 def test_missing_tiles_are_background(tmp_path):
@@ -421,16 +479,29 @@ def test_refused_in_words(tmp_path, monkeypatch):
 
     refused("cannot be read")
     path.write_bytes(b"")
+    refused("the file is empty")
+    path.write_bytes(b"a letter")
     refused("not a readable TIFF, PNG or JPEG")
     path.write_bytes(b"II*\0" + bytes(10))
-    refused("not a readable TIFF")
+    refused("not a readable TIFF: it has no page")
     path.write_bytes(b"II*\0\xff\xff\xff\x7f")
-    refused("not a readable TIFF")
+    refused("not a readable TIFF: page 1 begins at byte 2147483647, .* 8 bytes; it is truncated")
+    path.write_bytes(b"II+\0\x08\0\0\0")
+    refused("not a readable TIFF: page 1 is missing, .* it is truncated")
     refused("float32 samples", image().astype(np.float32))
     refused("int16 samples", image().astype(np.int16))
     refused("uint32 samples", image().astype(np.uint32))
     refused("5 planes", np.stack([image()] * 5), photometric="minisblack")
     refused("colors are", image(samples=4), photometric="separated")
+    for options in (
+        {"photometric": "minisblack", "planarconfig": "contig"},
+        {"photometric": "rgb"},  # with two more samples, as some microscopes write five channels
+    ):
+        refused("5 channels in one page.*gray image of its own", image(samples=5), **options)
+    five = np.moveaxis(image(samples=5), -1, 0)
+    refused("5 channels", five, photometric="minisblack", planarconfig="separate")
+    two = image(samples=2)
+    refused("2 channels", two, photometric="minisblack", planarconfig="contig")
     Image.new("CMYK", (5, 5)).save(path, "JPEG")
     refused("pixels are CMYK")
     Image.new("L", (3000, 10)).save(path, "PNG")
