@@ -194,7 +194,7 @@ def rasterize(
         if not all(simple):
             painted.crossing.append(annotation.where)
         for line in annotation.lines:
-            for ring in _outlines(line, stroke / 2):
+            for ring in _capsules(line, stroke / 2):
                 _paint(label, annotation.number, [ring], painted.over)
     return label
 
@@ -236,7 +236,7 @@ def _paint(
     return simple
 
 
-def _outlines(line: np.ndarray, radius: float) -> Iterator[np.ndarray]:
+def _capsules(line: np.ndarray, radius: float) -> Iterator[np.ndarray]:
     """Yield the outline of each piece of a line: all points at most `radius` away from it."""
     angle = np.linspace(-np.pi / 2, np.pi / 2, HALF_TURN + 1)
     for start, end in zip(line, line[1:] if len(line) > 1 else line, strict=False):
