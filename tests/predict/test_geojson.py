@@ -145,3 +145,18 @@ def test_polygons_of_finished_sections_are_written_once(tmp_path):
     os.utime(ball / "a.tif", (1, 1))  # the map is computed again, and so are its polygons
     predict(run, ball, "--section", "a")
     assert not path.exists()
+
+
+def test_polygons_end_with_the_image(tmp_path):
+    """Trace a map whose last row and column extend beyond the image by a third of a pixel."""
+    brain = read_brain(make_ball(tmp_path / "ball"))
+    row = brain.sections[0]
+    plane = Plane(tmp_path, (3, 3))
+    plane.write(0, np.zeros((3, 3), np.uint8))
+    write_class_map(tmp_path / "a.ome.tif", plane, 3000.0, brain.classes, "")
+    write_outlines(
+        tmp_path / "a.geojson", row, open_class_map(tmp_path / "a.ome.tif"), brain.classes
+    )
+    (found,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    ((ring,),) = found["geometry"]["coordinates"]
+    assert {tuple(point) for point in ring} == {(0, 0), (0, 250), (250, 0), (250, 250)}

@@ -105,7 +105,9 @@ def simplify(corners: Sequence[Point]) -> list[Point]:
 def _farthest(corners: Sequence[Point], run: int, point: Point) -> tuple[int, Point]:
     """Return the run and the point of the longest line from a point on a run.
 
-    The run is the number of runs if the line ends at the last corner.
+    The run is the number of runs if the line ends at the last corner. No corner lies beyond the end
+    of a line that passes near it, because the parts of a border that share no corner are at least a
+    pixel apart: a border cannot turn back within the tolerance.
     """
     best = run + 1, corners[run + 1]
     last = len(corners) - 1
@@ -113,11 +115,9 @@ def _farthest(corners: Sequence[Point], run: int, point: Point) -> tuple[int, Po
     # The directions (x, y) in which a line passes all corners so far within the tolerance.
     low: Point | None = None
     high: Point | None = None
-    reach = 0.0  # squared distance of the farthest corner so far
     for k in range(run + 1, last):
         x, y = corners[k][0] - x0, corners[k][1] - y0
         square = x * x + y * y
-        reach = max(reach, square)
         if square > TOLERANCE_PX**2:
             along = math.sqrt(square - TOLERANCE_PX**2)
             first = x * along + y * TOLERANCE_PX, y * along - x * TOLERANCE_PX
@@ -130,9 +130,7 @@ def _farthest(corners: Sequence[Point], run: int, point: Point) -> tuple[int, Po
         targets = [(k, _middle(corners[k], corners[k + 1]))] + [(last, end)] * (k == last - 1)
         for index, target in targets:
             line = target[0] - x0, target[1] - y0
-            ahead = low is None or high is None or (_cross(low, line) >= 0 <= _cross(line, high))
-            # A corner beyond the end of the line might be farther from it than the tolerance.
-            if ahead and _dot(line, line) >= reach:
+            if low is None or high is None or (_cross(low, line) >= 0 <= _cross(line, high)):
                 best = index, target
     return best
 
@@ -239,7 +237,3 @@ def _middle(a: Point, b: Point) -> Point:
 
 def _cross(a: Point, b: Point) -> float:
     return a[0] * b[1] - a[1] * b[0]
-
-
-def _dot(a: Point, b: Point) -> float:
-    return a[0] * b[0] + a[1] * b[1]

@@ -1,6 +1,7 @@
 """Test that traced classes are polygons near the pixels' borders, and fill to the same map."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -82,6 +83,21 @@ def test_polygons_fill_to_the_same_map(seed):
     filled, count = fill(polygons, label.shape)
     np.testing.assert_array_equal(filled, label)
     np.testing.assert_array_equal(count, label != NOT_PREDICTED)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1))
+def test_neighbors_share_their_lines(seed):
+    """Check that each line within the image belongs to two polygons, in opposite directions."""
+    label = random_map(seed)
+    height, width = label.shape
+    ways: Counter = Counter()
+    for ring in (ring for parts in trace(label).values() for rings in parts for ring in rings):
+        points = [tuple(point) for point in ring.tolist()]
+        ways.update(zip(points, points[1:] + points[:1], strict=True))
+    for (a, b), count in ways.items():
+        at_border = all(x in (0, width) or y in (0, height) for x, y in (a, b))
+        assert count == 1 and (at_border or (b, a) in ways)
 
 
 @settings(deadline=None, max_examples=60)

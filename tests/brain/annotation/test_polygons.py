@@ -21,6 +21,7 @@ from scipy.spatial import cKDTree
 
 from jaxcyto.brain.annotation import polygons as module
 from jaxcyto.brain.annotation.geojson import Annotation, read_annotations
+from jaxcyto.brain.annotation.outlines import area
 from jaxcyto.brain.annotation.polygons import Painted, annotate_brain, rasterize
 from jaxcyto.brain.check import check_brain
 from jaxcyto.brain.manifest import AreaClass, read_brain
@@ -137,8 +138,8 @@ def test_holes_parts_and_order(brain, tmp_path):
     label = tifffile.imread(brain / "labels" / "c.tif")
     assert label[70, 35] == 2 and label[90, 35] == 0  # the hole shows what was painted before
     assert label[45, 30] == 1 and label[188, 194] == 0 and label[201, 201] == 255
-    area = [(label == k).sum() * 0.016**2 for k in range(3)]
-    for name, mm2 in zip(("inner", "outer", "background"), area, strict=True):
+    areas = [(label == k).sum() * 0.016**2 for k in range(3)]
+    for name, mm2 in zip(("inner", "outer", "background"), areas, strict=True):
         assert f"{name}: {mm2:.4g} mm2" in printed.stdout
     over = 4 * (20 * 40 - 5 * 10) * 0.016**2 + (label == 0)[178:].sum() * 0.016**2
     assert f"inner painted over background: {over:.4g} mm2" in printed.stdout
@@ -255,12 +256,19 @@ def test_smaller_annotations_lie_over_larger_ones(brain, tmp_path):
     assert [str(each.message).split()[1] for each in caught] == ["inner", "outer"]
 
 
-@pytest.mark.parametrize("names", [("inner", "outer"), ("outer", "inner")])
-def test_equal_areas_are_painted_in_the_order_of_the_file(brain, tmp_path, names):
-    shifted = [[x + 0.1, y + 7.3] for x, y in SQUARE]  # sums round to another value
-    path = export(tmp_path / "a.geojson", feature(names[0], SQUARE), feature(names[1], shifted))
-    painted = annotate_brain(brain, path)
-    assert f"{names[1]} painted over {names[0]}" in painted
+@pytest.mark.parametrize("swap", [False, True])
+def test_equal_areas_are_painted_in_the_order_of_the_file(brain, tmp_path, swap):
+    turn = np.linspace(0, 2 * np.pi, 50)[:-1]
+    circle = np.stack([10.1 * np.cos(turn), 10.1 * np.sin(turn)], 1)
+    drawn = [circle + 20.3, np.roll(circle, 7, axis=0) + 25.7]
+    assert area(2 * drawn[0] - 0.5) != area(2 * drawn[1] - 0.5)  # by rounding
+    names = ["inner", "outer"]
+    features = [
+        feature(name, ring.tolist())
+        for name, ring in zip(names, drawn[:: -1 if swap else 1], strict=True)
+    ]
+    painted = annotate_brain(brain, export(tmp_path / "a.geojson", *features))
+    assert "outer painted over inner" in painted and "inner painted over" not in painted
 
 
 def test_parts_count_with_the_sum_of_their_areas(brain, tmp_path):
@@ -491,6 +499,7 @@ def test_memory_follows_the_label_image_not_the_polygon():
     code = """
 import resource
 import numpy as np
+from jaxcyto.brain.annotation.outlines import area
 from jaxcyto.brain.annotation.polygons import rasterize
 from jaxcyto.brain.annotation.geojson import Annotation
 def peak():
