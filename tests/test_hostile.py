@@ -669,3 +669,13 @@ def test_the_command():
     assert result["findings"] == 0 and len(result["readers"]) == 28
     for name, found in result["readers"].items():
         assert found["tried"] == found["accepted"] + found["refused"] == 30, name
+
+
+def test_annotations_of_all_kinds():
+    """Read more changed GeoJSON, whose polygons, lines and points are painted, too."""
+    script = str(ROOT / "benchmarks" / "robustness" / "fuzz" / "run.py")
+    command = [sys.executable, script, "--reader", "geojson", "--inputs", "400", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    found = json.loads(done.stdout.splitlines()[-1])["readers"]["geojson"]
+    assert found["tried"] == 400 and found["accepted"] > 50

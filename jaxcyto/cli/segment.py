@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jaxcyto.cli.options import BRAIN, JSON, LABEL_CLASSES, SECTIONS, Command, parse_shard
+from jaxcyto.cli.options import ABOVE_0, BRAIN, JSON, LABEL_CLASSES, SECTIONS, Command, parse_shard
 
 if TYPE_CHECKING:
     from jaxcyto.predict.brain import PredictionReport
@@ -32,18 +32,31 @@ if TYPE_CHECKING:
     show_default=True,
     help="Unit of the coordinates: pixels at full resolution (QuPath) or micrometers.",
 )
+@click.option(
+    "--order",
+    type=click.Choice(["area", "file"]),
+    default="area",
+    show_default=True,
+    help="Paint smaller annotations over larger ones, or later ones over earlier ones.",
+)
+@click.option(
+    "--stroke-um",
+    type=ABOVE_0,
+    help="Width of lines and diameter of points in micrometers. Without it, both are left out.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing label images.")
 def annotate(brain: Path, **settings) -> None:
-    """Convert annotations drawn as polygons to label images.
+    """Convert drawn annotations to label images.
 
     Reads GeoJSON as exported by QuPath, writes labels/SECTION.tif and fills the column `label` of
-    the section table. Polygons get the class of brain.toml with their name. Later polygons
-    overwrite earlier ones. Prints the annotated area of each class in square millimeters.
+    the section table. Annotations get the class of brain.toml with their name. Where they overlap,
+    the smaller one counts. Prints the annotated area of each class in square millimeters.
 
     \b
     Examples:
       jaxcyto annotate brains/bigbrain --geojson export/
       jaxcyto annotate brains/bigbrain --geojson drawn.geojson --section 1081
+      jaxcyto annotate brains/bigbrain --geojson scribbles/ --stroke-um 100
     """
     from jaxcyto.brain.annotation.polygons import annotate_brain
 
@@ -108,6 +121,7 @@ def carry(brain: Path, **settings) -> None:
 )
 @click.option("--probabilities", is_flag=True, help="Also write the probability of each class.")
 @click.option("--overlay", is_flag=True, help="Also draw the borders of the classes on the tissue.")
+@click.option("--geojson", is_flag=True, help="Also write the classes as polygons for QuPath.")
 @click.option("--surface", is_flag=True, help="Also write the class of each vertex as GIFTI.")
 @JSON
 def predict(
@@ -117,15 +131,17 @@ def predict(
 
     Writes RUN/predictions/BRAIN/SECTION.ome.tif, a pyramidal OME-TIFF of class indices with the
     names and colors of the classes. Pixels without tissue nearby get the class of kind
-    "background". Finished sections are skipped, so the same command continues after an
-    interruption. The exit status is 1 if a section could not be read. All other sections are
-    predicted.
+    "background". --geojson writes SECTION.geojson beside it, in pixels of the section image. It
+    can be corrected in QuPath and given to `jaxcyto annotate`. Finished sections are skipped, so
+    the same command continues after an interruption. The exit status is 1 if a section could not
+    be read. All other sections are predicted.
 
     \b
     Examples:
       jaxcyto predict runs/segment brains/bigbrain --overlay
       jaxcyto predict runs/segment brains/bigbrain --shard $SLURM_ARRAY_TASK_ID/16
       jaxcyto predict runs/segment brains/bigbrain --surface
+      jaxcyto predict runs/segment brains/bigbrain --section 1081 --geojson
     """
     from jaxcyto.predict import Outputs, predict_brain
     from jaxcyto.utils.progress import StderrProgress

@@ -3,6 +3,7 @@
     RUN/predictions/BRAIN/SECTION.ome.tif                 class map
     RUN/predictions/BRAIN/SECTION.probabilities.ome.tif   probability map, if requested
     RUN/predictions/BRAIN/SECTION.png                     overlay, if requested
+    RUN/predictions/BRAIN/SECTION.geojson                 polygons of the classes, if requested
     RUN/predictions/BRAIN/HEMISPHERE.label.gii            classes of the vertices, if requested
 
 A class map gets its final name when it and its probability map are complete. It stores a digest of
@@ -22,6 +23,7 @@ from jaxcyto.brain.manifest import AreaClass, Brain, inspect_brain, read_brain
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.errors import InputError
 from jaxcyto.predict.maps import open_class_map, settings_of, write_class_map, write_probability_map
+from jaxcyto.predict.outlines import write_outlines
 from jaxcyto.predict.overlay import write_overlay
 from jaxcyto.predict.planes import Plane
 from jaxcyto.predict.predictor import Failure, Predictor, default_tile
@@ -38,6 +40,7 @@ class Outputs:
 
     probabilities: bool = False
     overlay: bool = False
+    geojson: bool = False
     surface: bool = False
 
 
@@ -123,10 +126,11 @@ def predict_brain(
         tile_px = tile_px or default_tile(run, max(max(job.shape) for job in todo))
         predictor = Predictor(run, tile_px, outputs.probabilities)
         _make_maps(predictor, brain, todo, outputs, progress, report)
-    if outputs.overlay:
-        for job in finished:
-            if not job.has_overlay():
-                _write_overlay(brain, job, run.classes, report)
+    for job in finished:
+        if outputs.overlay and not job.is_current(job.overlay):
+            _write_overlay(brain, job, run.classes, report)
+        if outputs.geojson and not job.is_current(job.geojson):
+            _write_geojson(job, run.classes, report)
     if outputs.surface:
         every, _ = plan(run, brain, brain.sections, report.folder)
         maps = [(job.row, open_class_map(job.class_map)) for job in every if job.is_finished(False)]
@@ -174,12 +178,15 @@ def _make_maps(
         if settings_of(job.class_map) != job.settings:  # outputs of an earlier map
             job.probability_map.unlink(missing_ok=True)
             job.overlay.unlink(missing_ok=True)
+            job.geojson.unlink(missing_ok=True)
         if outputs.probabilities:
             write_probability_map(job.probability_map, planes[1:], *about)
         write_class_map(job.class_map, planes[0], *about)
         report.predicted.append(job.row.name)
         if outputs.overlay:
             _write_overlay(brain, job, run.classes, report)
+        if outputs.geojson:
+            _write_geojson(job, run.classes, report)
 
     planes: list[Plane] = []
     with ThreadPoolExecutor(1, "writer") as writer:
@@ -218,5 +225,14 @@ def _write_overlay(
     try:
         with open_section(job.row.image, job.row.pixel_um, brain.background, brain.bits) as section:
             write_overlay(job.overlay, section, open_class_map(job.class_map), classes)
+    except InputError as error:
+        report.failures.append(f"section {job.row.name}: {error}")
+
+
+def _write_geojson(
+    job: SectionJob, classes: tuple[AreaClass, ...], report: PredictionReport
+) -> None:
+    try:
+        write_outlines(job.geojson, job.row, open_class_map(job.class_map), classes)
     except InputError as error:
         report.failures.append(f"section {job.row.name}: {error}")

@@ -50,15 +50,18 @@ class SectionJob:
     def overlay(self) -> Path:
         return self.folder / f"{self.row.name}.png"
 
+    @property
+    def geojson(self) -> Path:
+        return self.folder / f"{self.row.name}.geojson"
+
     def is_finished(self, probabilities: bool) -> bool:
         """Return whether the maps on disk were predicted with these settings."""
         needed = [self.class_map] + [self.probability_map] * probabilities
         return all(settings_of(path) == self.settings for path in needed)
 
-    def has_overlay(self) -> bool:
-        """Return whether there is an overlay on disk that is not older than the class map."""
-        overlay, class_map = self.overlay, self.class_map
-        return overlay.exists() and overlay.stat().st_mtime_ns >= class_map.stat().st_mtime_ns
+    def is_current(self, file: Path) -> bool:
+        """Return whether a file made from the class map is on disk and not older than it."""
+        return file.exists() and file.stat().st_mtime_ns >= self.class_map.stat().st_mtime_ns
 
 
 def plan(
@@ -131,7 +134,9 @@ def remove_unfinished(jobs: Sequence[SectionJob], folder: Path) -> None:
     Files that have changed recently are kept, because another process may be writing them.
     """
     names = {
-        path.name for job in jobs for path in (job.class_map, job.probability_map, job.overlay)
+        path.name
+        for job in jobs
+        for path in (job.class_map, job.probability_map, job.overlay, job.geojson)
     }
     for path in folder.glob(".*.tmp"):  # .NAME.PROCESS.tmp
         if path.name[1:].rsplit(".", 2)[0] not in names:

@@ -227,6 +227,9 @@ def _results(root: Path, ball: Surface, rng: np.random.Generator) -> None:
             ("Polygon", [ring, hole], {"name": "inner"}),
             ("MultiPolygon", [[ring], [hole]], {"names": ["outer"]}),
             ("Point", [1, 1], "inner"),
+            ("MultiPoint", [[4, 4], [5.5, 20]], "outer"),
+            ("LineString", [[0, 0], [8, 3], [8, 3]], {"name": "inner"}),
+            ("MultiLineString", [[[0, 9], [20, 9]], [[3, 3]]], "outer"),
             ("Polygon", [ring], "outer"),
         )
     ]

@@ -17,14 +17,15 @@ from benchmarks.robustness.fuzz.containers import in_gifti, in_npy, in_npz, in_p
 from benchmarks.robustness.fuzz.mutations import Mutation, in_bytes, in_json, in_text
 from benchmarks.robustness.fuzz.seeds import CLASSES, MESHES, SHAPE, rehash, write_seeds
 from jaxcyto.brain import check, geodesics
-from jaxcyto.brain.annotation.geojson import read_polygons
+from jaxcyto.brain.annotation.geojson import read_annotations
+from jaxcyto.brain.annotation.polygons import rasterize
 from jaxcyto.brain.geodesics.landmarks import Parts
 from jaxcyto.brain.manifest import read_brain
 from jaxcyto.brain.registration import registration
 from jaxcyto.brain.sampling import pairs, patches
 from jaxcyto.brain.section_table import SectionRow
 from jaxcyto.brain.sections.atlas_image import section_atlas
-from jaxcyto.brain.sections.label_image import label_counts, section_label
+from jaxcyto.brain.sections.label_image import UNLABELED, label_counts, section_label
 from jaxcyto.brain.sections.section import open_section
 from jaxcyto.brain.surfaces.surface import read_surface
 from jaxcyto.brain.surfaces.vertex_labels import read_label_names, read_labels
@@ -35,6 +36,7 @@ KINDS: dict[str, Mutation] = {
     "bytes": in_bytes, "text": in_text, "json": in_json, "npy": in_npy, "npz": in_npz,
     "gifti": in_gifti, "tiff": in_tiff, "png": in_png,
 }  # fmt: skip
+STROKE = 3.0  # px, width of lines and points
 Seeds = Sequence[tuple[bytes, tuple[Mutation, ...]]]
 
 
@@ -161,7 +163,7 @@ def brain_targets(root: Path, data: Path | None) -> dict[str, Target]:
             "t.npz", "oracle.npz exact.npz heat.npz", npz, _distances, repair=rehash
         ),
         "oracle parts": target("row_00000.npz", "part.npz", npz, read["part"]),
-        "geojson": target("t.geojson", "t.json", "bytes text json json", _polygons),
+        "geojson": target("t.geojson", "t.json", "bytes text json json", _annotations),
     }
 
 
@@ -226,9 +228,16 @@ def _distances(path: Path) -> None:
     assert distances.shape == (3,) and (distances >= 0).all()  # infinite between components
 
 
-def _polygons(path: Path) -> None:
-    for polygon in read_polygons(path, CLASSES):
-        assert all(np.isfinite(ring).all() and len(ring) >= 3 for ring in polygon.rings)
+def _annotations(path: Path) -> None:
+    found = read_annotations(path, CLASSES, strokes=True)
+    for each in found:
+        rings = [ring for rings in each.polygons for ring in rings]
+        assert all(np.isfinite(ring).all() and len(ring) >= 3 for ring in rings)
+        assert all(np.isfinite(line).all() and len(line) >= 1 for line in each.lines)
+        assert rings or each.lines
+        assert np.isfinite(each.area(STROKE))
+    label = rasterize(found, SHAPE, STROKE)
+    assert {*np.unique(label).tolist()} <= {UNLABELED, *range(len(CLASSES))}
 
 
 def _plain(data: bytes) -> bytes:
