@@ -9,6 +9,11 @@ score maps start at zero and learn at the full rate. What the atlas reaches with
 printed by
 
     python benchmarks/evidence/atlas_alone.py --config configs/quickstart_segment_atlas.py
+
+Cost: about ten minutes of one core.
+
+What to expect, from one seed: 8.4 % of the annotated test pixels are wrong and the mean Dice of
+the areas is 0.62. The atlas alone has 0.37.
 """
 
 from configs.quickstart_segment import get_config as without_atlas
