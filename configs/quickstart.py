@@ -34,7 +34,7 @@ def get_config() -> Config:
             brains=(PHANTOM,),
             patch_px=128,
             um_per_px=16.0,
-            batch_pairs=8,  # twice the steps of 16 pairs in the same time (docs/pretraining.md)
+            batch_pairs=8,  # 16 with half the steps learn as much (docs/pretraining.md)
             absolute_x=True,  # because the phantom's hemispheres mirror each other
             all_distances=True,
         ),
