@@ -184,8 +184,8 @@ def test_two_processes_train_like_one(one, two, jobs):
         p.name for p in (one / "figures").iterdir()
     )
     logs = [jobs.text("two", i) for i in range(2)]
-    assert "mean absolute error" in logs[0] and "step 6/6" in logs[0]
-    assert "mean absolute error" not in logs[1] and "step 6/6" not in logs[1]
+    assert "mean error on the test pairs" in logs[0] and "step 6/6" in logs[0]
+    assert "mean error on the test pairs" not in logs[1] and "step 6/6" not in logs[1]
 
 
 def test_two_processes_keep_patches_like_one(one, jobs):
