@@ -68,16 +68,19 @@ def baselines(brain: Brain, chosen: Sequence[str], atlas: SegmentTable | None) -
     Returns:
         `test` (scores) and `confusion` of each row, by name.
     """
+    other = _other_cortex(brain)
     found = {
-        "other cortex": _other_cortex(brain),
+        "other cortex": other,
         "random forest": _fitted(brain, chosen, statistics, _forest()),
         "linear": _fitted(brain, chosen, statistics, _linear()),
     }
     if all(each.pial and each.white for each in brain.hemispheres):
-        depth = _fitted(brain, chosen, functools.partial(profiles, whole_cortex(brain)), _forest())
+        cortex = whole_cortex(brain)
+        by_depth = functools.partial(profiles, cortex, _neighbors(cortex))
+        depth = _fitted(brain, chosen, by_depth, _forest())
         # Outside of the cortex, the true class is known.
         inside = [c.kind in ("area", "cortex") for c in brain.classes]
-        found["true depth"] = np.where(np.array(inside)[:, None], depth, _other_cortex(brain))
+        found["true depth"] = np.where(np.array(inside)[:, None], depth, other)
     rows = {
         name: {"test": scores(matrix, brain.classes), "confusion": matrix.tolist()}
         for name, matrix in found.items()
@@ -149,11 +152,19 @@ def statistics(brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([feature[where] for feature in features], axis=1), label[where]
 
 
-def profiles(cortex: LabeledCortex, brain: Brain, row: SectionRow) -> tuple[np.ndarray, np.ndarray]:
+def profiles(
+    cortex: LabeledCortex, near: sparse.csr_array, brain: Brain, row: SectionRow
+) -> tuple[np.ndarray, np.ndarray]:
     """Return mean gray values by depth [P, DEPTHS] and classes [P] of annotated cortex pixels.
 
     A pixel belongs to the vertex with the largest weight at its place. The pixels of the vertex and
     of its neighbors in the mesh are averaged, so that the two walls of a sulcus do not mix.
+
+    Args:
+        cortex: the cortex.
+        near: result of `_neighbors`.
+        brain: the brain.
+        row: the section.
     """
     gray, label = _read(brain, row)
     with open_section(row.image, row.pixel_um) as section:
@@ -165,7 +176,6 @@ def profiles(cortex: LabeledCortex, brain: Brain, row: SectionRow) -> tuple[np.n
     bins = np.clip((depth * DEPTHS).astype(int), 0, DEPTHS - 1)
     value = (gray[at] - gray[at].mean()) / gray[at].std()  # stains differ between sections
 
-    near = _neighbors(cortex)
     cells, size = vertex * DEPTHS + bins, len(cortex.pial) * DEPTHS
     sums = [np.bincount(cells, weight, size).reshape(-1, DEPTHS) for weight in (value, None)]
     total, count = (np.asarray(near @ each) for each in sums)

@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -28,18 +27,16 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.evidence.kept_rows import add_options, kept, parse
 from benchmarks.provenance import commit
 from configs import quick_segment, quickstart_segment, quickstart_segment_atlas
 from jaxcyto.config import SegmentConfig, Term, small
 from jaxcyto.losses import IGNORE, cross_entropy
 from jaxcyto.runs.metrics_file import read_metrics
-from jaxcyto.training import log, loop, segment
-from jaxcyto.utils import runtime
-from jaxcyto.utils.files import write_json
+from jaxcyto.training import loop, segment
 
 STEPS = 200  # of the rows of `decoders`
 SURE = 5.0  # scale of the logits' batch normalization in the row that starts with sure logits
@@ -175,20 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--init-from", default="runs/quickstart", help="the pre-training run")
-    parser.add_argument("--out", type=Path, default=Path("runs/few"))
-    parser.add_argument("--brain", default="brains/quickstart")
     parser.add_argument("--sections", help="annotated sections, if not the quickstart's: 0001,0009")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--core", type=int, help="pin to this core")
-    options = parser.parse_args()
-    if options.core is not None:
-        os.sched_setaffinity(0, {options.core})
-    if commit().endswith("-dirty"):
-        parser.error("the checkout has changes; commit them first, so that results name a commit")
-    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
-    runtime.keep_freed_memory()
-    log.log_to_stderr()
-    found = []
+    add_options(parser, "runs/few")
+    options, found = parse(parser), []
     for seed in range(options.seeds):
         for name, config, transfers in (row for group in options.groups for row in GROUPS[group]):
             own, slug = config(), name.replace(", ", "_").replace(" ", "_").replace("'", "")
@@ -196,14 +182,13 @@ def main() -> None:
             if options.sections:
                 own.data.train_sections = tuple(options.sections.split(","))
             workdir = options.out / f"{slug}_seed_{seed}"
-            if not (saved := workdir / "row.json").exists():
-                init_from = options.init_from if transfers else None
-                write_json(saved, run(name, own, workdir, init_from, seed))
-            found.append(json.loads(saved.read_text()))
-            validation = found[-1]["validation"] or dict.fromkeys(found[-1]["test"])
-            values = (validation["dice_macro_areas"], *list(found[-1]["test"].values())[:2])
+            init_from = options.init_from if transfers else None
+            entry = kept(workdir, functools.partial(run, name, own, workdir, init_from, seed))
+            found.append(entry)
+            validation = entry["validation"] or dict.fromkeys(entry["test"])
+            values = (validation["dice_macro_areas"], *list(entry["test"].values())[:2])
             text = "".join("          -" if v is None else f"{v:>11.3f}" for v in values)
-            print(f"{name:<36}{seed:>5}{text}{found[-1]['cpu_seconds']:>10.0f} s", flush=True)
+            print(f"{name:<36}{seed:>5}{text}{entry['cpu_seconds']:>10.0f} s", flush=True)
     print(json.dumps(found))
 
 

@@ -12,26 +12,23 @@ is one JSON object.
 
 import argparse
 import dataclasses
+import functools
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.evidence.kept_rows import add_options, kept, parse
 from benchmarks.provenance import commit
 from configs.quickstart import get_config
 from jaxcyto.batch_losses import all_pairs_distance_loss
 from jaxcyto.config import Config, Term
 from jaxcyto.losses import coordinate_loss, distance_loss
 from jaxcyto.runs.metrics_file import read_metrics
-from jaxcyto.training import log, loop
-from jaxcyto.utils import runtime
-from jaxcyto.utils.files import write_json
+from jaxcyto.training import loop
 
 PATCHES = 27_200
 DISTANCE, ALL_PAIRS = Term(distance_loss, 1.0), Term(all_pairs_distance_loss, 3.0)
@@ -77,27 +74,15 @@ def run(row: str, brain: str, seed: int, workdir: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the rows, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--brain", default="brains/quickstart")
-    parser.add_argument("--out", type=Path, default=Path("runs/pretext"))
     parser.add_argument("--rows", help="part of the names of the rows to run, such as 'alone'")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--core", type=int, help="pin to this core")
-    options = parser.parse_args()
-    if options.core is not None:
-        os.sched_setaffinity(0, {options.core})
-    if commit().endswith("-dirty"):
-        parser.error("the checkout has changes; commit them first, so that results name a commit")
-    flags.FLAGS.mark_as_parsed()  # grain reads absl's flags
-    runtime.keep_freed_memory()
-    log.log_to_stderr()
-    found = []
+    add_options(parser, "runs/pretext")
+    options, found = parse(parser), []
     for seed in range(options.seeds):
         for row in (row for row in ROWS if (options.rows or "") in row):
             slug = "".join(c if c.isalnum() else "_" for c in row)
             workdir = options.out / f"{slug}_seed_{seed}"
-            if not (saved := workdir / "row.json").exists():
-                write_json(saved, run(row, options.brain, seed, workdir))
-            found.append(entry := json.loads(saved.read_text()))
+            entry = kept(workdir, functools.partial(run, row, options.brain, seed, workdir))
+            found.append(entry)
             values = [entry["validation"][f"{k}_mae_mm"] for k in ("distance", "coordinate")]
             values += [entry["test"][key] for key in SCORES]
             print(f"{row:<32}{seed:>3}" + "".join(f"{v:>8.2f}" for v in values), flush=True)

@@ -1,4 +1,4 @@
-"""Evaluate frozen features and simple intensity statistics, as units of run.py."""
+"""Evaluate frozen features, as units of run.py."""
 
 from pathlib import Path
 from typing import Any
