@@ -7,8 +7,8 @@ import meshio
 import nibabel as nib
 import numpy as np
 import pytest
+from damage import damaged_files
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from jaxcyto.brain.manifest import Hemisphere
 from jaxcyto.brain.surfaces import formats as surface_files
@@ -246,14 +246,11 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
 WHOLE = [gifti(OCTAHEDRON.vertices, OCTAHEDRON.faces), mni_obj(), freesurfer_header(3, 1)]
 
 
-@given(whole=st.sampled_from(WHOLE), data=st.data())
+@given(content=damaged_files(WHOLE))
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-def test_damage_is_read_or_refused(tmp_path, whole, data):
-    damaged = bytearray(whole[: data.draw(st.integers(1, len(whole)))])
-    for _ in range(data.draw(st.integers(0, 4))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+def test_damage_is_read_or_refused(tmp_path, content):
     path = tmp_path / "surface"
-    path.write_bytes(damaged)
+    path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

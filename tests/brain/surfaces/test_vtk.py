@@ -6,8 +6,8 @@ import warnings
 import meshio
 import numpy as np
 import pytest
+from damage import damaged_files
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from test_surfaces import OCTAHEDRON
 
 from jaxcyto.brain.surfaces.surface import read_surface
@@ -159,14 +159,11 @@ def test_refused_in_words(tmp_path, fault):
 WHOLE = [vtk(version, text, between=METADATA) for version in ("1.0", "5.1") for text in (0, 1)]
 
 
-@given(whole=st.sampled_from(WHOLE), data=st.data())
+@given(content=damaged_files(WHOLE))
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-def test_damage_is_read_or_refused(tmp_path, whole, data):
-    damaged = bytearray(whole[: data.draw(st.integers(1, len(whole)))])
-    for _ in range(data.draw(st.integers(0, 4))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+def test_damage_is_read_or_refused(tmp_path, content):
     path = tmp_path / "surface"
-    path.write_bytes(damaged)
+    path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
