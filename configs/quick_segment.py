@@ -1,4 +1,4 @@
-"""Configure a class map within a minute: score maps on the frozen layers of a pre-training run.
+"""Configure a class map in about a minute: score maps on the frozen layers of a pre-training run.
 
     uv run train.py --config configs/quick_segment.py --workdir runs/quick \
         --config.init_from=runs/quickstart
@@ -8,7 +8,7 @@ runs/quickstart/features. Score maps are then fitted to whatever is annotated, i
 correction of the annotation, the same command fits them again.
 
 What to expect: 10.0 % of the annotated test pixels are wrong and the mean Dice of the areas is
-0.51, within a minute on two idle cores, test included. With `--config.test=False` a refit takes
+0.51, after 99 CPU seconds, test included. With `--config.test=False` a refit takes
 seconds.
 """
 
