@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.evidence.kept_rows import add_options, kept, parse
+from benchmarks.evidence.kept_rows import kept, parse
 from benchmarks.provenance import commit
 from configs import quick_segment, quickstart_segment, quickstart_segment_atlas
 from jaxcyto.config import SegmentConfig, Term, small
@@ -173,7 +173,10 @@ def main() -> None:
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--init-from", default="runs/quickstart", help="the pre-training run")
     parser.add_argument("--sections", help="annotated sections, if not the quickstart's: 0001,0009")
-    add_options(parser, "runs/few")
+    parser.add_argument("--brain", default="brains/quickstart")
+    parser.add_argument("--out", type=Path, default=Path("runs/few"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--core", type=int, help="pin to this core")
     options, found = parse(parser), []
     for seed in range(options.seeds):
         for name, config, transfers in (row for group in options.groups for row in GROUPS[group]):

@@ -15,16 +15,11 @@ from jaxcyto.utils import runtime
 from jaxcyto.utils.files import write_json
 
 
-def add_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add the options that these commands share."""
-    parser.add_argument("--brain", default="brains/quickstart")
-    parser.add_argument("--out", type=Path, default=Path(out))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--core", type=int, help="pin to this core")
-
-
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the options and prepare the process. A checkout with changes ends the command."""
+    """Parse the options, of which one is `core`, and prepare the process.
+
+    A checkout with changes ends the command.
+    """
     options = parser.parse_args()
     if options.core is not None:
         os.sched_setaffinity(0, {options.core})

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.evidence.kept_rows import add_options, kept, parse
+from benchmarks.evidence.kept_rows import kept, parse
 from benchmarks.provenance import commit
 from configs.quickstart import get_config
 from jaxcyto.batch_losses import all_pairs_distance_loss
@@ -75,7 +75,10 @@ def main() -> None:
     """Run the rows, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", help="part of the names of the rows to run, such as 'alone'")
-    add_options(parser, "runs/pretext")
+    parser.add_argument("--brain", default="brains/quickstart")
+    parser.add_argument("--out", type=Path, default=Path("runs/pretext"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--core", type=int, help="pin to this core")
     options, found = parse(parser), []
     for seed in range(options.seeds):
         for row in (row for row in ROWS if (options.rows or "") in row):
